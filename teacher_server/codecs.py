@@ -1,0 +1,100 @@
+"""The teacher-side codec of one session: Enc_h, Dec_h and the pooling to message tokens.
+
+Lives at the body's edge, always in float32, any shape per student. Knows no session and no body.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+__all__ = ["CodecShape", "TeacherCodec"]
+
+
+@dataclass(frozen=True)
+class CodecShape:
+    """Widths of the teacher's states at the two ends of the span, and the student's wishes."""
+
+    enter_width: int
+    exit_width: int
+    message_width: int
+    message_tokens: int = 0
+    pooling: str = "mean"
+    depth: int = 2
+
+
+class TeacherCodec(nn.Module):
+    """Encoder (state -> message) and decoder (message -> state) of the teacher.
+
+    One encoder and one decoder serve both ends of the span where the widths agree, as in Talking
+    Models section 3; where they do not (CNNs) there is one a width (ours). The layers follow
+    methods.md: a `depth`-layer MLP of width max(state, message), messages LayerNormed (ours).
+    """
+
+    def __init__(self, shape: CodecShape, seed: int) -> None:
+        super().__init__()
+        self.shape = shape
+        widths = sorted({shape.enter_width, shape.exit_width})
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.encoders = nn.ModuleDict({str(w): _encoder(w, shape.message_width, shape.depth) for w in widths})
+            self.decoders = nn.ModuleDict({str(w): _mlp(shape.message_width, w, shape.depth) for w in widths})
+            self.queries = nn.ParameterDict(
+                {str(w): nn.Parameter(torch.randn(shape.message_tokens, w) / w**0.5) for w in widths}
+                if shape.pooling == "attention" and shape.message_tokens
+                else {}
+            )
+
+    def encode(self, states: torch.Tensor) -> torch.Tensor:
+        """Enc_h: states [batch, tokens, width] -> message [batch, tokens, message_width]."""
+        message: torch.Tensor = self.encoders[str(states.shape[-1])](states)
+        return message
+
+    def decode(self, message: torch.Tensor, width: int) -> torch.Tensor:
+        """Dec_h: message [batch, tokens, message_width] -> states [batch, tokens, width]."""
+        states: torch.Tensor = self.decoders[str(width)](message)
+        return states
+
+    def pool(self, states: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Pools [batch, tokens, width] to the session's message tokens, and gives their mask.
+
+        With `message_tokens` 0 states and mask come back as they are.
+        """
+        count = self.shape.message_tokens
+        if count == 0:
+            return states, mask
+        pooled = self._weights(states, mask) @ states  # [batch, message tokens, width]
+        return pooled, torch.ones(pooled.shape[:2], dtype=torch.bool, device=states.device)
+
+    def _weights(self, states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """[batch, message tokens, tokens], rows sum to one over the real tokens."""
+        count, (batch, tokens) = self.shape.message_tokens, mask.shape
+        if self.shape.pooling == "attention":
+            scores = self.queries[str(states.shape[-1])] @ states.transpose(1, 2) / states.shape[-1] ** 0.5
+            return scores.masked_fill(~mask[:, None, :], float("-inf")).softmax(-1)
+        if self.shape.pooling == "cls":
+            weights = torch.eye(count, tokens, dtype=states.dtype, device=states.device).expand(batch, -1, -1)
+            return weights * mask[:, None, :]
+        # mean: message token j takes the j-th of `count` even segments of the row's real tokens
+        rank = mask.cumsum(1) - 1
+        segment = rank * count // mask.sum(1, keepdim=True).clamp_min(1)
+        member = functional.one_hot(segment.clamp(0, count - 1), count).transpose(1, 2) * mask[:, None, :]
+        return member.to(states.dtype) / member.sum(-1, keepdim=True).clamp_min(1)
+
+
+def _mlp(width_in: int, width_out: int, depth: int) -> nn.Sequential:
+    """`depth` linear layers with GELU between them; the input is LayerNormed."""
+    hidden = max(width_in, width_out)
+    layers: list[nn.Module] = [nn.LayerNorm(width_in)]
+    for level in range(depth):
+        layers.append(nn.Linear(hidden if level else width_in, width_out if level == depth - 1 else hidden))
+        if level < depth - 1:
+            layers.append(nn.GELU())
+    return nn.Sequential(*layers)
+
+
+def _encoder(width: int, message_width: int, depth: int) -> nn.Sequential:
+    return nn.Sequential(*_mlp(width, message_width, depth), nn.LayerNorm(message_width))

@@ -1,0 +1,87 @@
+"""The server's configuration, read once at the edge; knows no model and no network."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from teaching_protocol.errors import ConfigError
+
+__all__ = ["ServerConfig", "load_config"]
+
+_MIB = 2**20
+
+
+class ServerConfig(BaseModel):
+    """Everything a teacher server can be told; the defaults serve a laptop."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    model: str = Field(description="Hugging Face model name, or a folder with config.json and safetensors.")
+    entry: int | None = Field(None, ge=0, description="Default layer at which a message enters; a third of the way in.")
+    exit: int | None = Field(None, ge=1, description="Default layer at which the answer is read; the last one.")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="Dtype of the teacher's weights.")
+    device: str = Field("auto", description="Device of the teacher: auto, cpu, cuda, cuda:1, mps.")
+    trust_remote_code: bool = Field(False, description="Whether a model folder may bring Python code of its own.")
+    deterministic: bool = Field(
+        False, description="One student per batch and fixed shapes: the same bits alone or among many."
+    )
+    threads: int = Field(0, ge=0, description="Compute threads of the engine; 0 leaves torch's choice.")
+
+    host: str = Field("127.0.0.1", description="Address the gRPC port binds.")
+    port: int = Field(50051, ge=0, le=65535, description="gRPC port; 0 takes a free one and prints it.")
+    insecure: bool = Field(False, description="Allow binding other than loopback, where anyone may connect.")
+    metrics_host: str = Field("127.0.0.1", description="Address the metrics port binds.")
+    metrics_port: int = Field(9464, ge=-1, le=65535, description="Prometheus port; 0 takes a free one, -1 opens none.")
+
+    permits: int = Field(256, ge=1, description="Calls that may wait or run at once; one more is refused.")
+    max_sessions: int = Field(512, ge=1, description="Sessions that may live at once.")
+    lease_s: float = Field(60.0, gt=0, description="Seconds a session lives without a call.")
+    call_limit_s: float = Field(600.0, gt=0, description="Deadline of a call that brings none.")
+    drain_s: float = Field(30.0, ge=0, description="Seconds a drain waits for what was admitted.")
+    batch_tokens: int = Field(16384, ge=1, description="Padded tokens one batch may have.")
+
+    message_bytes: int = Field(256 * _MIB, ge=1024, description="Largest request or reply in bytes.")
+    max_rows: int = Field(1024, ge=1, description="Rows one call may have.")
+    max_tokens: int = Field(512, ge=1, description="Tokens one row may have; longer text is cut.")
+    max_message_width: int = Field(4096, ge=1, description="Widest message a session may ask for.")
+    max_codec_depth: int = Field(8, ge=1, description="Deepest codec a session may ask for.")
+
+    graph_cache_bytes: int = Field(2048 * _MIB, ge=0, description="Bytes of graphs kept from Forward to Backward.")
+    session_graph_bytes: int = Field(1024 * _MIB, ge=0, description="The same, of one session.")
+    session_input_bytes: int = Field(128 * _MIB, ge=0, description="Bytes of inputs a session keeps for a recompute.")
+    session_replay_bytes: int = Field(64 * _MIB, ge=0, description="Bytes of replies a session keeps for a repeat.")
+    knowledge_cache_bytes: int = Field(1024 * _MIB, ge=0, description="Bytes of student-independent outputs kept.")
+
+
+def load_config(path: Path | None, overrides: Mapping[str, Any]) -> ServerConfig:
+    """Reads a YAML or TOML file and lays the flags that were given over it.
+
+    Raises:
+        ConfigError: a file that cannot be read, an unknown field, or a value out of range.
+    """
+    values = _read(path) if path is not None else {}
+    values |= {name: value for name, value in overrides.items() if value is not None}
+    if "model" not in values:
+        raise ConfigError("no model was given; say --model NAME_OR_FOLDER or put 'model:' into the config file")
+    try:
+        return ServerConfig(**values)
+    except ValidationError as error:
+        faults = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']} (got {e['input']!r})" for e in error.errors())
+        raise ConfigError(f"configuration {path or 'from flags'}: {faults}") from error
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text()
+        found = tomllib.loads(text) if path.suffix == ".toml" else yaml.safe_load(text)
+    except (OSError, tomllib.TOMLDecodeError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"config file {path} cannot be read: {error}") from error
+    if not isinstance(found, dict):
+        raise ConfigError(f"config file {path} holds {type(found).__name__}, expected a mapping of fields")
+    return found

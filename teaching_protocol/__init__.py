@@ -1,0 +1,1 @@
+"""What both sides of the conversation must agree on, byte for byte."""

@@ -1,0 +1,57 @@
+"""Channel options both ends share: size limit, keepalive, how an error travels; opens nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from teaching_protocol.errors import ERRORS, InternalError, TeachingError
+
+__all__ = ["ERROR_KEY", "RETRY_AFTER_KEY", "channel_options", "error_from", "error_metadata", "server_options"]
+
+Options = list[tuple[str, int]]
+
+ERROR_KEY = "teaching-error"
+RETRY_AFTER_KEY = "teaching-retry-after-s"
+
+_KEEPALIVE_MS = 60_000  # below the four minutes after which clouds cut an idle connection
+
+
+def channel_options(message_bytes: int) -> Options:
+    """Options of a client's channel: `message_bytes` is the largest message either way."""
+    return [
+        ("grpc.max_send_message_length", message_bytes),
+        ("grpc.max_receive_message_length", message_bytes),
+        ("grpc.keepalive_time_ms", _KEEPALIVE_MS),
+        ("grpc.keepalive_timeout_ms", 20_000),
+        ("grpc.http2.max_pings_without_data", 0),
+        ("grpc.enable_retries", 0),
+    ]
+
+
+def server_options(message_bytes: int) -> Options:
+    """Options of a server: it accepts the keepalive pings that `channel_options` sends."""
+    return [
+        ("grpc.max_send_message_length", message_bytes),
+        ("grpc.max_receive_message_length", message_bytes),
+        ("grpc.http2.min_ping_interval_without_data_ms", _KEEPALIVE_MS // 2),
+        ("grpc.so_reuseport", 0),
+    ]
+
+
+def error_metadata(error: TeachingError) -> tuple[tuple[str, str], ...]:
+    """The trailing metadata that lets the client raise the same class again."""
+    found = [(ERROR_KEY, type(error).__name__)]
+    if error.retry_after_s:
+        found.append((RETRY_AFTER_KEY, f"{error.retry_after_s:.3f}"))
+    return tuple(found)
+
+
+def error_from(metadata: Sequence[tuple[str, str | bytes]], details: str) -> TeachingError | None:
+    """The error a server sent, or None when the trailing metadata holds none."""
+    found = dict(metadata)
+    name = found.get(ERROR_KEY)
+    if name is None:
+        return None
+    error = ERRORS.get(str(name), InternalError)(details)
+    error.retry_after_s = float(found.get(RETRY_AFTER_KEY, 0.0))
+    return error

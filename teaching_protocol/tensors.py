@@ -1,0 +1,108 @@
+"""Torch tensors as dtype + shape + little-endian raw bytes; knows no request and no gRPC.
+
+`pack` gives a view of the tensor's own memory where it can, `unpack` a tensor over the
+received bytes: neither copies. What is claimed is checked before anything is allocated.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import sys
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from teaching_protocol.errors import InvalidSetting, InvalidTensor
+from teaching_protocol.v1 import tensor_pb2 as pb
+
+__all__ = ["COMPRESSIONS", "DTYPES", "MAX_RANK", "PackedTensor", "pack", "unpack"]
+
+MAX_RANK = 8
+
+DTYPES: dict[torch.dtype, int] = {
+    torch.float32: pb.DTYPE_FLOAT32,
+    torch.float16: pb.DTYPE_FLOAT16,
+    torch.bfloat16: pb.DTYPE_BFLOAT16,
+    torch.int64: pb.DTYPE_INT64,
+    torch.int32: pb.DTYPE_INT32,
+    torch.bool: pb.DTYPE_BOOL,
+    torch.uint8: pb.DTYPE_UINT8,
+}
+_TORCH_DTYPES = {number: dtype for dtype, number in DTYPES.items()}
+
+COMPRESSIONS: dict[str, torch.dtype] = {
+    "none": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
+"""How a float port travels. Integer and bool ports always travel as they are."""
+
+
+@dataclass(frozen=True)
+class PackedTensor:
+    """A tensor as it travels: `dtype` is the wire's number, `data` raw little-endian memory."""
+
+    dtype: int
+    shape: tuple[int, ...]
+    data: memoryview | bytes
+
+
+def pack(tensor: torch.Tensor, compression: str | None = None) -> PackedTensor:
+    """Gives the wire form of a tensor of any shape and any dtype of `DTYPES`.
+
+    Args:
+        tensor: on any device; a CPU tensor that needs no cast is not copied.
+        compression: a key of `COMPRESSIONS` for float tensors, or None to keep the dtype.
+
+    Raises:
+        InvalidTensor: a dtype the wire does not carry, or more than `MAX_RANK` dimensions.
+        InvalidSetting: an unknown compression.
+    """
+    if compression is not None and compression not in COMPRESSIONS:
+        raise InvalidSetting(f"unknown compression {compression!r}; use one of {', '.join(COMPRESSIONS)}")
+    tensor = tensor.detach()
+    if compression is not None and tensor.is_floating_point():
+        tensor = tensor.to(COMPRESSIONS[compression])
+    if tensor.dtype not in DTYPES:
+        raise InvalidTensor(f"dtype {tensor.dtype} does not travel; use one of {', '.join(map(str, DTYPES))}")
+    if tensor.dim() > MAX_RANK:
+        raise InvalidTensor(f"a tensor of {tensor.dim()} dimensions; at most {MAX_RANK} travel")
+    assert sys.byteorder == "little", "the wire is little-endian and so must be the machine"
+    flat = tensor.cpu().contiguous().reshape(-1).view(torch.uint8)
+    return PackedTensor(DTYPES[tensor.dtype], tuple(tensor.shape), memoryview(flat.numpy()))
+
+
+def unpack(dtype: int, shape: Sequence[int], data: memoryview | bytes, name: str = "tensor") -> torch.Tensor:
+    """Gives a tensor over the received memory, which must not be written to.
+
+    Raises:
+        InvalidTensor: an unknown dtype, a shape that is none, or another number of bytes
+            than dtype and shape say. Nothing has been allocated then.
+    """
+    torch_dtype = _TORCH_DTYPES.get(dtype)
+    if torch_dtype is None:
+        raise InvalidTensor(f"{name}: unknown dtype number {dtype}; known are {sorted(_TORCH_DTYPES)}")
+    if len(shape) > MAX_RANK:
+        raise InvalidTensor(f"{name}: {len(shape)} dimensions; at most {MAX_RANK} are accepted")
+    if any(size < 0 for size in shape):
+        raise InvalidTensor(f"{name}: negative size in shape {list(shape)}")
+    expected = math.prod(shape) * torch_dtype.itemsize
+    if expected != len(data):
+        raise InvalidTensor(
+            f"{name}: shape {list(shape)} of {torch_dtype} is {expected} bytes, but {len(data)} were received"
+        )
+    if expected == 0:
+        return torch.empty(tuple(shape), dtype=torch_dtype)
+    _silence_read_only_warning()
+    return torch.frombuffer(data, dtype=torch_dtype).reshape(tuple(shape))
+
+
+@functools.cache
+def _silence_read_only_warning() -> None:
+    # torch warns once a process that received memory is read-only; nobody here writes to it.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.frombuffer(b"\0", dtype=torch.uint8)

@@ -1,0 +1,299 @@
+"""The verbs of a teacher as plain values: one frozen dataclass a request and a reply.
+
+Field for field the messages of `teacher.proto`, with torch tensors in place of wire tensors, so
+that a teacher in the same process is called without packing anything. Knows no gRPC, no protobuf.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Protocol
+
+import torch
+
+__all__ = [
+    "PROTOCOL_VERSION",
+    "BackwardReply",
+    "BackwardRequest",
+    "Call",
+    "DescribeReply",
+    "DescribeRequest",
+    "EnrollReply",
+    "EnrollRequest",
+    "ExportReply",
+    "ExportRequest",
+    "ForwardReply",
+    "ForwardRequest",
+    "ImportReply",
+    "ImportRequest",
+    "LeaveReply",
+    "LeaveRequest",
+    "Limits",
+    "OptimizerSettings",
+    "RenewReply",
+    "RenewRequest",
+    "SessionRef",
+    "SessionSettings",
+    "StepReply",
+    "StepRequest",
+    "TeacherVerbs",
+    "Tensors",
+]
+
+PROTOCOL_VERSION = 1
+
+Tensors = Mapping[str, torch.Tensor]
+_NO_TENSORS: Tensors = MappingProxyType({})
+
+
+@dataclass(frozen=True)
+class SessionRef:
+    """Which session a call belongs to; `epoch` is its fencing number."""
+
+    session_id: str = ""
+    epoch: int = 0
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a server accepts: bytes of a request, rows, tokens of a row, widths, seconds."""
+
+    message_bytes: int = 256 * 2**20
+    rows: int = 1024
+    tokens: int = 512
+    message_width: int = 4096
+    codec_depth: int = 8
+    lease_s: float = 60.0
+
+
+@dataclass(frozen=True)
+class DescribeRequest:
+    """Asks for the teacher's card."""
+
+
+@dataclass(frozen=True)
+class DescribeReply:
+    """The teacher's card. `widths[l]` is the width of the hidden states at cut `l`."""
+
+    protocol_version: int = PROTOCOL_VERSION
+    model_name: str = ""
+    model_hash: str = ""
+    family: str = ""
+    layers: int = 0
+    widths: tuple[int, ...] = ()
+    entry: int = 0
+    exit: int = 0
+    vocabulary_size: int = 0
+    tokenizer_hash: str = ""
+    heads: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
+    input_ports: tuple[str, ...] = ()
+    output_ports: tuple[str, ...] = ()
+    compressions: tuple[str, ...] = ()
+    dtype: str = "float32"
+    deterministic: bool = False
+    limits: Limits = Limits()
+
+
+@dataclass(frozen=True)
+class OptimizerSettings:
+    """The optimizer of a session's codec; the learning rate comes with each Step."""
+
+    name: str = "adamw"
+    weight_decay: float = 0.01
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+    momentum: float = 0.0
+
+
+@dataclass(frozen=True)
+class SessionSettings:
+    """What one student's session is: the shape of its messages, the span, the codec, the seed.
+
+    `message_tokens` 0 leaves as many tokens as the student sends; otherwise the teacher's own
+    states are pooled to that number by `pooling` (mean | cls | attention).
+    """
+
+    task: str = ""
+    message_width: int = 128
+    message_tokens: int = 0
+    pooling: str = "mean"
+    entry: int = 0
+    exit: int = 0
+    codec_depth: int = 2
+    answer_from: str = "message"
+    inject: str = "replace"
+    optimizer: OptimizerSettings = OptimizerSettings()
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class EnrollRequest:
+    """Opens a session for `student`, or takes over the live session whose id is `resume`."""
+
+    student: str = ""
+    settings: SessionSettings = SessionSettings()
+    resume: str = ""
+    state: bytes = b""
+
+
+@dataclass(frozen=True)
+class EnrollReply:
+    """The session, its lease in seconds, its step and the number of its codec's parameters."""
+
+    session: SessionRef = SessionRef()
+    lease_s: float = 0.0
+    step: int = 0
+    parameters: int = 0
+
+
+@dataclass(frozen=True)
+class ForwardRequest:
+    """Named inputs, the outputs asked for, and whether (and for which inputs) a Backward follows."""
+
+    session: SessionRef = SessionRef()
+    call_id: str = ""
+    outputs: tuple[str, ...] = ()
+    backward_follows: bool = False
+    grad_inputs: tuple[str, ...] = ()
+    inputs: Tensors = field(default_factory=lambda: _NO_TENSORS)
+    compression: str = "none"
+
+
+@dataclass(frozen=True)
+class ForwardReply:
+    """The outputs, and the seconds the job waited and ran."""
+
+    queue_s: float = 0.0
+    compute_s: float = 0.0
+    outputs: Tensors = field(default_factory=lambda: _NO_TENSORS)
+
+
+@dataclass(frozen=True)
+class BackwardRequest:
+    """Gradients of outputs of the Forward `forward_id`; after `InputsNeeded` its inputs again."""
+
+    session: SessionRef = SessionRef()
+    call_id: str = ""
+    forward_id: str = ""
+    grads: Tensors = field(default_factory=lambda: _NO_TENSORS)
+    outputs: tuple[str, ...] = ()
+    grad_inputs: tuple[str, ...] = ()
+    inputs: Tensors = field(default_factory=lambda: _NO_TENSORS)
+    compression: str = "none"
+
+
+@dataclass(frozen=True)
+class BackwardReply:
+    """Gradients of the inputs named in `grad_inputs`, and the seconds waited and run."""
+
+    queue_s: float = 0.0
+    compute_s: float = 0.0
+    grads: Tensors = field(default_factory=lambda: _NO_TENSORS)
+
+
+@dataclass(frozen=True)
+class StepRequest:
+    """Applies the gathered codec gradients times `grad_scale`, clipped to `max_grad_norm` (0: not)."""
+
+    session: SessionRef = SessionRef()
+    step: int = 0
+    lr: float = 0.0
+    grad_scale: float = 1.0
+    max_grad_norm: float = 0.0
+
+
+@dataclass(frozen=True)
+class StepReply:
+    """The session's step, and the gradient norm after scaling and before clipping."""
+
+    step: int = 0
+    grad_norm: float = 0.0
+
+
+@dataclass(frozen=True)
+class ExportRequest:
+    """Asks for the session's whole state."""
+
+    session: SessionRef = SessionRef()
+
+
+@dataclass(frozen=True)
+class ExportReply:
+    """The session's whole state as safetensors bytes."""
+
+    state: bytes = b""
+    step: int = 0
+
+
+@dataclass(frozen=True)
+class ImportRequest:
+    """Replaces the session's whole state by exported bytes."""
+
+    session: SessionRef = SessionRef()
+    state: bytes = b""
+
+
+@dataclass(frozen=True)
+class ImportReply:
+    """The step the imported state stands at."""
+
+    step: int = 0
+
+
+@dataclass(frozen=True)
+class RenewRequest:
+    """Renews the lease."""
+
+    session: SessionRef = SessionRef()
+
+
+@dataclass(frozen=True)
+class RenewReply:
+    """The lease in seconds from now."""
+
+    lease_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class LeaveRequest:
+    """Ends the session."""
+
+    session: SessionRef = SessionRef()
+
+
+@dataclass(frozen=True)
+class LeaveReply:
+    """The session is gone and so is all it held."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """How one call is made: its absolute deadline on `time.monotonic()`'s clock, or None.
+
+    `cancelled` is set by the network when the caller has gone away.
+    """
+
+    deadline: float | None = None
+    cancelled: threading.Event = field(default_factory=threading.Event)
+
+
+class TeacherVerbs(Protocol):
+    """A teacher, wherever it is: behind gRPC or in this process. One method a verb.
+
+    Every method raises classes of `teaching_protocol.errors` and nothing else.
+    """
+
+    def describe(self, request: DescribeRequest, call: Call) -> DescribeReply: ...
+    def enroll(self, request: EnrollRequest, call: Call) -> EnrollReply: ...
+    def forward(self, request: ForwardRequest, call: Call) -> ForwardReply: ...
+    def backward(self, request: BackwardRequest, call: Call) -> BackwardReply: ...
+    def step(self, request: StepRequest, call: Call) -> StepReply: ...
+    def export(self, request: ExportRequest, call: Call) -> ExportReply: ...
+    def import_(self, request: ImportRequest, call: Call) -> ImportReply: ...
+    def renew(self, request: RenewRequest, call: Call) -> RenewReply: ...
+    def leave(self, request: LeaveRequest, call: Call) -> LeaveReply: ...
