@@ -31,11 +31,15 @@ class Metrics:
         self.graph_bytes = Gauge("teacher_graph_cache_bytes", "Bytes of kept graphs.", registry=registry)
         self.graph_hits = Counter("teacher_graph_cache_hits", "Backwards served by a kept graph.", registry=registry)
         self.graph_evictions = Counter("teacher_graph_cache_evictions", "Graphs let go unused.", registry=registry)
-        self.recomputes = Counter("teacher_graph_recomputes", "Backwards that ran their Forward again.", registry=registry)
+        self.recomputes = Counter(
+            "teacher_graph_recomputes", "Backwards that ran their Forward again.", registry=registry
+        )
         self.knowledge_bytes = Gauge("teacher_knowledge_cache_bytes", "Bytes of kept knowledge.", registry=registry)
         self.knowledge_hits = Counter("teacher_knowledge_cache_hits", "Rows found in the cache.", registry=registry)
         self.knowledge_misses = Counter("teacher_knowledge_cache_misses", "Rows computed.", registry=registry)
-        self.device_memory = Gauge("teacher_device_memory_bytes", "Memory the process holds on its device.", registry=registry)
+        self.device_memory = Gauge(
+            "teacher_device_memory_bytes", "Memory the process holds on its device.", registry=registry
+        )
         self.draining = Gauge("teacher_draining", "1 while the server drains.", registry=registry)
         self.model = Info("teacher_model", "The model that is served.", registry=registry)
 

@@ -41,12 +41,20 @@ __all__ = [
     "StepRequest",
     "TeacherVerbs",
     "Tensors",
+    "has_gradient",
 ]
 
 PROTOCOL_VERSION = 1
 
 Tensors = Mapping[str, torch.Tensor]
+
+_WITHOUT_GRADIENT = ("attention_mask", "hidden", "logits", "pooled")
 _NO_TENSORS: Tensors = MappingProxyType({})
+
+
+def has_gradient(port: str) -> bool:
+    """Whether an output port depends on the message or the codec; what the teacher knows about x does not."""
+    return port.partition(".")[0] not in _WITHOUT_GRADIENT
 
 
 @dataclass(frozen=True)
@@ -288,12 +296,38 @@ class TeacherVerbs(Protocol):
     Every method raises classes of `teaching_protocol.errors` and nothing else.
     """
 
-    def describe(self, request: DescribeRequest, call: Call) -> DescribeReply: ...
-    def enroll(self, request: EnrollRequest, call: Call) -> EnrollReply: ...
-    def forward(self, request: ForwardRequest, call: Call) -> ForwardReply: ...
-    def backward(self, request: BackwardRequest, call: Call) -> BackwardReply: ...
-    def step(self, request: StepRequest, call: Call) -> StepReply: ...
-    def export(self, request: ExportRequest, call: Call) -> ExportReply: ...
-    def import_(self, request: ImportRequest, call: Call) -> ImportReply: ...
-    def renew(self, request: RenewRequest, call: Call) -> RenewReply: ...
-    def leave(self, request: LeaveRequest, call: Call) -> LeaveReply: ...
+    def describe(self, request: DescribeRequest, call: Call) -> DescribeReply:
+        """See the RPC of this name in `teacher.proto`."""
+        ...
+
+    def enroll(self, request: EnrollRequest, call: Call) -> EnrollReply:
+        """See the RPC of this name in `teacher.proto`."""
+        ...
+
+    def forward(self, request: ForwardRequest, call: Call) -> ForwardReply:
+        """See the RPC of this name in `teacher.proto`."""
+        ...
+
+    def backward(self, request: BackwardRequest, call: Call) -> BackwardReply:
+        """See the RPC of this name in `teacher.proto`."""
+        ...
+
+    def step(self, request: StepRequest, call: Call) -> StepReply:
+        """See the RPC of this name in `teacher.proto`."""
+        ...
+
+    def export(self, request: ExportRequest, call: Call) -> ExportReply:
+        """See the RPC of this name in `teacher.proto`."""
+        ...
+
+    def import_(self, request: ImportRequest, call: Call) -> ImportReply:
+        """See the RPC of this name in `teacher.proto`."""
+        ...
+
+    def renew(self, request: RenewRequest, call: Call) -> RenewReply:
+        """See the RPC of this name in `teacher.proto`."""
+        ...
+
+    def leave(self, request: LeaveRequest, call: Call) -> LeaveReply:
+        """See the RPC of this name in `teacher.proto`."""
+        ...

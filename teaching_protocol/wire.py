@@ -120,9 +120,7 @@ def read(cls: type[V], data: bytes) -> V:
     return cls(**values, **_values(cls, message))
 
 
-def _tensor_entry(
-    number: int, name: str, tensor: torch.Tensor, compression: str | None
-) -> list[bytes | memoryview]:
+def _tensor_entry(number: int, name: str, tensor: torch.Tensor, compression: str | None) -> list[bytes | memoryview]:
     packed = pack(tensor, compression)
     meta = tensor_pb2.Tensor(dtype=packed.dtype, shape=packed.shape).SerializeToString()  # type: ignore[arg-type]
     meta += _tag(_DATA) + _VarintBytes(len(packed.data))

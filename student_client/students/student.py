@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from student_client.data import Split
+from student_client.data.splits import Split, Task
 
 __all__ = ["States", "Student", "Tensors"]
 
@@ -30,6 +30,8 @@ class Student(nn.Module, ABC):
 
     width: int
     """Width of the hidden states at both taps, d_g."""
+    task: Task
+    """What it predicts: the classes in the order of its logits, or none for a regression."""
 
     @abstractmethod
     def view(self, split: Split) -> Tensors:

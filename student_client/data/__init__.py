@@ -1,0 +1,37 @@
+"""Data sets as three splits without leakage, and their batches; knows no student and no method."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from student_client.config import DataConfig
+from student_client.data.batches import Batch, batches, teacher_view
+from student_client.data.digits import load_digits
+from student_client.data.fashion_mnist import load_fashion_mnist
+from student_client.data.files import load_file, load_sentence_polarity
+from student_client.data.movielens import load_movielens
+from student_client.data.reuters import load_reuters_r8
+from student_client.data.splits import Split, Task, TaskData
+from student_client.data.uci_sentiment import load_uci_sentiment
+
+__all__ = ["LOADERS", "Batch", "Split", "Task", "TaskData", "batches", "load_data", "teacher_view"]
+
+LOADERS: dict[str, Callable[[DataConfig], TaskData]] = {
+    "reuters_r8": load_reuters_r8,
+    "uci_sentiment": load_uci_sentiment,
+    "sentence_polarity": load_sentence_polarity,
+    "movielens": load_movielens,
+    "digits": load_digits,
+    "fashion_mnist": load_fashion_mnist,
+    "file": load_file,
+}
+"""Every data set by the name a config calls it."""
+
+
+def load_data(config: DataConfig) -> TaskData:
+    """Gives the data set a config names, split by its seed; the same config gives the same splits.
+
+    Raises:
+        DataError: a file or package that cannot be had or read, or rows that cannot be used.
+    """
+    return LOADERS[config.name](config)

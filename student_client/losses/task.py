@@ -1,0 +1,45 @@
+"""Task losses over the labelled rows of a batch; knows no model."""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional
+
+__all__ = ["masked_cross_entropy", "masked_mse", "task_loss"]
+
+
+def masked_cross_entropy(logits: torch.Tensor, labels: torch.Tensor, labelled: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy, mean over the labelled rows.
+
+    L = -(1 / n) sum_{b labelled} log softmax(y_b)[label_b], n the labelled rows; exactly 0, still connected
+    to the logits, where n = 0. What stands in an unlabelled row's label is never read.
+
+    Args:
+        logits: y [batch, classes].
+        labels: [batch] int64.
+        labelled: [batch] bool.
+    """
+    rows = functional.cross_entropy(logits, labels.masked_fill(~labelled, 0), reduction="none")
+    return _labelled_mean(rows, labelled)
+
+
+def masked_mse(predictions: torch.Tensor, targets: torch.Tensor, labelled: torch.Tensor) -> torch.Tensor:
+    """Squared error, mean over the labelled rows; exactly 0, still connected, where there is none.
+
+    Args:
+        predictions: y [batch].
+        targets: [batch] float.
+        labelled: [batch] bool.
+    """
+    rows = (predictions - targets.masked_fill(~labelled, 0.0).to(predictions.dtype)) ** 2
+    return _labelled_mean(rows, labelled)
+
+
+def task_loss(outputs: torch.Tensor, labels: torch.Tensor, labelled: torch.Tensor) -> torch.Tensor:
+    """L_task: cross-entropy for logits [batch, classes], squared error for predicted targets [batch]."""
+    loss = masked_mse if outputs.dim() == 1 else masked_cross_entropy
+    return loss(outputs, labels, labelled)
+
+
+def _labelled_mean(rows: torch.Tensor, labelled: torch.Tensor) -> torch.Tensor:
+    return rows.masked_fill(~labelled, 0.0).sum() / labelled.sum().clamp(min=1)

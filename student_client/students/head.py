@@ -1,0 +1,44 @@
+"""The student's head: pooled states to logits or to a target; knows no modality."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from student_client.data.splits import Split, Task
+from student_client.students.student import States
+
+__all__ = ["PooledHead", "target_centre"]
+
+
+class PooledHead(nn.Module):
+    """Masked mean over tokens, dropout, one linear layer; a predicted target starts at `centre`.
+
+    Args:
+        width: of the states.
+        task: decides the outputs.
+        dropout: on the pooled states.
+    """
+
+    centre: torch.Tensor
+
+    def __init__(self, width: int, task: Task, dropout: float) -> None:
+        super().__init__()
+        self.is_regression = task.is_regression
+        self.dropout = nn.Dropout(dropout)
+        self.linear = nn.Linear(width, task.outputs)
+        self.register_buffer("centre", torch.zeros(()))
+
+    def forward(self, states: States) -> torch.Tensor:
+        """States [batch, tokens, width] -> [batch, outputs] logits, or [batch] predicted targets."""
+        hidden = states.hidden.masked_fill(~states.mask[..., None], 0.0)
+        pooled = hidden.sum(1) / states.mask.sum(1, keepdim=True).clamp(min=1)  # [batch, width]
+        outputs: torch.Tensor = self.linear(self.dropout(pooled))
+        return outputs.squeeze(-1) + self.centre if self.is_regression else outputs
+
+
+def target_centre(task: Task, train: Split) -> torch.Tensor:
+    """Mean of the labelled training targets, a scalar; 0 for classes or where no row has its label."""
+    if not task.is_regression or not train.labelled.any():
+        return torch.zeros(())
+    return train.labels[train.labelled].float().mean()

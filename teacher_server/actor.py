@@ -1,0 +1,214 @@
+"""The teacher as an actor: the nine verbs, each checked, queued and answered.
+
+One object serves the network and the caller in the same process alike. Knows no gRPC.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
+from typing import Any
+
+import torch
+
+from teacher_server import checks, state
+from teacher_server.answers import raw_inputs
+from teacher_server.codecs import CodecShape, TeacherCodec
+from teacher_server.config import ServerConfig
+from teacher_server.conversation import CONVERSATION_PORTS, MESSAGE_INPUTS
+from teacher_server.engine import Engine
+from teacher_server.jobs import Job
+from teacher_server.metrics import Metrics
+from teacher_server.optimizers import build_optimizer
+from teacher_server.replies import Replies
+from teacher_server.scheduler import Scheduler
+from teacher_server.sessions import Session, Sessions, new_session_id
+from teaching_protocol import verbs
+from teaching_protocol.errors import DeadlineExceeded
+from teaching_protocol.verbs import Call, SessionSettings
+
+__all__ = ["TeacherActor", "build_card"]
+
+
+class TeacherActor:
+    """Answers the verbs of `teaching_protocol.verbs.TeacherVerbs`."""
+
+    def __init__(
+        self, card: verbs.DescribeReply, engine: Engine, scheduler: Scheduler, config: ServerConfig, metrics: Metrics
+    ) -> None:
+        self.card = card
+        self.sessions = Sessions(config.lease_s, config.max_sessions)
+        self._engine = engine
+        self._scheduler = scheduler
+        self._config = config
+        self._metrics = metrics
+
+    def describe(self, request: verbs.DescribeRequest, call: Call) -> verbs.DescribeReply:
+        """The teacher's card."""
+        return self.card
+
+    def enroll(self, request: verbs.EnrollRequest, call: Call) -> verbs.EnrollReply:
+        """Opens a session, or hands a live one to a new client under the next epoch."""
+        checks.check_student(request.student)
+        if request.resume:
+            session = self.sessions.resume(request.resume, request.student)
+        else:
+            checks.check_settings(request.settings, self.card)
+            self.sessions.check_name(request.student)
+            session = self._new_session(request.student, request.settings)
+            if request.state:
+                state.import_state(session, request.state, self.card.model_hash)
+            self.sessions.add(session)
+            self._metrics.sessions.set(len(self.sessions))
+        parameters = sum(parameter.numel() for parameter in session.parameters())
+        return verbs.EnrollReply(session.ref, self.sessions.lease_s, session.step, parameters)
+
+    def forward(self, request: verbs.ForwardRequest, call: Call) -> verbs.ForwardReply:
+        """Output ports for input ports; what is known already is answered without the engine."""
+        session = self.sessions.get(request.session)
+        checks.check_forward(request, session.settings, self.card)
+        if not any(port in CONVERSATION_PORTS for port in request.outputs):
+            known = self._engine.answers.observe(raw_inputs(request), request.outputs, cached_only=True)
+            if known:
+                return verbs.ForwardReply(outputs=known)
+        reply, job = self._work("Forward", session, request, call)
+        return dataclasses.replace(reply, queue_s=job.timing.queue_s, compute_s=job.timing.compute_s)
+
+    def backward(self, request: verbs.BackwardRequest, call: Call) -> verbs.BackwardReply:
+        """Gradients of inputs for gradients of outputs; codec gradients gather in the session."""
+        session = self.sessions.get(request.session)
+        checks.check_backward(request, session.settings, self.card)
+        reply, job = self._work("Backward", session, request, call)
+        return dataclasses.replace(reply, queue_s=job.timing.queue_s, compute_s=job.timing.compute_s)
+
+    def step(self, request: verbs.StepRequest, call: Call) -> verbs.StepReply:
+        """Applies the gathered codec gradients once for each step number."""
+        session = self.sessions.get(request.session)
+        checks.check_step(request)
+        reply: verbs.StepReply = self._work("Step", session, request, call)[0]
+        return reply
+
+    def export(self, request: verbs.ExportRequest, call: Call) -> verbs.ExportReply:
+        """The session's whole state, between two of its calls."""
+        reply: verbs.ExportReply = self._work("Export", self.sessions.get(request.session), request, call)[0]
+        return reply
+
+    def import_(self, request: verbs.ImportRequest, call: Call) -> verbs.ImportReply:
+        """Replaces the session's state; on an error it is as it was."""
+        reply: verbs.ImportReply = self._work("Import", self.sessions.get(request.session), request, call)[0]
+        return reply
+
+    def renew(self, request: verbs.RenewRequest, call: Call) -> verbs.RenewReply:
+        """Renews the lease; never waits behind work."""
+        self.sessions.get(request.session)
+        return verbs.RenewReply(self.sessions.lease_s)
+
+    def leave(self, request: verbs.LeaveRequest, call: Call) -> verbs.LeaveReply:
+        """Ends the session and frees what it held."""
+        self.end(self.sessions.get(request.session), "leave")
+        return verbs.LeaveReply()
+
+    def warm_up(self) -> None:
+        """Runs one small observation through queue and engine; raises what goes wrong."""
+        family = self._engine.teacher.family
+        layer = f"hidden.{self.card.exit}"
+        settings = SessionSettings(entry=self.card.entry, exit=self.card.exit, message_width=1)
+        session = self._new_session("warm-up", settings)
+        if family.modality == "text":
+            inputs = {
+                "input_ids": torch.zeros(1, 2, dtype=torch.int64),
+                "attention_mask": torch.ones(1, 2, dtype=torch.int64),
+            }
+        else:
+            inputs = {"image": torch.zeros(1, 1, 8, 8, dtype=torch.uint8)}
+        request = verbs.ForwardRequest(session.ref, "warm-up", (layer,), inputs=inputs)
+        self._work("Forward", session, request, Call())
+
+    def end(self, session: Session, cause: str) -> None:
+        """Ends a session for a cause: leave, lease or shutdown."""
+        if self.sessions.remove(session, cause):
+            self._engine.graphs.drop(session.id)
+            self._metrics.session_ends.labels(cause).inc()
+            self._metrics.sessions.set(len(self.sessions))
+
+    def reap(self) -> None:
+        """Ends the sessions whose lease ran out."""
+        for session in self.sessions.expired():
+            self.end(session, "lease")
+
+    def _new_session(self, student: str, settings: SessionSettings) -> Session:
+        widths = self.card.widths
+        shape = CodecShape(
+            widths[settings.entry],
+            widths[settings.exit],
+            settings.message_width,
+            settings.message_tokens,
+            settings.pooling,
+            settings.codec_depth,
+        )
+        codec = TeacherCodec(shape, settings.seed).to(self._engine.teacher.device)
+        optimizer = build_optimizer(codec.parameters(), settings.optimizer)
+        replies = Replies(self._config.session_replay_bytes)
+        return Session(new_session_id(), student, settings, codec, optimizer, replies)
+
+    def _work(self, method: str, session: Session, request: Any, call: Call) -> tuple[Any, Job]:
+        """Queues a job and waits for its reply until the call's deadline."""
+        deadline = call.deadline or time.monotonic() + self._config.call_limit_s
+        call = Call(deadline, call.cancelled)
+        rows, tokens = _weight(request)
+        job = Job(method, session, request, call, rows, tokens)
+        future: Future[Any] = self._scheduler.submit(job)
+        try:
+            return future.result(max(0.0, deadline - time.monotonic())), job
+        except FutureTimeout:
+            call.cancelled.set()
+            raise DeadlineExceeded(
+                f"{method} was not done by its deadline; the server is busy, or raise the deadline"
+            ) from None
+
+
+def _weight(request: Any) -> tuple[int, int]:
+    """Rows and tokens of a request, for the batch budget and the metrics."""
+    if isinstance(request, verbs.ForwardRequest | verbs.BackwardRequest):
+        tensors = request.inputs if isinstance(request, verbs.ForwardRequest) else request.grads
+        rows = max((tensor.shape[0] for tensor in tensors.values() if tensor.dim()), default=0)
+        tokens = max((tensor.shape[1] for tensor in tensors.values() if tensor.dim() > 1), default=1)
+        return rows, rows * tokens
+    return 0, 0
+
+
+def build_card(engine: Engine, config: ServerConfig) -> verbs.DescribeReply:
+    """The card of a loaded teacher under a configuration."""
+    teacher, family = engine.teacher, engine.teacher.family
+    span = teacher.default_span()
+    outputs = [*CONVERSATION_PORTS, "hidden.<layer>", "pooled"]
+    outputs += ["attention_mask"] if family.modality == "text" else []
+    outputs += ["logits", "logits.top<k>"] if teacher.heads else []
+    return verbs.DescribeReply(
+        model_name=teacher.name,
+        model_hash=teacher.model_hash,
+        family=str(family.config.model_type),
+        layers=family.layers,
+        widths=tuple(family.widths),
+        entry=span.start if config.entry is None else config.entry,
+        exit=span.stop if config.exit is None else config.exit,
+        vocabulary_size=teacher.vocabulary_size,
+        tokenizer_hash=teacher.tokenizer_hash,
+        heads=tuple(teacher.heads),
+        labels=tuple(teacher.labels),
+        input_ports=(*MESSAGE_INPUTS, *teacher.input_ports),
+        output_ports=tuple(sorted(outputs)),
+        compressions=("none", "bf16", "fp16"),
+        dtype=config.dtype,
+        deterministic=config.deterministic,
+        limits=verbs.Limits(
+            config.message_bytes,
+            config.max_rows,
+            config.max_tokens,
+            config.max_message_width,
+            config.max_codec_depth,
+            config.lease_s,
+        ),
+    )

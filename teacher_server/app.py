@@ -1,0 +1,164 @@
+"""Wiring and lifecycle of one teacher server: build, warm up, serve, drain, stop."""
+
+from __future__ import annotations
+
+import logging
+import resource
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from types import TracebackType
+
+import grpc
+import torch
+from grpc_reflection.v1alpha import reflection
+from prometheus_client import disable_created_metrics, start_http_server
+
+from teacher_server.actor import TeacherActor, build_card
+from teacher_server.config import ServerConfig
+from teacher_server.engine import Engine
+from teacher_server.health import Health
+from teacher_server.interceptors import ErrorInterceptor
+from teacher_server.local import make_engine
+from teacher_server.metrics import Metrics
+from teacher_server.scheduler import ThreadScheduler
+from teacher_server.service import add_service
+from teacher_server.split import FrozenTeacher
+from teaching_protocol.channel import server_options
+from teaching_protocol.errors import InvalidSetting, PortInUse
+from teaching_protocol.wire import SERVICE
+
+__all__ = ["TeacherApp"]
+
+_log = logging.getLogger(__name__)
+
+_CONTROL_THREADS = 16  # more than there are permits, so that control never waits behind work
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+class TeacherApp:
+    """One teacher server. `start` returns when it serves; use as a context manager, or `close` it."""
+
+    def __init__(self, config: ServerConfig, teacher: FrozenTeacher | None = None) -> None:
+        disable_created_metrics()  # type: ignore[no-untyped-call]
+        self.config = config
+        self.metrics = Metrics()
+        self.port = 0
+        self.metrics_port = 0
+        self._teacher = teacher
+        self._health = Health()
+        self._closing = threading.Event()
+
+    def start(self) -> TeacherApp:
+        """Loads, binds, warms up, and reports SERVING.
+
+        Raises:
+            PortInUse, ModelLoadError, UnsupportedFamily, InvalidSetting: with what to do.
+        """
+        self._check_bind()
+        if self.config.deterministic:
+            torch.use_deterministic_algorithms(True)
+        self._engine = make_engine(self.config, self.metrics, self._teacher)
+        card = build_card(self._engine, self.config)
+        if not 0 <= card.entry < card.exit <= card.layers:
+            raise InvalidSetting(f"entry {card.entry}, exit {card.exit}: expected 0 <= entry < exit <= {card.layers}")
+        self._scheduler = ThreadScheduler(self._engine, self.config.permits, self.config.threads, self.metrics)
+        self.actor = TeacherActor(card, self._engine, self._scheduler, self.config, self.metrics)
+        self._server = self._bound_server()
+        self._start_metrics()
+        self._scheduler.start()
+        self._server.start()
+        self.actor.warm_up()
+        self._reaper = threading.Thread(target=self._reap, name="reaper", daemon=True)
+        self._reaper.start()
+        self._health.set(serving=True)
+        _log.info("teacher %s serves on %s:%d", card.model_name, self.config.host, self.port)
+        return self
+
+    def wait(self) -> None:
+        """Blocks until somebody asks for the drain (see `drain`)."""
+        self._closing.wait()
+
+    def ask_to_drain(self) -> None:
+        """Ends `wait`; safe in a signal handler."""
+        self._closing.set()
+
+    def close(self) -> None:
+        """Drains: NOT_SERVING, refuse new work, finish what was admitted, end."""
+        self._closing.set()
+        self._health.set(serving=False)
+        self.metrics.draining.set(1)
+        finished = self._scheduler.drain(self.config.drain_s)
+        if not finished:
+            _log.warning("the drain limit of %.0f s came before the last job was done", self.config.drain_s)
+        self._server.stop(grace=1.0 if finished else 0.0).wait()
+        self._scheduler.stop()
+        for session in self.actor.sessions.live():
+            self.actor.end(session, "shutdown")
+        if self.metrics_port:
+            self._metrics_server.shutdown()
+            self._metrics_server.server_close()
+        self._reaper.join()
+
+    def __enter__(self) -> TeacherApp:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _check_bind(self) -> None:
+        if self.config.host not in _LOOPBACK and not self.config.insecure:
+            raise InvalidSetting(
+                f"host {self.config.host}: anyone who reaches this address could use the teacher, and this server has no TLS; "
+                "bind 127.0.0.1, or say --insecure if the network is trusted"
+            )
+
+    def _bound_server(self) -> grpc.Server:
+        workers = ThreadPoolExecutor(self.config.permits + _CONTROL_THREADS, thread_name_prefix="call")
+        server = grpc.server(
+            workers, interceptors=(ErrorInterceptor(self.metrics),), options=server_options(self.config.message_bytes)
+        )
+        add_service(server, self.actor, self.metrics, self.config.message_bytes)
+        self._health.add_to(server)
+        reflection.enable_server_reflection((SERVICE, "grpc.health.v1.Health", reflection.SERVICE_NAME), server)
+        host = f"[{self.config.host}]" if ":" in self.config.host else self.config.host
+        try:
+            self.port = server.add_insecure_port(f"{host}:{self.config.port}")
+        except RuntimeError as error:
+            raise PortInUse(
+                f"{host}:{self.config.port} cannot be bound: {error}; choose another --port, or 0 for a free one"
+            ) from error
+        return server
+
+    def _start_metrics(self) -> None:
+        if self.config.metrics_port < 0:
+            return
+        try:
+            self._metrics_server, _ = start_http_server(
+                self.config.metrics_port, self.config.metrics_host, self.metrics.registry
+            )
+        except OSError as error:
+            self._server.stop(0)
+            raise PortInUse(
+                f"metrics port {self.config.metrics_host}:{self.config.metrics_port} cannot be bound: {error}; "
+                "choose another --metrics-port, 0 for a free one, or -1 for none"
+            ) from error
+        self.metrics_port = self._metrics_server.server_port
+        self.metrics.device_memory.set_function(lambda: _device_memory(self._engine))
+        card = self.actor.card
+        self.metrics.model.info(
+            {"name": card.model_name, "family": card.family, "hash": card.model_hash[:12], "dtype": card.dtype}
+        )
+
+    def _reap(self) -> None:
+        while not self._closing.wait(min(1.0, self.config.lease_s / 4)):
+            self.actor.reap()
+
+
+def _device_memory(engine: Engine) -> float:
+    if engine.teacher.device.type == "cuda":
+        return float(torch.cuda.memory_allocated(engine.teacher.device))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return float(peak if sys.platform == "darwin" else peak * 1024)

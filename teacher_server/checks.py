@@ -1,0 +1,189 @@
+"""What a request must be before it may cost anything: settings, ports, shapes, numbers; pure checks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+
+from teacher_server.conversation import CONVERSATION_PORTS, MESSAGE_INPUTS, needs_own_states
+from teaching_protocol.errors import InvalidSetting, InvalidTensor, NonFiniteError, UnknownPort
+from teaching_protocol.verbs import (
+    BackwardRequest,
+    DescribeReply,
+    ForwardRequest,
+    SessionSettings,
+    StepRequest,
+    Tensors,
+)
+
+__all__ = ["check_backward", "check_forward", "check_settings", "check_step", "check_student"]
+
+_NAME_CHARACTERS = 128
+_POOLINGS = ("mean", "cls", "attention")
+_SOURCES = ("message", "message_and_input")
+_INJECTIONS = ("replace", "add", "prefix")
+
+
+def check_student(name: str) -> None:
+    """A student's name is 1 to 128 printable characters."""
+    if not name.strip() or len(name) > _NAME_CHARACTERS or not name.isprintable():
+        raise InvalidSetting(
+            f"student name {name[:40]!r} (of {len(name)} characters): give 1 to {_NAME_CHARACTERS} printable ones"
+        )
+
+
+def check_settings(settings: SessionSettings, card: DescribeReply) -> None:
+    """Refuses settings this teacher cannot serve.
+
+    Raises:
+        InvalidSetting: the field, what was received, what is accepted.
+    """
+    limits = card.limits
+    _between("message_width", settings.message_width, 1, limits.message_width)
+    _between("message_tokens", settings.message_tokens, 0, limits.tokens)
+    _between("codec_depth", settings.codec_depth, 1, limits.codec_depth)
+    _between("entry", settings.entry, 0, card.layers - 1)
+    _between("exit", settings.exit, settings.entry + 1, card.layers)
+    _one_of("pooling", settings.pooling, _POOLINGS)
+    _one_of("answer_from", settings.answer_from, _SOURCES)
+    _one_of("inject", settings.inject, _INJECTIONS)
+    if settings.inject == "prefix" and card.family in ("efficientnet", "resnet"):
+        raise InvalidSetting(
+            "inject 'prefix' needs a sequence, but this teacher's states are a grid; use replace or add"
+        )
+    optimizer = settings.optimizer
+    for name in ("weight_decay", "eps", "momentum"):
+        _between(f"optimizer.{name}", getattr(optimizer, name), 0.0, 1e6)
+
+
+def check_forward(request: ForwardRequest, settings: SessionSettings, card: DescribeReply) -> None:
+    """Refuses a Forward whose ports, shapes or numbers do not fit.
+
+    Raises:
+        UnknownPort, InvalidTensor, NonFiniteError, InvalidSetting: with what to do.
+    """
+    if not request.call_id and request.backward_follows:
+        raise InvalidSetting("call_id is empty; give each call an id of its own")
+    for name in request.inputs:
+        if name not in MESSAGE_INPUTS and name not in card.input_ports:
+            raise UnknownPort(f"input port {name!r} is unknown; this teacher takes {', '.join(card.input_ports)}")
+    if not request.outputs:
+        raise UnknownPort("no output port was asked for; name at least one")
+    if len(set(request.outputs)) != len(request.outputs):
+        raise UnknownPort(f"an output port is named twice in {list(request.outputs)}")
+    for name in request.outputs:
+        _check_output(name, card)
+    _check_message(request.inputs, settings)
+    _check_rows(request.inputs, card)
+    _check_grads_wanted(request)
+    own = [name for name in request.inputs if name not in MESSAGE_INPUTS]
+    outside = [name for name in request.outputs if name not in CONVERSATION_PORTS]
+    if not own and (outside or needs_own_states(settings, request.outputs)):
+        raise UnknownPort(
+            f"outputs {', '.join(request.outputs)} are about the raw input, but only a message was sent; "
+            f"send one of {', '.join(card.input_ports)} as well"
+        )
+
+
+def check_backward(request: BackwardRequest, settings: SessionSettings, card: DescribeReply) -> None:
+    """Refuses a Backward without gradients, or with NaN or infinity in one."""
+    if not request.call_id or not request.forward_id:
+        raise InvalidSetting("call_id or forward_id is empty; a Backward names its own id and its Forward's")
+    if not request.grads:
+        raise InvalidTensor("a Backward without gradients; send the gradient of at least one output port")
+    _check_finite(request.grads)
+    if request.inputs:
+        again = ForwardRequest(
+            request.session, request.forward_id, request.outputs, True, request.grad_inputs, request.inputs
+        )
+        check_forward(again, settings, card)
+
+
+def check_step(request: StepRequest) -> None:
+    """Refuses a Step with numbers no optimizer can use."""
+    _between("lr", request.lr, 0.0, 1e6)
+    _between("grad_scale", request.grad_scale, 0.0, 1e30)
+    _between("max_grad_norm", request.max_grad_norm, 0.0, 1e30)
+
+
+def _check_output(name: str, card: DescribeReply) -> None:
+    if name in card.output_ports and "<" not in name:
+        return
+    kind, _, rest = name.partition(".")
+    if kind == "hidden" and rest.isdecimal() and int(rest) <= card.layers:
+        return
+    count = rest.removeprefix("top")
+    if kind == "logits" and rest.startswith("top") and card.heads and count.isdecimal() and int(count) > 0:
+        return
+    raise UnknownPort(f"output port {name!r} is not served; this teacher serves {', '.join(card.output_ports)}")
+
+
+def _check_message(inputs: Tensors, settings: SessionSettings) -> None:
+    for name in ("message", "message_exit"):
+        if name in inputs:
+            message = inputs[name]
+            if message.dim() != 3 or not message.is_floating_point() or 0 in message.shape:
+                raise InvalidTensor(
+                    f"{name}: {message.dtype} {list(message.shape)}, expected float [rows, tokens, {settings.message_width}]"
+                )
+            if message.shape[2] != settings.message_width:
+                raise InvalidTensor(
+                    f"{name}: width {message.shape[2]}, but the session was enrolled with message_width {settings.message_width}"
+                )
+            if settings.message_tokens not in (0, message.shape[1]):
+                raise InvalidTensor(
+                    f"{name}: {message.shape[1]} tokens, but the session was enrolled with message_tokens {settings.message_tokens}"
+                )
+    _check_finite(inputs)
+    for name in ("message_mask", "message_gate"):
+        if name in inputs:
+            _check_beside_message(name, inputs)
+
+
+def _check_beside_message(name: str, inputs: Tensors) -> None:
+    if "message" not in inputs:
+        raise InvalidTensor(f"{name} was sent without a message")
+    tensor, (rows, tokens, _) = inputs[name], inputs["message"].shape
+    wanted = (rows, tokens) if name == "message_mask" else (rows,)
+    if tuple(tensor.shape) != wanted:
+        raise InvalidTensor(f"{name}: shape {list(tensor.shape)}, expected {list(wanted)} to go with the message")
+    if name == "message_mask" and (tensor.dtype != torch.bool or not bool(tensor.any(1).all())):
+        raise InvalidTensor(f"{name}: {tensor.dtype}; expected bool with at least one real token in every row")
+
+
+def _check_rows(inputs: Tensors, card: DescribeReply) -> None:
+    if not inputs:
+        raise InvalidTensor("no input was sent")
+    rows = {name: tensor.shape[0] if tensor.dim() else 0 for name, tensor in inputs.items()}
+    if len(set(rows.values())) > 1:
+        raise InvalidTensor(f"the inputs have different numbers of rows: {rows}")
+    _between("rows", next(iter(rows.values())), 1, card.limits.rows)
+    if "message" in inputs:
+        _between("message tokens", inputs["message"].shape[1], 1, card.limits.tokens)
+
+
+def _check_grads_wanted(request: ForwardRequest) -> None:
+    for name in request.grad_inputs:
+        if name not in request.inputs or name not in MESSAGE_INPUTS or not request.inputs[name].is_floating_point():
+            raise InvalidTensor(f"grad_inputs names {name!r}; only float message ports that were sent have a gradient")
+
+
+def _check_finite(tensors: Tensors) -> None:
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            bad = int((~torch.isfinite(tensor)).sum())
+            raise NonFiniteError(
+                f"{name}: {bad} of {tensor.numel()} numbers are NaN or infinity; lower the learning rate or loss scale"
+            )
+
+
+def _between(field: str, value: float, low: float, high: float) -> None:
+    if not math.isfinite(value) or not low <= value <= high:
+        raise InvalidSetting(f"{field}: received {value}, accepted are {low} to {high}")
+
+
+def _one_of(field: str, value: str, known: Iterable[str]) -> None:
+    if value not in known:
+        raise InvalidSetting(f"{field}: received {value!r}, accepted are {', '.join(known)}")

@@ -1,0 +1,131 @@
+"""The command `teacher-server`: serve, check-config, describe; reads flags and prints."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import grpc
+import typer
+from rich.console import Console
+from rich.table import Table
+from transformers.utils import logging as transformers_logging
+
+from teacher_server.app import TeacherApp
+from teacher_server.config import load_config
+from teaching_protocol import verbs
+from teaching_protocol.channel import channel_options, error_from
+from teaching_protocol.errors import TeacherUnavailable, TeachingError
+from teaching_protocol.wire import METHODS, read, write
+
+__all__ = ["main"]
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    help="Serves one frozen teacher to many students.",
+    pretty_exceptions_enable=False,
+)
+
+ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML or TOML file; flags go before it.")]
+Model = Annotated[str | None, typer.Option(help="Hugging Face model name, or a folder.")]
+
+
+@app.command()
+def serve(
+    model: Model = None,
+    config: ConfigFile = None,
+    entry: Annotated[int | None, typer.Option(help="Default layer where a message enters.")] = None,
+    exit: Annotated[int | None, typer.Option(help="Default layer where the answer is read.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = None,
+    host: Annotated[str | None, typer.Option(help="Address to bind; loopback unless you say otherwise.")] = None,
+    port: Annotated[int | None, typer.Option(help="gRPC port; 0 takes a free one.")] = None,
+    metrics_port: Annotated[int | None, typer.Option(help="Prometheus port; 0 free, -1 none.")] = None,
+    threads: Annotated[int | None, typer.Option(help="Compute threads; 0 leaves torch's choice.")] = None,
+    deterministic: Annotated[
+        bool | None, typer.Option("--deterministic", help="The same bits alone or among many.")
+    ] = None,
+    insecure: Annotated[bool | None, typer.Option("--insecure", help="Bind other than loopback without TLS.")] = None,
+) -> None:
+    """Serves a teacher until SIGTERM or Ctrl-C, which drain it; a second one ends it at once."""
+    flags = dict(locals())
+    path = flags.pop("config")
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    transformers_logging.disable_progress_bar()
+    server = TeacherApp(load_config(path, flags))
+
+    def stop(signum: int, frame: Any) -> None:
+        signal.signal(signum, lambda *_: os._exit(1))
+        server.ask_to_drain()
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
+    with server:
+        # one line for whoever started this process: where it serves
+        typer.echo(
+            f"serving {server.config.host}:{server.port} metrics {server.config.metrics_host}:{server.metrics_port}"
+        )
+        sys.stdout.flush()
+        server.wait()
+
+
+@app.command("check-config")
+def check_config(
+    config: Annotated[Path, typer.Argument(help="YAML or TOML file.")],
+    model: Model = None,
+) -> None:
+    """Checks a configuration file and prints what it comes to."""
+    found = load_config(config, {"model": model})
+    table = Table(title=f"{config} is good")
+    table.add_column("field")
+    table.add_column("value")
+    for name, value in found.model_dump().items():
+        table.add_row(name, str(value))
+    Console().print(table)
+
+
+@app.command()
+def describe(
+    address: Annotated[str, typer.Argument(help="host:port of a teacher server.")],
+    timeout_s: Annotated[float, typer.Option(help="Seconds to wait for the answer.")] = 10.0,
+) -> None:
+    """Prints the card of the teacher at ADDRESS."""
+    card = _card(address, timeout_s)
+    table = Table(title=f"teacher at {address}")
+    table.add_column("field")
+    table.add_column("value", overflow="fold")
+    for name in card.__dataclass_fields__:
+        value = getattr(card, name)
+        table.add_row(name, ", ".join(map(str, value)) if isinstance(value, tuple) else str(value))
+    Console().print(table)
+
+
+def _card(address: str, timeout_s: float) -> verbs.DescribeReply:
+    method = METHODS[0]
+    with grpc.insecure_channel(address, options=channel_options(2**31 - 1)) as channel:
+        try:
+            reply = channel.unary_unary(method.path)(write(method.request()), timeout=timeout_s)
+        except grpc.RpcError as error:
+            known = error_from(tuple(error.trailing_metadata() or ()), error.details() or "")
+            raise known or TeacherUnavailable(
+                f"no teacher answers at {address} ({error.code().name}); start one there, or check the address"
+            ) from error
+    return read(verbs.DescribeReply, reply)
+
+
+def main() -> None:
+    """Runs the command; an error of the tree is one line, not a stack trace."""
+    try:
+        app()
+    except TeachingError as error:
+        typer.secho(f"teacher-server: {error}", fg="red", err=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

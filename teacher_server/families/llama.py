@@ -1,0 +1,56 @@
+"""Causal decoders with rotary positions, built like Llama; knows no other family."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
+
+from teacher_server.families.family import LayerSpan
+from teacher_server.families.text import TextFamily
+
+__all__ = ["Llama"]
+
+
+class Llama(TextFamily):
+    """Token embeddings, causal blocks, a final norm. Tokens entering at any cut stand at positions 0, 1, ...
+
+    Pooled by the mean over real tokens (not the last token: a message has no reserved last place) [ours].
+    """
+
+    model_types = ("llama", "mistral", "qwen2")
+
+    def embed(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Token embeddings of `input_ids` [batch, tokens]."""
+        states: torch.Tensor = self.base.embed_tokens(inputs["input_ids"])
+        return states
+
+    def finish(self, states: torch.Tensor) -> torch.Tensor:
+        """The final norm."""
+        finished: torch.Tensor = self.base.norm(states)
+        return finished
+
+    def _blocks(self) -> Sequence[nn.Module]:
+        blocks: Sequence[nn.Module] = self.base.layers
+        return blocks
+
+    def _arguments(
+        self, states: torch.Tensor, mask: torch.Tensor | None, span: LayerSpan
+    ) -> Sequence[Mapping[str, Any]]:
+        positions = torch.arange(states.shape[1], device=states.device).unsqueeze(0)  # [1, tokens]
+        rotary = self.base.rotary_emb(states, positions)
+        slides = [self._slides(layer) for layer in range(span.start, span.stop)]
+        builders = {False: create_causal_mask, True: create_sliding_window_causal_mask}
+        masks = {slide: builders[slide](self.config, states, mask, past_key_values=None) for slide in set(slides)}
+        shared = {"position_embeddings": rotary, "position_ids": positions}
+        return [{"attention_mask": masks[slide], **shared} for slide in slides]
+
+    def _slides(self, layer: int) -> bool:
+        """Whether the block sees a sliding window only: named block by block, or one window for all."""
+        kinds = getattr(self.config, "layer_types", None)
+        if kinds is not None:
+            return bool(kinds[layer] == "sliding_attention")
+        return getattr(self.config, "sliding_window", None) is not None

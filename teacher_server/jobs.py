@@ -1,0 +1,75 @@
+"""The units of work: a job is one call with its own reply, a batch is jobs run together.
+
+Plain values; they know neither who forms batches nor who runs them.
+"""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any
+
+from teacher_server.sessions import Session
+from teaching_protocol.verbs import BackwardRequest, Call, ForwardRequest
+
+__all__ = ["Batch", "Job", "Timing"]
+
+
+@dataclass
+class Timing:
+    """Seconds a job waited and ran, filled in by the scheduler and the engine."""
+
+    queue_s: float = 0.0
+    compute_s: float = 0.0
+
+
+@dataclass(eq=False)
+class Job:
+    """One call that needs the engine; carries its own reply (`future`)."""
+
+    method: str
+    session: Session | None
+    request: Any
+    call: Call
+    rows: int = 0
+    tokens: int = 0
+    born: float = field(default_factory=time.monotonic)
+    future: Future[Any] = field(default_factory=Future)
+    timing: Timing = field(default_factory=Timing)
+
+    @property
+    def lane(self) -> str:
+        """Jobs of one lane run strictly in order: a session's, or the job's own without one."""
+        return self.session.id if self.session is not None else f"job-{id(self)}"
+
+    @property
+    def frees_memory(self) -> bool:
+        """Whether running it lets go of memory, so that it goes before a new Forward."""
+        return not isinstance(self.request, ForwardRequest)
+
+    @property
+    def is_model_work(self) -> bool:
+        """Whether the body runs for it (and not the codec alone)."""
+        return isinstance(self.request, ForwardRequest | BackwardRequest)
+
+    def is_dead(self, now: float) -> bool:
+        """Whether nobody waits for the reply any more."""
+        return self.call.cancelled.is_set() or (self.call.deadline is not None and now > self.call.deadline)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Jobs that run together."""
+
+    jobs: tuple[Job, ...]
+
+    @property
+    def rows(self) -> int:
+        """Rows of all its jobs."""
+        return sum(job.rows for job in self.jobs)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all its jobs."""
+        return sum(job.tokens for job in self.jobs)

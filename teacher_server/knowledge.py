@@ -1,0 +1,103 @@
+"""What the frozen teacher knows about raw inputs, computed once a row and kept; knows no student."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+
+from teacher_server.knowledge_cache import KnowledgeCache, Row, row_keys
+from teacher_server.split import FrozenTeacher
+
+__all__ = ["MASK", "Knowledge", "stack_rows"]
+
+MASK = "attention_mask"
+"""The port that says which of the teacher's own tokens are real (text only)."""
+
+_ALL = sys.maxsize
+
+Tensors = Mapping[str, torch.Tensor]
+
+
+class Knowledge:
+    """The teacher's states, logits and pooled vector on raw inputs, through the cache.
+
+    Missing rows are computed `batch_rows` at a time. With 1, no row is padded, so that its bits
+    depend on the row and on nothing else (deterministic mode).
+    """
+
+    def __init__(self, teacher: FrozenTeacher, cache: KnowledgeCache, *, batch_rows: int, max_tokens: int) -> None:
+        self._teacher = teacher
+        self._cache = cache
+        self._batch_rows = batch_rows
+        self._max_tokens = max_tokens
+
+    def find(self, inputs: Tensors, ports: Sequence[str]) -> list[Row] | None:
+        """The ports of every row if all are in the cache, else None. Runs no model."""
+        rows = self._cache.find(row_keys(inputs), ports)
+        found = [row for row in rows if row is not None]
+        return found if len(found) == len(rows) else None
+
+    def rows(self, inputs: Tensors, ports: Sequence[str]) -> list[Row]:
+        """The ports (`hidden.<l>`, `pooled`, `logits`, `attention_mask`) of every row; computes the missing ones.
+
+        A row's hidden states are [its own tokens, width]: padding is not kept.
+        """
+        keys = row_keys(inputs)
+        rows = self._cache.find(keys, ports)
+        missing = [place for place, row in enumerate(rows) if row is None]
+        for start in range(0, len(missing), self._batch_rows):
+            part = missing[start : start + self._batch_rows]
+            computed = self._compute(_trimmed({name: tensor[part] for name, tensor in inputs.items()}), ports)
+            for place, row in zip(part, computed, strict=True):
+                rows[place] = row
+                self._cache.keep(keys[place], row)
+        return [row for row in rows if row is not None]
+
+    def _compute(self, inputs: Tensors, ports: Sequence[str]) -> list[Row]:
+        prepared = self._teacher.prepare(inputs, self._max_tokens)
+        layers = [int(port.removeprefix("hidden.")) for port in ports if port.startswith("hidden.")]
+        found = dict(self._teacher.states(prepared, layers, "logits" in ports, "pooled" in ports))
+        batch = len(next(iter(prepared.values())))
+        lengths = [_ALL] * batch
+        if MASK in prepared:
+            found[MASK] = prepared[MASK].bool()
+            lengths = _lengths(found[MASK])
+        return [{port: _row(found[port], row, port, lengths[row]) for port in ports} for row in range(batch)]
+
+
+def _row(batch: torch.Tensor, row: int, port: str, length: int) -> torch.Tensor:
+    found = batch[row]
+    return (found[:length] if _is_ragged(port, found) else found).clone()
+
+
+def stack_rows(rows: Sequence[Row], port: str, tokens: int | None = None) -> torch.Tensor:
+    """One port of all rows as a batch; ragged rows are padded with zeros, to `tokens` where given."""
+    parts = [row[port] for row in rows]
+    if not _is_ragged(port, parts[0]):
+        return torch.stack(parts)
+    batch = pad_sequence(parts, batch_first=True)
+    missing = (tokens or batch.shape[1]) - batch.shape[1]
+    if missing <= 0:
+        return batch
+    return torch.cat([batch, batch.new_zeros(batch.shape[0], missing, *batch.shape[2:])], dim=1)
+
+
+def _is_ragged(port: str, row: torch.Tensor) -> bool:
+    """Whether the row's first dimension is the teacher's own tokens."""
+    return port == MASK or port.startswith("hidden.") or (port == "logits" and row.dim() == 2)
+
+
+def _lengths(mask: torch.Tensor) -> list[int]:
+    places = torch.arange(1, mask.shape[1] + 1, device=mask.device)
+    return [int(length) for length in (mask * places).amax(1)]
+
+
+def _trimmed(inputs: Tensors) -> Tensors:
+    """Cuts columns that are padding in every row."""
+    if MASK not in inputs:
+        return inputs
+    longest = max(_lengths(inputs[MASK] != 0))
+    return {name: tensor[:, : max(1, longest)] for name, tensor in inputs.items()}

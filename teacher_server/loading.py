@@ -1,0 +1,170 @@
+"""From a model's name or folder to a frozen teacher, through transformers and accelerate; knows no session."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForImageClassification,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    T5EncoderModel,
+)
+from transformers.utils import cached_file
+
+from teacher_server.families import ImageSettings, family_class
+from teacher_server.split import FrozenTeacher, head_of
+from teaching_protocol.errors import ModelLoadError
+
+__all__ = ["load_teacher"]
+
+
+def load_teacher(
+    name_or_folder: str | Path, dtype: str = "float32", device: str = "auto", trust_remote_code: bool = False
+) -> FrozenTeacher:
+    """Loads, places and freezes a teacher; with its head where its config names one that gives logits.
+
+    Args:
+        name_or_folder: a Hugging Face model name, or a folder with config.json and safetensors weights.
+        dtype: float32 | bfloat16 | float16.
+        device: auto (the first GPU, or else the CPU), or a torch device.
+        trust_remote_code: whether code that comes with the model may run.
+
+    Raises:
+        UnsupportedFamily: a model type without an adapter.
+        ModelLoadError: whatever else keeps the model from loading; the text says what to do.
+    """
+    name = str(name_or_folder)
+    place, kind = _device(device), _dtype(dtype)
+    config = _config(name)
+    family = family_class(str(config.get("model_type", "")))
+    model = _model(name, config, place, dtype=kind, trust_remote_code=trust_remote_code)
+    if family.modality == "text":
+        return FrozenTeacher(model, name, tokenizer=_tokenizer(name, trust_remote_code))
+    return FrozenTeacher(model, name, image=_image_settings(name, model))
+
+
+def _dtype(dtype: str) -> torch.dtype:
+    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if dtype not in known:
+        raise ModelLoadError(f"dtype {dtype!r} is not served; use one of {', '.join(known)}")
+    return known[dtype]
+
+
+def _device(device: str) -> torch.device:
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        place = torch.device(device)
+        torch.empty(0, device=place)
+    except (RuntimeError, AssertionError) as error:
+        raise ModelLoadError(f"device {device!r} cannot be used ({_line(error)}); use auto, cpu or cuda") from error
+    return place
+
+
+def _config(name: str) -> dict[str, Any]:
+    folder = Path(name)
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise ModelLoadError(f"{name} has no config.json; give a folder written by save_pretrained()")
+    if not folder.is_dir() and (folder.is_absolute() or name.startswith((".", "~"))):
+        raise ModelLoadError(f"{name} is no folder; give a Hugging Face model name or an existing folder")
+    try:
+        config: dict[str, Any] = PreTrainedConfig.get_config_dict(name)[0]
+    except (OSError, ValueError) as error:
+        raise ModelLoadError(
+            f"no configuration of {name} could be read ({_line(error)}); give an existing folder, "
+            "or a model name that this machine has or can fetch"
+        ) from error
+    return config
+
+
+def _model(name: str, config: dict[str, Any], place: torch.device, **options: Any) -> PreTrainedModel:
+    """Weights a checkpoint lacks are drawn from a fixed seed, so that loading twice gives the same model."""
+    loader, head = _loader(config)
+    options |= {"device_map": {"": place}, "use_safetensors": True, "output_loading_info": True}
+    try:
+        with torch.random.fork_rng([place] if place.type == "cuda" else []):
+            torch.manual_seed(0)
+            model, info = loader.from_pretrained(name, **options)
+    except (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError) as error:
+        raise ModelLoadError(
+            f"the weights of {name} do not load ({_line(error)}); give a model with whole safetensors files that fit "
+            "its config.json (save_pretrained() writes them; pickled .bin weights are refused)"
+        ) from error
+    _drop_missing(model, sorted(info["missing_keys"]), name, head)
+    return model
+
+
+def _loader(config: dict[str, Any]) -> tuple[Any, str]:
+    heads = {
+        "sequence_classification": AutoModelForSequenceClassification,
+        "causal_lm": AutoModelForCausalLM,
+        "image_classification": AutoModelForImageClassification,
+    }
+    if config["model_type"] == "t5":
+        return T5EncoderModel, ""
+    architectures = config.get("architectures") or [""]
+    head = head_of(architectures[0])
+    return heads.get(head, AutoModel), head
+
+
+def _drop_missing(model: PreTrainedModel, missing: list[str], name: str, head: str) -> None:
+    """A base model may come without its pooler, which nothing here reads; nothing else may be missing."""
+    base = model.base_model
+    if missing and not head and all("pooler." in key for key in missing):
+        base.pooler = None
+    elif missing:
+        raise ModelLoadError(
+            f"{name} lacks {len(missing)} weights, first {missing[0]}; give a model whose weights fit its config.json"
+        )
+
+
+def _tokenizer(name: str, trust_remote_code: bool) -> Any | None:
+    folder = Path(name)
+    files = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "spiece.model", "vocab.txt", "vocab.json")
+    if folder.is_dir() and not any((folder / file).is_file() for file in files):
+        return None
+    try:
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
+    except Exception as error:
+        # The tokenizers library raises bare Exception for a broken file.
+        raise ModelLoadError(
+            f"the tokenizer of {name} does not load ({_line(error)}); repair its files, or remove them: ids only"
+        ) from error
+
+
+def _image_settings(name: str, model: PreTrainedModel) -> ImageSettings:
+    """Size from the model's config, or else from preprocessor_config.json, which also has mean and std."""
+    path = cached_file(name, "preprocessor_config.json", _raise_exceptions_for_missing_entries=False)
+    found: dict[str, Any] = json.loads(Path(path).read_text("utf-8")) if path else {}
+    asked = found.get("crop_size") or found.get("size") or ImageSettings.size
+    size = getattr(model.config, "image_size", None) or asked
+    channels = int(model.config.num_channels)
+    mean, std = (tuple(found.get(key) or (0.5,) * channels) for key in ("image_mean", "image_std"))
+    if len(mean) != channels or len(std) != channels:
+        raise ModelLoadError(
+            f"preprocessor_config.json of {name} has {len(mean)} means and {len(std)} deviations, "
+            f"expected {channels} of each; repair it"
+        )
+    if model.config.model_type == "efficientnet" and found.get("include_top"):
+        std = tuple(value * value for value in std)  # its image processor divides by std twice
+    return ImageSettings(_side(size), mean, std)
+
+
+def _side(size: Any) -> int:
+    if isinstance(size, dict):
+        size = size.get("height") or size.get("shortest_edge")
+    return int(size) if isinstance(size, int) else int(size[0])
+
+
+def _line(error: BaseException) -> str:
+    """The first line of an error of a library."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

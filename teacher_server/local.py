@@ -1,0 +1,35 @@
+"""A teacher in the caller's own process: the same actor as behind gRPC, without queue and network."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from teacher_server.actor import TeacherActor, build_card
+from teacher_server.config import ServerConfig
+from teacher_server.engine import Engine
+from teacher_server.loading import load_teacher
+from teacher_server.metrics import Metrics
+from teacher_server.scheduler import InlineScheduler
+from teacher_server.split import FrozenTeacher
+
+__all__ = ["local_teacher", "make_engine"]
+
+
+def local_teacher(model: str | FrozenTeacher, **settings: Any) -> TeacherActor:
+    """Loads a teacher to be used from this process, through `student_client.InProcessTeacher`.
+
+    Args:
+        model: a Hugging Face name or folder, or a teacher that is loaded already.
+        settings: fields of `ServerConfig`.
+    """
+    config = ServerConfig(model=model if isinstance(model, str) else model.name or "local", **settings)
+    metrics = Metrics()
+    engine = make_engine(config, metrics, None if isinstance(model, str) else model)
+    return TeacherActor(build_card(engine, config), engine, InlineScheduler(engine), config, metrics)
+
+
+def make_engine(config: ServerConfig, metrics: Metrics, teacher: FrozenTeacher | None = None) -> Engine:
+    """Loads the configured model, unless one is given, and builds the engine around it."""
+    if teacher is None:
+        teacher = load_teacher(config.model, config.dtype, config.device, config.trust_remote_code)
+    return Engine(teacher, config, metrics)

@@ -1,0 +1,191 @@
+"""Sessions: one student's codec, optimizer, step, lease and epoch; knows no model and no queue.
+
+The table (`Sessions`) is shared by all threads under one lock; what is inside a `Session` belongs to
+the engine thread, but for its lease and epoch, which belong to the table.
+"""
+
+from __future__ import annotations
+
+import secrets
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+
+from teacher_server.codecs import TeacherCodec
+from teacher_server.replies import Replies
+from teaching_protocol.errors import (
+    LeaseExpired,
+    Overloaded,
+    SessionNotFound,
+    StaleEpoch,
+    StudentNameTaken,
+)
+from teaching_protocol.verbs import ForwardRequest, SessionRef, SessionSettings
+
+__all__ = ["OpenCall", "Session", "Sessions", "new_session_id"]
+
+_REMEMBERED_ENDS = 4096
+_OPEN_CALLS = 256
+
+
+@dataclass
+class OpenCall:
+    """A Forward whose Backward is to come: `request` is None once its inputs were let go."""
+
+    request: ForwardRequest | None
+    size_bytes: int
+    finished: bool = False
+    stale: bool = False
+
+
+@dataclass
+class Session:
+    """One student's session. `gathered` holds the codec gradients since the last Step."""
+
+    id: str
+    student: str
+    settings: SessionSettings
+    codec: TeacherCodec
+    optimizer: torch.optim.Optimizer
+    replies: Replies
+    epoch: int = 1
+    step: int = 0
+    closed: bool = False
+    lease_until: float = 0.0
+    calls: OrderedDict[str, OpenCall] = field(default_factory=OrderedDict)
+    gathered: list[torch.Tensor | None] = field(default_factory=list)
+
+    @property
+    def ref(self) -> SessionRef:
+        """The reference a client presents with each call."""
+        return SessionRef(self.id, self.epoch)
+
+    def parameters(self) -> list[torch.nn.Parameter]:
+        """The codec's parameters, in a fixed order."""
+        return list(self.codec.parameters())
+
+    def open_call(self, call_id: str, request: ForwardRequest, size_bytes: int, budget_bytes: int) -> list[str]:
+        """Notes a Forward; gives the ids of calls whose inputs were let go to stay in the budget."""
+        self.calls[call_id] = OpenCall(request, size_bytes)
+        kept = sum(call.size_bytes for call in self.calls.values() if call.request is not None)
+        dropped = []
+        for other_id, other in self.calls.items():
+            if kept <= budget_bytes or other_id == call_id:
+                break
+            if other.request is not None:
+                kept -= other.size_bytes
+                other.request = None
+                dropped.append(other_id)
+        while len(self.calls) > _OPEN_CALLS:
+            dropped.append(self.calls.popitem(last=False)[0])
+        return dropped
+
+
+class Sessions:
+    """The table of live sessions: leases, epochs and names."""
+
+    def __init__(self, lease_s: float, limit: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self.lease_s = lease_s
+        self.limit = limit
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._live: dict[str, Session] = {}
+        self._ended: OrderedDict[str, str] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._live)
+
+    def add(self, session: Session) -> None:
+        """Takes a new session in.
+
+        Raises:
+            StudentNameTaken: a live session has this student name.
+            Overloaded: as many sessions live as may.
+        """
+        with self._lock:
+            for other in self._live.values():
+                if other.student == session.student:
+                    raise StudentNameTaken(
+                        f"student {session.student!r} has a live session (its lease ends in "
+                        f"{other.lease_until - self._clock():.0f} s); choose another name, wait, or resume that session by its id"
+                    )
+            if len(self._live) >= self.limit:
+                raise Overloaded(f"{self.limit} sessions are open, which is the limit; try again later", self.lease_s)
+            session.lease_until = self._clock() + self.lease_s
+            self._live[session.id] = session
+
+    def check_name(self, student: str) -> None:
+        """Refuses a taken name before a codec is built for it."""
+        with self._lock:
+            if any(other.student == student for other in self._live.values()):
+                raise StudentNameTaken(
+                    f"student {student!r} has a live session; choose another name, wait, or resume it"
+                )
+
+    def resume(self, session_id: str, student: str) -> Session:
+        """Hands a live session to a new client: its epoch rises, the older client is fenced off."""
+        with self._lock:
+            session = self._find(session_id)
+            if session.student != student:
+                raise SessionNotFound(f"the session to resume is not one of student {student!r}")
+            session.epoch += 1
+            session.lease_until = self._clock() + self.lease_s
+            return session
+
+    def get(self, ref: SessionRef) -> Session:
+        """The live session of this reference, its lease renewed.
+
+        Raises:
+            SessionNotFound: no such session; LeaseExpired if it ended for want of calls.
+            StaleEpoch: the session was resumed by another client since.
+        """
+        with self._lock:
+            session = self._find(ref.session_id)
+            if ref.epoch != session.epoch:
+                raise StaleEpoch(
+                    f"this client holds epoch {ref.epoch} of its session, which is at epoch {session.epoch}: another client "
+                    "resumed it; stop this one, or resume the session again"
+                )
+            session.lease_until = self._clock() + self.lease_s
+            return session
+
+    def remove(self, session: Session, cause: str) -> bool:
+        """Ends a session; false if it had ended already."""
+        with self._lock:
+            if self._live.pop(session.id, None) is None:
+                return False
+            session.closed = True
+            self._ended[session.id] = cause
+            if len(self._ended) > _REMEMBERED_ENDS:
+                self._ended.popitem(last=False)
+            return True
+
+    def expired(self) -> list[Session]:
+        """The live sessions whose lease has run out."""
+        with self._lock:
+            now = self._clock()
+            return [session for session in self._live.values() if session.lease_until < now]
+
+    def live(self) -> list[Session]:
+        """The live sessions."""
+        with self._lock:
+            return list(self._live.values())
+
+    def _find(self, session_id: str) -> Session:
+        session = self._live.get(session_id)
+        if session is not None and session.lease_until >= self._clock():
+            return session
+        if session is not None or self._ended.get(session_id) == "lease":
+            raise LeaseExpired(
+                f"the session's lease of {self.lease_s:.0f} s ran out; enrol again and import your last exported state"
+            )
+        raise SessionNotFound("no such session: it was never opened, it left, or the server restarted; enrol again")
+
+
+def new_session_id() -> str:
+    """An id nobody can guess."""
+    return secrets.token_hex(16)

@@ -1,0 +1,247 @@
+"""A frozen teacher: its states, its logits, a differentiable span of it; knows no message, codec or session."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from itertools import chain
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from teacher_server.families import ImageInputs, ImageSettings, LayerSpan, TextInputs, family_for
+from teaching_protocol.errors import InvalidSetting, InvalidTensor, UnknownPort
+
+__all__ = ["FrozenTeacher", "LayerSpan", "freeze", "head_of"]
+
+Tensors = Mapping[str, torch.Tensor]
+
+
+class FrozenTeacher:
+    """A loaded transformers model, frozen and cut. One thread uses `states`, `upper` and the family at a time.
+
+    Args:
+        model: a model of a supported family, on its device; it is frozen in place.
+        name: shown on the teacher's card.
+        tokenizer: its transformers tokenizer; without one a text teacher has no port `text`.
+        image: how an image teacher wants its pixels; None takes size from the config.
+
+    Raises:
+        UnsupportedFamily: no adapter for the model.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        name: str = "",
+        tokenizer: Any | None = None,
+        image: ImageSettings | None = None,
+    ) -> None:
+        self.name = name
+        self.model = freeze(model)
+        self.tokenizer = tokenizer
+        self.family = family_for(model)
+        self._inputs = self._text_inputs() if self.family.modality == "text" else self._image_inputs(image)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the body's states."""
+        dtype: torch.dtype = self.model.dtype
+        return dtype
+
+    @property
+    def device(self) -> torch.device:
+        """The device states enter on."""
+        device: torch.device = self.model.device
+        return device
+
+    @property
+    def input_ports(self) -> tuple[str, ...]:
+        """The ports of the teacher's own input, sorted."""
+        return self._inputs.ports
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """The head that gives `logits`, as a tuple of one name or none."""
+        head = head_of(type(self.model).__name__)
+        return (head,) if head and self.model.config.model_type != "t5" else ()
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The classes of a classification head in order; empty for any other teacher."""
+        if not self.heads or self.heads == ("causal_lm",):
+            return ()
+        names = self.model.config.id2label
+        return tuple(str(names[number]) for number in range(len(names)))
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Rows of the token table; 0 for an image teacher."""
+        if self.family.modality != "text":
+            return 0
+        return int(self.model.get_input_embeddings().num_embeddings)
+
+    @functools.cached_property
+    def model_hash(self) -> str:
+        """SHA-256 over the name, dtype, shape and bytes of every parameter and buffer, as hex digits."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(chain(self.model.named_parameters(), self.model.named_buffers())):
+            digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        return digest.hexdigest()
+
+    @functools.cached_property
+    def tokenizer_hash(self) -> str:
+        """SHA-256 of what the tokenizer does to a text, as hex digits; empty without a tokenizer."""
+        if self.tokenizer is None:
+            return ""
+        return hashlib.sha256(_tokenizer_json(self.tokenizer).encode()).hexdigest()
+
+    def default_span(self) -> LayerSpan:
+        """From a third of the way up (the input of block `layers // 3`, not below 1) to the last cut."""
+        layers = self.family.layers
+        return LayerSpan(min(max(1, layers // 3), layers - 1), layers)
+
+    def prepare(self, inputs: Tensors, max_tokens: int = 512) -> dict[str, torch.Tensor]:
+        """The model's inputs on its device, checked, from the ports among `inputs` that are the teacher's own.
+
+        A text is cut to `max_tokens` tokens; ids under the mask's zeros become the padding id. Other ports pass by.
+
+        Raises:
+            UnknownPort: a port of another modality, or `text` without a tokenizer.
+            InvalidSetting: two ports that exclude each other.
+            InvalidTensor: nothing to prepare, or a dtype, shape or value that does not fit.
+        """
+        return {name: tensor.to(self.device) for name, tensor in self._inputs.prepare(inputs, max_tokens).items()}
+
+    def states(
+        self, inputs: Tensors, layers: Sequence[int], with_logits: bool = False, with_pooled: bool = False
+    ) -> dict[str, torch.Tensor]:
+        """The teacher's own view of prepared `inputs`, without gradients; blocks are run only as far as needed.
+
+        Returns:
+            `hidden.<l>` [batch, tokens, widths[l]], the states at cut l (before the final norm), for l in `layers`;
+            `logits` of the model's own head; `pooled` [batch, width], see `Family.pool`.
+
+        Raises:
+            UnknownPort: a layer the teacher has not, or logits of a teacher without a head.
+        """
+        self._check_ports(layers, with_logits)
+        cuts = sorted({*layers, *([self.family.layers] if with_pooled else [])})
+        outputs: dict[str, torch.Tensor] = {}
+        with torch.no_grad():
+            if with_logits:
+                with self.family.captured(cuts) as found:
+                    outputs["logits"] = self.model(**inputs).logits
+            else:
+                found = self._climb(inputs, cuts)
+            if with_pooled:
+                finished = self.family.finish(found[self.family.layers])
+                outputs["pooled"] = self.family.pool(finished, self.family.own_mask(inputs, finished))
+        return outputs | {f"hidden.{layer}": found[layer] for layer in layers}
+
+    def upper(self, states: torch.Tensor, mask: torch.Tensor | None, span: LayerSpan) -> torch.Tensor:
+        """Runs `span` on states [batch, tokens, widths[span.start]] of any origin; differentiable, weights frozen.
+
+        The states are taken to the teacher's device and dtype; a mask [batch, tokens] is True on real tokens.
+
+        Raises:
+            InvalidSetting: a span beyond the last layer.
+            InvalidTensor: states or mask that do not fit the span.
+        """
+        self._check_states(states, mask, span)
+        mask = None if mask is None else mask.to(self.device, torch.bool)
+        return self.family.run(states.to(self.device, self.dtype), mask, span)
+
+    def _climb(self, inputs: Tensors, cuts: Sequence[int]) -> dict[int, torch.Tensor]:
+        found: dict[int, torch.Tensor] = {}
+        if not cuts:
+            return found
+        states, position = self.family.embed(inputs), 0
+        mask = self.family.own_mask(inputs, states)
+        for cut in cuts:
+            states = self.family.run(states, mask, LayerSpan(position, cut))
+            found[cut], position = states, cut
+        return found
+
+    def _check_ports(self, layers: Sequence[int], with_logits: bool) -> None:
+        for layer in layers:
+            if not 0 <= layer <= self.family.layers:
+                raise UnknownPort(
+                    f"`hidden.{layer}` asked for, this teacher has hidden.0 to hidden.{self.family.layers}"
+                )
+        if with_logits and not self.heads:
+            raise UnknownPort(
+                "`logits` asked for, this teacher has no head; serve a model with one, or ask for `pooled`"
+            )
+
+    def _check_states(self, states: torch.Tensor, mask: torch.Tensor | None, span: LayerSpan) -> None:
+        if span.stop > self.family.layers:
+            raise InvalidSetting(
+                f"span {span.start}:{span.stop} on a teacher of {self.family.layers} layers; lower entry and exit"
+            )
+        width = self.family.widths[span.start]
+        if states.dim() != 3 or states.shape[-1] != width or not states.is_floating_point() or not states.numel():
+            received = f"{list(states.shape)} {str(states.dtype).removeprefix('torch.')}"
+            raise InvalidTensor(f"states at cut {span.start} are {received}, expected [batch, tokens, {width}] float")
+        if mask is not None and mask.shape != states.shape[:2]:
+            raise InvalidTensor(f"mask is {list(mask.shape)}, expected {list(states.shape[:2])}, one value a token")
+
+    def _text_inputs(self) -> TextInputs:
+        config, tokenizer = self.model.config, self.tokenizer
+        eos = getattr(config, "eos_token_id", None)
+        pad = _first_id(getattr(config, "pad_token_id", None), getattr(tokenizer, "pad_token_id", None), eos)
+        if getattr(config, "pad_token_id", None) is None:
+            config.pad_token_id = pad  # a decoder's classification head finds the last real token by it
+        empty = _first_id(getattr(tokenizer, "bos_token_id", None), getattr(config, "bos_token_id", None), eos, pad)
+        return TextInputs(self.tokenizer, self.vocabulary_size, pad, empty, self.family.max_tokens)
+
+    def _image_inputs(self, image: ImageSettings | None) -> ImageInputs:
+        config = self.model.config
+        if image is None:
+            channels = int(config.num_channels)
+            size = getattr(config, "image_size", ImageSettings.size)
+            image = ImageSettings(
+                size if isinstance(size, int) else int(size[0]), mean=(0.5,) * channels, std=(0.5,) * channels
+            )
+        return ImageInputs(image, int(config.num_channels), self.dtype)
+
+
+def freeze(model: PreTrainedModel) -> PreTrainedModel:
+    """Switches off the parameters' gradients, dropout and the key-value cache, in place; gradients still pass."""
+    model.requires_grad_(False)
+    model.eval()
+    if getattr(model.config, "use_cache", False):
+        model.config.use_cache = False
+    return model
+
+
+def head_of(architecture: str) -> str:
+    """The name of the head an architecture's class name tells: one that `logits` can come from, or empty."""
+    suffixes = {
+        "ForSequenceClassification": "sequence_classification",
+        "ForCausalLM": "causal_lm",
+        "LMHeadModel": "causal_lm",
+        "ForImageClassification": "image_classification",
+    }
+    return next((head for suffix, head in suffixes.items() if architecture.endswith(suffix)), "")
+
+
+def _first_id(*candidates: int | Sequence[int] | None) -> int:
+    for candidate in candidates:
+        number = candidate[0] if isinstance(candidate, Sequence) and candidate else candidate
+        if isinstance(number, int) and number >= 0:
+            return number
+    return 0
+
+
+def _tokenizer_json(tokenizer: Any) -> str:
+    """Everything but truncation and padding, which are settings of a call."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return json.dumps([type(tokenizer).__name__, sorted(tokenizer.get_vocab().items())])
+    whole = json.loads(backend.to_str())
+    return json.dumps({key: value for key, value in whole.items() if key not in ("truncation", "padding")})
