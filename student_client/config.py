@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+import tomllib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-__all__ = ["DataConfig", "DataName", "StudentConfig"]
+from teaching_protocol.errors import ConfigError
+
+__all__ = [
+    "DataConfig",
+    "DataName",
+    "MethodConfig",
+    "RunConfig",
+    "StudentConfig",
+    "TeacherConfig",
+    "TrainingConfig",
+    "load_run_config",
+]
 
 DataName = Literal["reuters_r8", "uci_sentiment", "sentence_polarity", "movielens", "digits", "fashion_mnist", "file"]
 
@@ -61,3 +75,200 @@ class StudentConfig(BaseModel):
     vocabulary_size: int | None = Field(None, ge=4, description="Most words the tokenizer keeps, text only.")
     max_tokens: int | None = Field(None, ge=2, description="Tokens after which a text is cut, text only.")
     seed: int = Field(0, ge=0, description="Seed of the initial weights.")
+
+
+class MethodConfig(BaseModel):
+    """What is learned from the teacher, and how much each part of it counts."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    names: tuple[str, ...] = Field(
+        ("talking",), min_length=1, description="Methods whose losses are added: task_only, one_way, talking."
+    )
+    w_interact: float = Field(1.0, ge=0.0, description="Weight of L_interact: the answer against the student's state.")
+    w_message_consistency: float = Field(0.1, ge=0.0, description="Weight of L_MC, the message consistency.")
+    w_state_consistency: float = Field(0.1, ge=0.0, description="Weight of L_SC, the state consistency of both sides.")
+    w_answer_task: float = Field(
+        1.0, ge=0.0, description="Weight of the task loss on what the head makes of the answer."
+    )
+    w_answer_labels: float = Field(1.0, ge=0.0, description="Weight of the answer's prediction as a soft label.")
+    consistency: Literal["contrastive", "batch_standardised", "cross", "layernorm_mse"] = Field(
+        "contrastive", description="Reading of L_MC; `layernorm_mse` alone can collapse."
+    )
+    pairing: Literal["same_input", "question_answer"] = Field(
+        "same_input", description="Which two messages L_MC compares."
+    )
+    temperature: float = Field(0.1, gt=0.0, description="Temperature of the contrastive consistency.")
+    label_temperature: float = Field(1.0, gt=0.0, description="Temperature of the answer's soft labels.")
+    rounds: int = Field(1, ge=1, description="Exchanges with the teacher in one step.")
+    detach_target: bool = Field(
+        False, description="Whether L_interact leaves the answer alone and moves the student only."
+    )
+    answer_from: Literal["message", "message_and_input"] = Field(
+        "message_and_input", description="Whether the teacher's own state on the input joins its answer."
+    )
+    inject: Literal["replace", "add", "prefix"] = Field(
+        "replace", description="How the message enters the teacher's states."
+    )
+    message_dropout: float = Field(0.5, ge=0.0, le=1.0, description="Share of the rows whose message is not heard.")
+    question_scale: float = Field(1.0, ge=0.0, description="Factor on the message before it joins the teacher's state.")
+    answer_dropout: float = Field(0.1, ge=0.0, lt=1.0, description="Dropout on the answer before the head reads it.")
+    message_width: int = Field(128, ge=1, description="Width of the messages.")
+    message_tokens: int = Field(1, ge=0, description="Tokens of a message; 0 sends as many as the student has.")
+    pooling: Literal["mean", "cls", "attention"] = Field("mean", description="How states become message tokens.")
+    codec_depth: int = Field(2, ge=1, description="Linear layers of each encoder and decoder.")
+    seed: int = Field(0, ge=0, description="Seed of both codecs' initial weights and of the message dropout.")
+
+    @property
+    def is_active(self) -> bool:
+        """Whether any term has a weight, so that the teacher is asked at all."""
+        return any(
+            (
+                self.w_interact,
+                self.w_message_consistency,
+                self.w_state_consistency,
+                self.w_answer_task,
+                self.w_answer_labels,
+            )
+        )
+
+    @property
+    def asks_about_input(self) -> bool:
+        """Whether the teacher needs its own view of the example, and not the message alone."""
+        about_input = self.w_message_consistency and self.pairing == "same_input"
+        joins = self.answer_from == "message_and_input" or self.inject != "replace"
+        return bool(joins or about_input or self.w_state_consistency)
+
+    @field_validator("names", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        return tuple(name.strip() for name in value.split(",")) if isinstance(value, str) else value
+
+
+class TeacherConfig(BaseModel):
+    """Which teacher is asked, and what its side of the session is like."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    address: str = Field("127.0.0.1:50051", min_length=1, description="`host:port` of the teacher server.")
+    student: str | None = Field(
+        None, min_length=1, description="Name of this student at the teacher; None makes one that nobody else has."
+    )
+    entry: int | None = Field(None, ge=0, description="Layer at which a message enters; None takes the server's.")
+    exit: int | None = Field(None, ge=1, description="Layer at which the answer is read; None takes the server's.")
+    deadline_s: float = Field(60.0, gt=0.0, description="Seconds any one call may take.")
+    compression: Literal["none", "bf16", "fp16"] = Field("bf16", description="How float tensors travel.")
+    optimizer: Literal["adamw", "adam", "sgd"] = Field("adamw", description="Optimizer of the teacher-side codec.")
+    lr: float | None = Field(
+        None, gt=0.0, description="Peak learning rate of the teacher-side codec; None takes that of the training."
+    )
+    weight_decay: float = Field(0.01, ge=0.0, description="Weight decay of the teacher-side codec.")
+
+
+class TrainingConfig(BaseModel):
+    """How long and how fast a student learns, and what is written down on the way."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    epochs: int = Field(10, ge=1, description="Passes over the training rows, where `max_steps` is not given.")
+    max_steps: int | None = Field(None, ge=1, description="Optimizer steps; given, `epochs` is not read.")
+    batch_size: int = Field(32, ge=1, description="Examples of one microbatch.")
+    accumulation: int = Field(1, ge=1, description="Microbatches of one optimizer step.")
+    lr: float = Field(5e-4, gt=0.0, description="Peak learning rate of the student and its codec.")
+    weight_decay: float = Field(0.01, ge=0.0, description="Weight decay of AdamW.")
+    schedule: Literal["linear", "cosine", "constant"] = Field(
+        "linear", description="How the learning rate of both sides falls after the warm-up."
+    )
+    warmup_steps: int = Field(20, ge=0, description="Steps over which the learning rate of both sides rises.")
+    max_grad_norm: float = Field(
+        1.0, ge=0.0, description="Largest gradient norm of the student, and of each codec, on its own; 0 clips nothing."
+    )
+    mixed_precision: Literal["no", "bf16", "fp16"] = Field("no", description="Autocast dtype; fp16 needs a GPU.")
+    device: Literal["auto", "cpu"] = Field(
+        "auto", description="Where the student runs; auto takes a GPU if there is one."
+    )
+    evaluate_every: int = Field(50, ge=1, description="Steps from one validation to the next.")
+    patience: int | None = Field(
+        None, ge=1, description="Validations without a new best after which training ends; None never ends early."
+    )
+    checkpoint_every: int = Field(200, ge=1, description="Steps from one checkpoint to the next.")
+    log_every: int = Field(10, ge=1, description="Steps from one line of metrics.jsonl to the next.")
+    tensorboard: bool = Field(True, description="Whether TensorBoard files are written.")
+    seed: int = Field(0, ge=0, description="Seed of the order of the rows and of dropout.")
+    threads: int = Field(0, ge=0, description="Compute threads; 0 leaves torch's choice.")
+    deterministic: bool = Field(False, description="Use deterministic algorithms only; slower on a GPU.")
+
+
+class RunConfig(BaseModel):
+    """One training run, whole: written to config.json of its folder and enough to repeat it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    data: DataConfig = Field(default_factory=lambda: DataConfig.model_validate({}), description="The data set.")
+    student: StudentConfig = Field(default_factory=lambda: StudentConfig.model_validate({}), description="The student.")
+    method: MethodConfig = Field(
+        default_factory=lambda: MethodConfig.model_validate({}), description="What is learned from the teacher."
+    )
+    teacher: TeacherConfig | None = Field(None, description="The teacher; None for a method that asks none.")
+    training: TrainingConfig = Field(
+        default_factory=lambda: TrainingConfig.model_validate({}), description="The training."
+    )
+    output: Path = Field(Path("runs/latest"), description="Folder of the run: metrics, checkpoints, the best student.")
+
+    def identity(self) -> dict[str, Any]:
+        """The fields that a resumed run must share with the run it goes on with, as JSON values."""
+        unbound: dict[str, Any] = {
+            "output": True,
+            "teacher": {"address", "student", "deadline_s"},
+            "training": {"checkpoint_every", "log_every", "tensorboard", "threads", "device"},
+        }
+        return self.model_dump(mode="json", exclude=unbound)
+
+
+def load_run_config(path: Path | None, overrides: Mapping[str, Any]) -> RunConfig:
+    """Reads a YAML or TOML file, or the config.json of a run, and lays dotted overrides over it.
+
+    Args:
+        path: the file; None starts from the defaults.
+        overrides: values by dotted field, such as {"training.lr": 1e-3}.
+
+    Raises:
+        ConfigError: a file that cannot be read, an unknown field, or a value out of range.
+    """
+    values = _read(path) if path is not None else {}
+    for field, value in overrides.items():
+        _set(values, field, value)
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        faults = "; ".join(
+            f"{'.'.join(map(str, fault['loc']))}: received {fault['input']!r}, expected: {fault['msg']}"
+            for fault in error.errors()
+        )
+        raise ConfigError(f"configuration {path or 'from flags'}: {faults}") from error
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+        found = tomllib.loads(text) if path.suffix == ".toml" else yaml.safe_load(text)
+    except (OSError, tomllib.TOMLDecodeError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"config file {path} cannot be read: {error}") from error
+    if found is None:
+        return {}
+    if not isinstance(found, dict):
+        raise ConfigError(f"config file {path}: received {type(found).__name__}, expected a mapping of fields")
+    return found
+
+
+def _set(values: dict[str, Any], field: str, value: Any) -> None:
+    *parents, name = field.split(".")
+    for depth, parent in enumerate(parents, start=1):
+        inner = values.get(parent)
+        if inner is not None and not isinstance(inner, dict):
+            raise ConfigError(
+                f"{field}: {'.'.join(parents[:depth])} is {inner!r}, expected a mapping of fields; "
+                "override the field itself, or correct the config file"
+            )
+        values[parent] = values = {} if inner is None else dict(inner)
+    values[name] = value

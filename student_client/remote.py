@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import random
 import threading
@@ -110,7 +111,8 @@ class Teacher(nn.Module):
         if isinstance(self._transport, GrpcTransport):
             self._transport.message_bytes = card.limits.message_bytes
         spans = {"entry": card.entry, "exit": card.exit}
-        self._settings = SessionSettings(**{**spans, **self._options})
+        options: dict[str, Any] = {**spans, **self._options}
+        self._settings = SessionSettings(**options)
         request = verbs.EnrollRequest(self.student, self._settings, resume, state)
         reply = self._transport.enroll(request, self._call())
         self._session, self.steps = reply.session, reply.step
@@ -122,10 +124,8 @@ class Teacher(nn.Module):
         self._ending.set()
         if self._session.session_id:
             session, self._session = self._session, verbs.SessionRef()
-            try:
+            with contextlib.suppress(TeachingError):  # else the lease ends it
                 self._transport.leave(verbs.LeaveRequest(session), Call(time.monotonic() + min(2.0, self.deadline_s)))
-            except TeachingError:
-                pass  # the lease ends it
         if isinstance(self._transport, GrpcTransport):
             self._transport.close()
 
@@ -184,7 +184,7 @@ class Teacher(nn.Module):
         session = self._session
 
         def beat() -> None:
-            while not ending.wait(lease_s / 3 * (0.75 + 0.25 * random.random())):  # noqa: S311 - jitter
+            while not ending.wait(lease_s / 3 * (0.75 + 0.25 * random.random())):
                 try:
                     self._transport.renew(verbs.RenewRequest(session), Call(time.monotonic() + lease_s / 3))
                 except TeachingError:
@@ -306,7 +306,7 @@ class _Exchange(torch.autograd.Function):
         return tuple(outputs)
 
     @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, *grads: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
         values = ctx.saved_tensors
         if all(grad is None for grad in grads):
             return (None, None, *(None for _ in values))

@@ -1,0 +1,1 @@
+"""The served teacher: a frozen model, many students' sessions, one engine."""

@@ -74,14 +74,16 @@ class TeacherActor:
             if known:
                 return verbs.ForwardReply(outputs=known)
         reply, job = self._work("Forward", session, request, call)
-        return dataclasses.replace(reply, queue_s=job.timing.queue_s, compute_s=job.timing.compute_s)
+        timed: verbs.ForwardReply = dataclasses.replace(reply, **job.timing.seconds)
+        return timed
 
     def backward(self, request: verbs.BackwardRequest, call: Call) -> verbs.BackwardReply:
         """Gradients of inputs for gradients of outputs; codec gradients gather in the session."""
         session = self.sessions.get(request.session)
         checks.check_backward(request, session.settings, self.card)
         reply, job = self._work("Backward", session, request, call)
-        return dataclasses.replace(reply, queue_s=job.timing.queue_s, compute_s=job.timing.compute_s)
+        timed: verbs.BackwardReply = dataclasses.replace(reply, **job.timing.seconds)
+        return timed
 
     def step(self, request: verbs.StepRequest, call: Call) -> verbs.StepReply:
         """Applies the gathered codec gradients once for each step number."""

@@ -118,7 +118,7 @@ class TeacherApp:
     def _bound_server(self) -> grpc.Server:
         workers = ThreadPoolExecutor(self.config.permits + _CONTROL_THREADS, thread_name_prefix="call")
         server = grpc.server(
-            workers, interceptors=(ErrorInterceptor(self.metrics),), options=server_options(self.config.message_bytes)
+            workers, interceptors=[ErrorInterceptor(self.metrics)], options=server_options(self.config.message_bytes)
         )
         add_service(server, self.actor, self.metrics, self.config.message_bytes)
         self._health.add_to(server)

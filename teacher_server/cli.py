@@ -109,8 +109,10 @@ def _card(address: str, timeout_s: float) -> verbs.DescribeReply:
     method = METHODS[0]
     with grpc.insecure_channel(address, options=channel_options(2**31 - 1)) as channel:
         try:
-            reply = channel.unary_unary(method.path)(write(method.request()), timeout=timeout_s)
-        except grpc.RpcError as error:
+            ask: Any = channel.unary_unary(method.path)
+            reply: bytes = ask(write(method.request()), timeout=timeout_s)
+        except grpc.RpcError as failure:
+            error: Any = failure
             known = error_from(tuple(error.trailing_metadata() or ()), error.details() or "")
             raise known or TeacherUnavailable(
                 f"no teacher answers at {address} ({error.code().name}); start one there, or check the address"

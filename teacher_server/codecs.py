@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from torch.nn import functional
 
 __all__ = ["CodecShape", "TeacherCodec"]
 
@@ -39,7 +38,7 @@ class TeacherCodec(nn.Module):
         self.shape = shape
         widths = sorted({shape.enter_width, shape.exit_width})
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the accelerators, too
             self.encoders = nn.ModuleDict({str(w): _encoder(w, shape.message_width, shape.depth) for w in widths})
             self.decoders = nn.ModuleDict({str(w): _mlp(shape.message_width, w, shape.depth) for w in widths})
             self.queries = nn.ParameterDict(
@@ -74,15 +73,22 @@ class TeacherCodec(nn.Module):
         count, (batch, tokens) = self.shape.message_tokens, mask.shape
         if self.shape.pooling == "attention":
             scores = self.queries[str(states.shape[-1])] @ states.transpose(1, 2) / states.shape[-1] ** 0.5
-            return scores.masked_fill(~mask[:, None, :], float("-inf")).softmax(-1)
+            return scores.masked_fill(~mask[:, None, :], torch.finfo(scores.dtype).min).softmax(-1)
         if self.shape.pooling == "cls":
             weights = torch.eye(count, tokens, dtype=states.dtype, device=states.device).expand(batch, -1, -1)
-            return weights * mask[:, None, :]
-        # mean: message token j takes the j-th of `count` even segments of the row's real tokens
-        rank = mask.cumsum(1) - 1
-        segment = rank * count // mask.sum(1, keepdim=True).clamp_min(1)
-        member = functional.one_hot(segment.clamp(0, count - 1), count).transpose(1, 2) * mask[:, None, :]
-        return member.to(states.dtype) / member.sum(-1, keepdim=True).clamp_min(1)
+            first: torch.Tensor = weights * mask[:, None, :]
+            return first
+        return _segments(mask, count).to(states.dtype)
+
+
+def _segments(mask: torch.Tensor, count: int) -> torch.Tensor:
+    """Mean pooling: message token j takes the real tokens from floor(j n / M) to ceil((j + 1) n / M), never none."""
+    lengths = mask.sum(1)[:, None, None]  # [batch, 1, 1]
+    rank = (mask.cumsum(1) - 1)[:, None, :]
+    j = torch.arange(count, device=mask.device)[None, :, None]
+    inside = (rank >= j * lengths // count) & (rank < ((j + 1) * lengths + count - 1) // count)
+    member = (inside & mask[:, None, :]).float()  # [batch, message tokens, tokens]
+    return member / member.sum(-1, keepdim=True).clamp_min(1)
 
 
 def _mlp(width_in: int, width_out: int, depth: int) -> nn.Sequential:

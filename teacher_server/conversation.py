@@ -93,7 +93,7 @@ class Conversation:
         read = self.codec.decode(message, self.codec.shape.enter_width)  # S_l = Dec_h(m_g)
         if self.settings.inject == "replace":
             state = self.teacher.upper(read, mask, self.span).float() * gate  # S_u = h_up(S_l)
-            state, mask = self._to_message_tokens(state, mask)
+            state, mask = self._to_message_tokens(state, _mask_after(state, mask))
         else:
             state, mask = self._injected(read * gate, mask, _known(own))
         if self.settings.answer_from == "message_and_input":
@@ -157,6 +157,13 @@ def _state_error(found: torch.Tensor, wanted: torch.Tensor, mask: torch.Tensor) 
     width = (found.shape[-1],)
     error = (functional.layer_norm(found, width) - functional.layer_norm(wanted, width)).square().mean(-1)
     return (error * mask).sum() / mask.sum().clamp_min(1)
+
+
+def _mask_after(state: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """The mask of a span's end: the one of its start, or all ones where strides made the grid smaller."""
+    if state.shape[1] == mask.shape[1]:
+        return mask
+    return torch.ones(state.shape[:2], dtype=torch.bool, device=state.device)
 
 
 def _same_tokens(ours: torch.Tensor, theirs: torch.Tensor) -> None:

@@ -20,7 +20,7 @@ __all__ = ["ErrorInterceptor"]
 _log = logging.getLogger(__name__)
 
 
-class ErrorInterceptor(grpc.ServerInterceptor):  # type: ignore[misc]
+class ErrorInterceptor(grpc.ServerInterceptor):
     """Maps errors of the tree out; anything else is logged whole and sent as an id."""
 
     def __init__(self, metrics: Metrics) -> None:

@@ -23,6 +23,11 @@ class Timing:
     queue_s: float = 0.0
     compute_s: float = 0.0
 
+    @property
+    def seconds(self) -> dict[str, float]:
+        """The fields of a reply that tell them."""
+        return {"queue_s": self.queue_s, "compute_s": self.compute_s}
+
 
 @dataclass(eq=False)
 class Job:

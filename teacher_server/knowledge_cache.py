@@ -31,7 +31,7 @@ def row_keys(inputs: Mapping[str, torch.Tensor]) -> list[bytes]:
         for row, digest in enumerate(digests):
             body = flat[row, : lengths[row]].contiguous()
             digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape[2:])}:{lengths[row]};".encode())
-            digest.update(memoryview(body.view(torch.uint8).numpy()))
+            digest.update(body.view(torch.uint8).numpy().data)
     return [digest.digest() for digest in digests]
 
 

@@ -26,7 +26,9 @@ __all__ = ["InlineScheduler", "Scheduler", "ThreadScheduler"]
 class Scheduler(Protocol):
     """Takes a job and sees to it that its future is filled in."""
 
-    def submit(self, job: Job) -> Future[Any]: ...
+    def submit(self, job: Job) -> Future[Any]:
+        """Takes the job; its future is filled in now or later."""
+        ...
 
 
 class InlineScheduler:

@@ -19,7 +19,7 @@ __all__ = ["add_service"]
 
 def add_service(server: grpc.Server, actor: TeacherActor, metrics: Metrics, message_bytes: int) -> None:
     """Registers the teacher's methods on a server."""
-    handlers = {
+    handlers: dict[str, Any] = {
         method.name: grpc.unary_unary_rpc_method_handler(_behaviour(method, actor, metrics, message_bytes))
         for method in METHODS
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 from teaching_protocol.errors import ERRORS, InternalError, TeachingError
 
@@ -46,7 +46,7 @@ def error_metadata(error: TeachingError) -> tuple[tuple[str, str], ...]:
     return tuple(found)
 
 
-def error_from(metadata: Sequence[tuple[str, str | bytes]], details: str) -> TeachingError | None:
+def error_from(metadata: Iterable[tuple[str, str | bytes]], details: str) -> TeachingError | None:
     """The error a server sent, or None when the trailing metadata holds none."""
     found = dict(metadata)
     name = found.get(ERROR_KEY)

@@ -72,7 +72,7 @@ def pack(tensor: torch.Tensor, compression: str | None = None) -> PackedTensor:
         raise InvalidTensor(f"a tensor of {tensor.dim()} dimensions; at most {MAX_RANK} travel")
     assert sys.byteorder == "little", "the wire is little-endian and so must be the machine"
     flat = tensor.cpu().contiguous().reshape(-1).view(torch.uint8)
-    return PackedTensor(DTYPES[tensor.dtype], tuple(tensor.shape), memoryview(flat.numpy()))
+    return PackedTensor(DTYPES[tensor.dtype], tuple(tensor.shape), flat.numpy().data)
 
 
 def unpack(dtype: int, shape: Sequence[int], data: memoryview | bytes, name: str = "tensor") -> torch.Tensor:

@@ -15,7 +15,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
 import torch
-from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescriptor
 from google.protobuf.internal.decoder import _DecodeVarint  # type: ignore[attr-defined]
 from google.protobuf.internal.encoder import _VarintBytes  # type: ignore[attr-defined]
 from google.protobuf.message import DecodeError, Message
@@ -76,7 +75,7 @@ def write(value: Any, compression: str | None = None, limit_bytes: int = 2**31 -
         InvalidTensor: a tensor the wire does not carry.
         MessageTooLarge: more than `limit_bytes`.
     """
-    message = _message_class(type(value))()
+    message = _message_class(type(value).__name__)()
     chunks: list[bytes | memoryview] = [b""]
     for field in dataclasses.fields(value):
         item = getattr(value, field.name)
@@ -102,8 +101,8 @@ def read(cls: type[V], data: bytes) -> V:
         InvalidTensor: bytes that are no such message, or a tensor that is none.
         InvalidSetting: an enum number this side does not know.
     """
-    message_class = _message_class(cls)
-    maps = _tensor_fields(cls)
+    message_class = _message_class(cls.__name__)
+    maps = _tensor_fields(cls.__name__)
     try:
         tensors: dict[int, dict[str, torch.Tensor]] = {number: {} for number in maps}
         rest = bytearray()
@@ -174,7 +173,7 @@ def _tag(number: int) -> bytes:
 
 
 def _fill(message: Message, name: str, item: Any) -> None:
-    descriptor: FieldDescriptor = message.DESCRIPTOR.fields_by_name[name]
+    descriptor = message.DESCRIPTOR.fields_by_name[name]
     if dataclasses.is_dataclass(item):
         part = getattr(message, name)
         part.SetInParent()
@@ -188,7 +187,7 @@ def _fill(message: Message, name: str, item: Any) -> None:
 
 def _values(cls: type[Any], message: Message) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    hints = _hints(cls)
+    hints = typing.get_type_hints(cls)
     for field in dataclasses.fields(cls):
         descriptor = message.DESCRIPTOR.fields_by_name[field.name]
         if descriptor.message_type is not None and descriptor.message_type.GetOptions().map_entry:
@@ -204,7 +203,7 @@ def _values(cls: type[Any], message: Message) -> dict[str, Any]:
     return found
 
 
-def _number(enum: EnumDescriptor | None, item: Any) -> Any:
+def _number(enum: Any, item: Any) -> Any:
     if enum is None:
         return item
     known = {_name(enum, value.number): value.number for value in enum.values}
@@ -213,7 +212,7 @@ def _number(enum: EnumDescriptor | None, item: Any) -> Any:
     return known[item]
 
 
-def _name(enum: EnumDescriptor | None, item: Any) -> Any:
+def _name(enum: Any, item: Any) -> Any:
     if enum is None:
         return item
     value = enum.values_by_number.get(item)
@@ -223,19 +222,14 @@ def _name(enum: EnumDescriptor | None, item: Any) -> Any:
 
 
 @functools.cache
-def _hints(cls: type[Any]) -> dict[str, Any]:
-    return typing.get_type_hints(cls)
-
-
-@functools.cache
-def _message_class(cls: type[Any]) -> type[Message]:
-    found: type[Message] = getattr(teacher_pb2, cls.__name__)
+def _message_class(name: str) -> type[Message]:
+    found: type[Message] = getattr(teacher_pb2, name)
     return found
 
 
 @functools.cache
-def _tensor_fields(cls: type[Any]) -> dict[int, str]:
-    descriptor: Descriptor = _message_class(cls).DESCRIPTOR
+def _tensor_fields(name: str) -> dict[int, str]:
+    descriptor = _message_class(name).DESCRIPTOR
     return {
         field.number: field.name
         for field in descriptor.fields

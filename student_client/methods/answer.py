@@ -1,0 +1,41 @@
+"""What a student learns from an answer A in its own space; the same for one-way and talking."""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional
+
+from student_client.config import MethodConfig
+from student_client.data import Batch
+from student_client.losses import answer_labels, interact, message_variance, task_loss
+from student_client.methods.method import Seen, Terms
+from student_client.students import States
+
+__all__ = ["add_answer_terms"]
+
+
+def add_answer_terms(
+    terms: Terms, config: MethodConfig, seen: Seen, batch: Batch, target: States, answer: torch.Tensor
+) -> None:
+    """Adds L_interact and the two answer-label terms.
+
+    L_interact = || H^g_u - A ||^2 (Talking Models). Answer labels are ours: y_A = g_out(A) learns the
+    labels where there are any, and teaches y on all rows by KL(detach(y_A) || y).
+
+    Args:
+        target: H^g_u pooled to the answer's tokens.
+        answer: A [batch, tokens, d_g].
+    """
+    wanted = answer.detach() if config.detach_target else answer
+    terms.add("interact", config.w_interact, interact(target.hidden, wanted, target.mask))
+    terms.monitors["answer_variance"] = float(message_variance(answer, target.mask))
+    if not (config.w_answer_task or config.w_answer_labels):
+        return
+    read = functional.dropout(answer, config.answer_dropout, seen.student.training)
+    outputs = seen.student.head(States(read, target.mask))  # y_A
+    terms.add("answer_task", config.w_answer_task, task_loss(outputs, batch.labels, batch.labelled))
+    terms.add(
+        "answer_labels",
+        config.w_answer_labels,
+        answer_labels(seen.outputs, outputs, temperature=config.label_temperature),
+    )

@@ -1,0 +1,126 @@
+"""Talking Models (arXiv 2310.03188): the student asks in messages, the teacher answers in kind."""
+
+from __future__ import annotations
+
+import torch
+
+from student_client.codecs import CodecShape, StudentCodec
+from student_client.config import MethodConfig
+from student_client.data import Batch
+from student_client.losses import message_consistency, message_variance, state_consistency
+from student_client.methods.answer import add_answer_terms
+from student_client.methods.method import Method, Seen, Terms, needed
+from student_client.remote import Teacher
+from student_client.students import States, Student
+
+__all__ = ["Talking"]
+
+_PRIME = 1_000_003  # spreads seeds of runs apart
+
+
+class Talking(Method):
+    """L = L_task + w1 L_interact + w2 L_MC + w3 L_SC, in `rounds` exchanges.
+
+    m_g = Enc_g(H^g_l), S_l = Dec_h(m_g), S_u = h_up(S_l), m_h = Enc_h(S_u), A = Dec_g(m_h). What the
+    teacher does of it happens on the server; its gradients come back over the same call. What is our
+    reconstruction and what the paper's is said in docs/methods.md.
+    """
+
+    needs_teacher = True
+    uses_unlabelled = True
+    calls: torch.Tensor
+
+    def __init__(self, config: MethodConfig, student: Student, seed: int) -> None:
+        super().__init__()
+        self.config = config
+        self.seed = seed
+        shape = CodecShape(
+            student.width, config.message_width, config.message_tokens, config.pooling, config.codec_depth
+        )
+        self.codec = StudentCodec(shape, seed)
+        self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+
+    def terms(self, seen: Seen, batch: Batch, teacher: Teacher | None) -> Terms:
+        """All rounds of the conversation on one batch; the terms are their mean over rounds."""
+        config, total = self.config, Terms()
+        if not config.is_active:
+            return total
+        lower, upper = self.codec.pool(seen.lower), self.codec.pool(seen.upper)
+        question = lower
+        for _ in range(config.rounds):
+            message = self.codec.encode(question.hidden)  # m_g = Enc_g(H^g_l): the student speaks
+            views = self._ask(message, question.mask, upper, batch, needed(teacher))
+            answer = self.codec.decode(views["answer"])  # A = Dec_g(m_h): the student reads the answer
+            terms = Terms()
+            add_answer_terms(terms, config, seen, batch, upper, answer)
+            self._add_consistency(terms, views, message, lower, upper)
+            for name, (weight, term) in terms.losses.items():
+                known = total.losses.get(name, (weight, 0.0))[1]
+                total.losses[name] = (weight, known + term / config.rounds)
+            total.monitors |= terms.monitors
+            question = States(answer, upper.mask)  # ours: the next round asks about what was just read
+        return total
+
+    def _ask(
+        self, message: torch.Tensor, mask: torch.Tensor, upper: States, batch: Batch, teacher: Teacher
+    ) -> dict[str, torch.Tensor]:
+        """One exchange with the teacher: the answer, and what the consistency terms need."""
+        config = self.config
+        outputs = ["answer"]
+        inputs = {"message": message}
+        if config.message_tokens == 0:
+            inputs["message_mask"] = mask
+        if config.message_dropout or config.question_scale != 1.0:
+            inputs["message_gate"] = self._gate(message)
+        if config.asks_about_input:
+            inputs |= batch.teacher
+        if config.w_message_consistency and config.pairing == "same_input":
+            outputs += ["teacher_message.enter", "teacher_message.exit"]
+            if config.consistency == "cross":
+                outputs.append("cross_consistency")
+                inputs["message_exit"] = self.codec.encode(upper.hidden)
+        if config.w_state_consistency:
+            outputs.append("state_consistency")
+        return teacher.forward_ports(inputs, outputs)
+
+    def _gate(self, message: torch.Tensor) -> torch.Tensor:
+        """[batch]: `question_scale`, and 0 for rows whose message is dropped (ours: breaks the shortcut)."""
+        self.calls += 1
+        source = torch.Generator().manual_seed(self.seed * _PRIME + int(self.calls))
+        kept = torch.rand(len(message), generator=source) >= self.config.message_dropout
+        return kept.to(message.device, message.dtype) * self.config.question_scale
+
+    def _add_consistency(
+        self, terms: Terms, views: dict[str, torch.Tensor], message: torch.Tensor, lower: States, upper: States
+    ) -> None:
+        config = self.config
+        terms.monitors["message_variance"] = float(message_variance(message, lower.mask))
+        if config.w_message_consistency:
+            terms.add("message_consistency", config.w_message_consistency, self._spoken(views, message, lower, upper))
+        if config.w_state_consistency:
+            returned = views["state_consistency"]
+            for state in (lower, upper):
+                again = self.codec.decode(self.codec.encode(state.hidden))  # L_SC = || Dec_g(Enc_g(H)) - H ||^2
+                returned = returned + state_consistency(state.hidden, again, state.mask)
+            terms.add("state_consistency", config.w_state_consistency, returned)
+
+    def _spoken(
+        self, views: dict[str, torch.Tensor], message: torch.Tensor, lower: States, upper: States
+    ) -> torch.Tensor:
+        """L_MC in the chosen pairing and reading."""
+        reading, temperature = self.config.consistency, self.config.temperature
+        if self.config.pairing == "question_answer":  # || m_g - m_h ||^2
+            pair = (message, lower.mask), (views["answer"], upper.mask)
+            return message_consistency(*pair, reading=reading, temperature=temperature)
+        enter, exit_ = views["teacher_message.enter"], views["teacher_message.exit"]
+        if reading == "cross":  # || Dec_g(Enc_h(H^h)) - H^g ||^2, and the other way round on the server
+            ours = message_consistency((self.codec.decode(enter), None), (lower.hidden, lower.mask), reading=reading)
+            ours = ours + message_consistency(
+                (self.codec.decode(exit_), None), (upper.hidden, upper.mask), reading=reading
+            )
+            return ours + views["cross_consistency"]
+        # || Enc_g(H^g_l) - Enc_h(H^h_l) ||^2 + || Enc_g(H^g_u) - Enc_h(H^h_u) ||^2
+        said = self.codec.encode(upper.hidden)
+        pairs = [((message, lower.mask), (enter, None)), ((said, upper.mask), (exit_, None))]
+        terms = [message_consistency(*pair, reading=reading, temperature=temperature) for pair in pairs]
+        return terms[0] + terms[1]
