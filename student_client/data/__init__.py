@@ -10,13 +10,14 @@ from student_client.data.digits import load_digits
 from student_client.data.fashion_mnist import load_fashion_mnist
 from student_client.data.files import load_file, load_sentence_polarity
 from student_client.data.movielens import load_movielens
-from student_client.data.reuters import load_reuters_r8
+from student_client.data.orange import load_newsgroups, load_reuters_r8
 from student_client.data.splits import Split, Task, TaskData
 from student_client.data.uci_sentiment import load_uci_sentiment
 
 __all__ = ["LOADERS", "Batch", "Split", "Task", "TaskData", "batches", "load_data", "teacher_view"]
 
 LOADERS: dict[str, Callable[[DataConfig], TaskData]] = {
+    "newsgroups": load_newsgroups,
     "reuters_r8": load_reuters_r8,
     "uci_sentiment": load_uci_sentiment,
     "sentence_polarity": load_sentence_polarity,

@@ -36,11 +36,20 @@ class Batch:
 
 
 def batches(
-    view: Tensors, teacher: Tensors, split: Split, batch_size: int, seed: int, epoch: int, start: int = 0
+    view: Tensors,
+    teacher: Tensors,
+    split: Split,
+    batch_size: int,
+    seed: int,
+    epoch: int,
+    start: int = 0,
+    labelled_share: float | None = None,
 ) -> Iterator[Batch]:
     """Gives the batches of one epoch from batch `start` on, the last one perhaps smaller.
 
-    The order is a permutation drawn from (seed, epoch) alone, so a resumed run goes on exactly where it was.
+    The order is drawn from (seed, epoch) alone, so a resumed run goes on exactly where it was. An epoch
+    is one pass over all rows; with `labelled_share` one pass over the unlabelled rows, while the labelled
+    ones come round as often as they must to fill their share of each batch.
     Padded tensors are trimmed to the longest row of the batch.
 
     Args:
@@ -51,6 +60,8 @@ def batches(
         seed: 0 or more.
         epoch: 0 or more.
         start: number of batches of this epoch that are done.
+        labelled_share: part of each batch that is labelled, 0 to 1; 1 leaves the unlabelled rows out, None draws
+            rows without regard to their label.
 
     Raises:
         InvalidSetting: a batch size under 1, or a negative seed, epoch or start.
@@ -64,14 +75,28 @@ def batches(
     for name, tensor in [*view.items(), *teacher.items()]:
         if len(tensor) != len(split):
             raise DataError(f"{name}: {len(tensor)} rows for a split of {len(split)}; make the view of this split")
-    return _batches(view, teacher, split, batch_size, np.random.default_rng([seed, epoch]), start)
+    if labelled_share is not None and not 0 <= labelled_share <= 1:
+        raise InvalidSetting(f"labelled_share: received {labelled_share}, expected 0 to 1, or None")
+    order = _order(split, batch_size, np.random.default_rng([seed, epoch]), labelled_share)
+    return _batches(view, teacher, split, order[start:])
 
 
-def _batches(
-    view: Tensors, teacher: Tensors, split: Split, batch_size: int, rng: np.random.Generator, start: int
-) -> Iterator[Batch]:
-    order = torch.from_numpy(rng.permutation(len(split)))
-    for rows in torch.split(order, batch_size)[start:]:
+def _order(split: Split, batch_size: int, rng: np.random.Generator, labelled_share: float | None) -> list[torch.Tensor]:
+    """The rows of each batch of an epoch."""
+    labelled, unlabelled = (np.flatnonzero(split.labelled.numpy() == wanted) for wanted in (True, False))
+    if labelled_share == 1:
+        return list(torch.split(torch.from_numpy(rng.permutation(labelled)), batch_size))
+    if labelled_share is None or not len(labelled) or not len(unlabelled):
+        return list(torch.split(torch.from_numpy(rng.permutation(len(split))), batch_size))
+    count = min(round(batch_size * labelled_share), batch_size - 1)
+    others = torch.split(torch.from_numpy(rng.permutation(unlabelled)), batch_size - count)
+    rounds = -(-len(others) * count // len(labelled))
+    taught = torch.from_numpy(np.concatenate([rng.permutation(labelled) for _ in range(max(1, rounds))]))
+    return [torch.cat([taught[at * count : (at + 1) * count], rows]) for at, rows in enumerate(others)]
+
+
+def _batches(view: Tensors, teacher: Tensors, split: Split, order: Sequence[torch.Tensor]) -> Iterator[Batch]:
+    for rows in order:
         yield Batch(rows, _take(view, rows), _take(teacher, rows), split.labels[rows], split.labelled[rows])
 
 

@@ -1,0 +1,76 @@
+"""What of the machine the trainer uses: accelerate, determinism, random states; knows no student and no method."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState
+
+from student_client.config import TrainingConfig
+from teaching_protocol.errors import ConfigError
+
+__all__ = ["build_accelerator", "exact_algorithms", "random_state", "set_random_state"]
+
+
+def build_accelerator(training: TrainingConfig, folder: Path) -> Accelerator:
+    """An Accelerator of its own for a run; TensorBoard files go below `folder`.
+
+    Raises:
+        ConfigError: fp16 without a GPU, or more than one process.
+    """
+    # accelerate shares these between all Accelerators of a process: a second run would get the first one's settings.
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+    try:
+        accelerator = Accelerator(
+            mixed_precision=training.mixed_precision,
+            gradient_accumulation_steps=training.accumulation,
+            log_with="tensorboard" if training.tensorboard else None,
+            project_dir=folder,
+            cpu=training.device == "cpu",
+        )
+    except ValueError as error:
+        raise ConfigError(
+            f"training.mixed_precision: received {training.mixed_precision!r}, expected a dtype that this machine "
+            f"trains in ({error}); use bf16 or no"
+        ) from error
+    if accelerator.num_processes > 1:
+        raise ConfigError(
+            f"received {accelerator.num_processes} processes, expected one: a student trains in a process of its own; "
+            "start student-client without a launcher"
+        )
+    return accelerator
+
+
+@contextmanager
+def exact_algorithms(wanted: bool) -> Iterator[None]:
+    """Deterministic algorithms while entered, if wanted."""
+    before = torch.are_deterministic_algorithms_enabled()
+    if wanted:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
+def random_state() -> dict[str, torch.Tensor]:
+    """State of torch's generators: `cpu`, and `cuda.<n>` where there are GPUs; no other is drawn from."""
+    state = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state |= {f"cuda.{place}": each for place, each in enumerate(torch.cuda.get_rng_state_all())}
+    return state
+
+
+def set_random_state(state: Mapping[str, torch.Tensor]) -> None:
+    """Puts torch's generators where `random_state` found them; GPUs that are not here are left out."""
+    torch.set_rng_state(state["cpu"])
+    for place in range(torch.cuda.device_count()):
+        if f"cuda.{place}" in state:
+            torch.cuda.set_rng_state(state[f"cuda.{place}"], place)

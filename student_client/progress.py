@@ -1,0 +1,123 @@
+"""What a run says while it trains: metrics.jsonl, and a bar or plain lines; knows no model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+__all__ = ["Journal", "Means", "Progress"]
+
+Record = Mapping[str, Any]
+
+
+class Journal:
+    """metrics.jsonl: one JSON object a logged step.
+
+    Args:
+        path: the file; its folder exists.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def rewind(self, step: int) -> None:
+        """Drops what was written after a step, or cut short: a resumed run writes it again."""
+        lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
+        kept = [line for line in lines if _step_of(line) <= step]
+        self.path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+
+    def write(self, record: Record) -> None:
+        """Appends a record."""
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+
+class Means:
+    """Means of numbers and scalar tensors by name since they were last taken; no tensor is waited for before."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, tuple[torch.Tensor | float, int]] = {}
+
+    def add(self, values: Mapping[str, torch.Tensor | float]) -> None:
+        """Counts one more value of each name."""
+        for name, value in values.items():
+            total, count = self._sums.get(name, (0.0, 0))
+            self._sums[name] = (total + value, count + 1)
+
+    def take(self) -> dict[str, float]:
+        """Gives the means and starts again."""
+        means = {name: float(total) / count for name, (total, count) in self._sums.items()}
+        self._sums = {}
+        return means
+
+
+class Progress:
+    """A bar on a terminal; elsewhere a plain line a record, which a log keeps readable.
+
+    Args:
+        label: what the run is called.
+        file: where to write; None is the standard output.
+        quiet: say nothing at all.
+    """
+
+    def __init__(self, label: str, file: TextIO | None = None, quiet: bool = False) -> None:
+        self.label = label
+        self._console = Console(file=file, quiet=quiet, highlight=False, markup=False, emoji=False)
+        self._bar: Bar | None = None
+        self._task = TaskID(0)
+        self._total = 0
+
+    def start(self, total: int, done: int) -> None:
+        """Begins at step `done` of `total`."""
+        self._total = total
+        if self._console.is_terminal and not self._console.quiet:
+            columns = (TextColumn("{task.description}"), BarColumn(20), MofNCompleteColumn(), TimeRemainingColumn())
+            self._bar = Bar(*columns, TextColumn("{task.fields[text]}"), console=self._console)
+            self._task = self._bar.add_task(self.label, total=total, completed=done, text="")
+            self._bar.start()
+
+    def advance(self, step: int) -> None:
+        """Moves the bar to a step."""
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step)
+
+    def show(self, record: Record) -> None:
+        """Shows a record of metrics.jsonl."""
+        if self._bar is not None:
+            self._bar.update(self._task, text=_summary(record))
+        else:
+            self.say(f"step {record['step']}/{self._total}  {_summary(record)}")
+
+    def say(self, sentence: str) -> None:
+        """Writes one line."""
+        self._console.print(f"{self.label}: {sentence}", soft_wrap=True)
+
+    def close(self) -> None:
+        """Takes the bar away; harmless when repeated."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+
+def _summary(record: Record) -> str:
+    parts = " ".join(f"{name} {value:.3f}" for name, value in record["parts"].items())
+    said = [f"loss {record['loss']:.4f} ({parts})"]
+    said += [f"{name} {value:.3f}" for name, value in record["monitors"].items() if name.endswith("variance")]
+    if "teacher_latency_s" in record:
+        said.append(f"teacher {1e3 * record['teacher_latency_s']:.0f} ms")
+    said += [f"validation {name} {value:.4f}" for name, value in record.get("validation", {}).items() if name != "loss"]
+    return "  ".join(said)
+
+
+def _step_of(line: str) -> float:
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return float("inf")

@@ -1,0 +1,32 @@
+"""One extra process that serves every tiny teacher the integration tests share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.integration.processes import Address, ServerProcess
+from tests.unit.teacher_server.tiny_models import MODEL_TYPES
+
+
+@pytest.fixture(scope="session")
+def servers(
+    model_folder: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, Address]]:
+    """By name: every family, and BERT under other configurations."""
+    gates = tmp_path_factory.mktemp("gates")
+    configs: dict[str, dict[str, Any]] = {name: {"metrics_port": -1} for name in MODEL_TYPES}
+    configs["bert"] = {}
+    configs["strict"] = {"message_bytes": 100_000, "max_rows": 16, "max_tokens": 32, "gate": str(gates / "strict")}
+    configs["short_lease"] = {"lease_s": 0.3}
+    configs["tight"] = {"permits": 1, "gate": str(gates / "tight")}
+    configs["forgetful"] = {"graph_cache_bytes": 0, "session_input_bytes": 0}
+    configs |= {name: {"deterministic": True} for name in ("alone_a", "alone_b", "together")}
+    for name, config in configs.items():
+        config["model"] = str(model_folder(name if name in MODEL_TYPES else "bert"))
+    process = ServerProcess(configs)
+    yield process.addresses
+    assert process.close() == 0
