@@ -178,8 +178,14 @@ class TrainingConfig(BaseModel):
     epochs: int = Field(10, ge=1, description="Passes over the training rows, where `max_steps` is not given.")
     max_steps: int | None = Field(None, ge=1, description="Optimizer steps; given, `epochs` is not read.")
     batch_size: int = Field(32, ge=1, description="Examples of one microbatch.")
+    labelled_share: float | None = Field(
+        0.5,
+        ge=0.0,
+        le=1.0,
+        description="Part of each batch that is labelled, where unlabelled rows teach; None draws from all alike.",
+    )
     accumulation: int = Field(1, ge=1, description="Microbatches of one optimizer step.")
-    lr: float = Field(5e-4, gt=0.0, description="Peak learning rate of the student and its codec.")
+    lr: float = Field(1e-3, gt=0.0, description="Peak learning rate of the student and its codec.")
     weight_decay: float = Field(0.01, ge=0.0, description="Weight decay of AdamW.")
     schedule: Literal["linear", "cosine", "constant"] = Field(
         "linear", description="How the learning rate of both sides falls after the warm-up."

