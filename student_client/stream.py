@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import torch
 
 from student_client.config import TrainingConfig
-from student_client.data import Batch, Split, batches, teacher_view
+from student_client.data import Batch, Split, batches, count_batches, teacher_view
 from student_client.students import Student
-from teaching_protocol.errors import DataError
 
-__all__ = ["Place", "Stream", "labelled_rows"]
+__all__ = ["Place", "Stream"]
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,7 @@ class Stream:
     Args:
         split: the training rows.
         student: makes its view of them.
-        training: batch size and seed.
+        training: batch size, labelled share and seed.
         for_teacher: whether the teacher's view comes along.
         device: where the student's inputs and the labels go; the teacher's view stays, it is packed from there.
     """
@@ -39,15 +38,12 @@ class Stream:
     ) -> None:
         self.split = split
         self.place = Place()
+        self.epoch_batches = count_batches(split, training.batch_size, training.labelled_share)
+        """Batches of one epoch."""
         self._training, self._device = training, device
         self._view: Mapping[str, torch.Tensor] = student.view(split)
         self._teacher_view: Mapping[str, torch.Tensor] = teacher_view(split) if for_teacher else {}
         self._epoch: Iterator[Batch] | None = None
-
-    @property
-    def epoch_batches(self) -> int:
-        """Batches of one epoch."""
-        return -(-len(self.split) // self._training.batch_size)
 
     def go_to(self, place: Place) -> None:
         """Goes on behind `place`."""
@@ -66,7 +62,14 @@ class Stream:
     def _open(self) -> Iterator[Batch]:
         training, place = self._training, self.place
         return batches(
-            self._view, self._teacher_view, self.split, training.batch_size, training.seed, place.epoch, place.batch
+            self._view,
+            self._teacher_view,
+            self.split,
+            training.batch_size,
+            training.seed,
+            place.epoch,
+            place.batch,
+            training.labelled_share,
         )
 
     def _placed(self, batch: Batch) -> Batch:
@@ -76,22 +79,3 @@ class Stream:
             labels=batch.labels.to(self._device),
             labelled=batch.labelled.to(self._device),
         )
-
-
-def labelled_rows(split: Split) -> Split:
-    """The rows that have a label, for a method that learns nothing from the others.
-
-    Raises:
-        DataError: there is none.
-    """
-    rows = split.labelled.nonzero().flatten()
-    if not len(rows):
-        raise DataError(f"none of the {len(split)} training rows has a label; raise data.labelled")
-    if len(rows) == len(split):
-        return split
-    columns = {name: _taken(column, rows) for name, column in split.columns.items()}
-    return Split(columns, _taken(split.teacher, rows), split.labels[rows], split.labelled[rows])
-
-
-def _taken(column: Sequence[str] | torch.Tensor, rows: torch.Tensor) -> Sequence[str] | torch.Tensor:
-    return column[rows] if isinstance(column, torch.Tensor) else [column[row] for row in rows.tolist()]

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -20,11 +20,12 @@ from student_client.methods import Methods, Outcome
 from student_client.optimization import JointOptimizer
 from student_client.progress import Journal, Progress, Records
 from student_client.remote import Teacher
-from student_client.stream import Place, Stream, labelled_rows
+from student_client.result import Result
+from student_client.stream import Place, Stream
 from student_client.students import Student, load_student
 from teaching_protocol.errors import ConfigError, NonFiniteError, StateMismatch
 
-__all__ = ["Position", "Result", "Trainer"]
+__all__ = ["Position", "Trainer"]
 
 
 @dataclass
@@ -40,28 +41,6 @@ class Position:
     best: float | None = None
     best_step: int = 0
     waited: int = 0
-    warned: bool = False
-
-
-@dataclass(frozen=True)
-class Result:
-    """What came of a run, as written to result.json; `test` is that of the best student, scored once."""
-
-    method: str
-    metric: str
-    validation: float
-    test: float
-    test_loss: float
-    test_macro_f1: float | None
-    best_step: int
-    parameters: int
-    codec_parameters: int
-    steps: int
-    epochs: int
-    wall_s: float
-    teacher_s: float
-    device: str
-    seed: int
 
 
 class Trainer:
@@ -93,8 +72,8 @@ class Trainer:
         self.student: Student = student.to(device)
         self.method: Methods = method.to(device)
         learns_from_all = method.uses_unlabelled and config.method.is_active
-        rows = data.train if learns_from_all else labelled_rows(data.train)
-        self.stream = Stream(rows, student, config.training, teacher is not None, device)
+        training = config.training if learns_from_all else config.training.model_copy(update={"labelled_share": 1.0})
+        self.stream = Stream(data.train, student, training, teacher is not None, device)
         self.total_steps = _total_steps(config, self.stream.epoch_batches)
         self.optimizer = JointOptimizer(config, self.accelerator, student, method, teacher, self.total_steps)
         self.position = Position()
@@ -102,6 +81,7 @@ class Trainer:
         self.records = Records(Journal(config.output / "metrics.jsonl"), self.progress, self.accelerator)
         self._validation_view = student.view(data.validation)
         self._saved_step = -1
+        self._clock_start = self._teacher_start = 0.0
 
     @property
     def is_done(self) -> bool:
@@ -173,10 +153,8 @@ class Trainer:
         if self.teacher is not None and found.session is not None:
             self.teacher.import_state(found.session)
         if found.best is not None:
-            draft = self.config.output / ".student"
-            shutil.rmtree(draft, ignore_errors=True)
-            shutil.copytree(found.best, draft)
-            replace_folder(draft, self.config.output / "student")
+            shutil.copytree(found.best, self._draft())
+            self._keep_best()
         self._saved_step = found.step
 
     def _open(self) -> None:
@@ -199,6 +177,7 @@ class Trainer:
 
     def _step(self) -> None:
         """One step of both sides: the diagram of docs/architecture.md, from the student's end."""
+        waited_s = self._waited_s()
         for _ in range(self.config.training.accumulation):
             batch = self.stream.next()
             with self.accelerator.accumulate(self.method):
@@ -207,7 +186,10 @@ class Trainer:
                 self._check(outcome)
                 self.optimizer.backward(outcome.loss)
             self.records.add(outcome.loss, outcome.parts, outcome.monitors)
-        self.records.watch(self.optimizer.step(self.position.step))
+        monitors = self.optimizer.step(self.position.step)
+        if self.teacher is not None:
+            monitors |= {"teacher_latency_s": self._waited_s() - waited_s}
+        self.records.watch(monitors)
         self.position.step += 1
 
     def _report(self) -> None:
@@ -223,7 +205,9 @@ class Trainer:
                 "seconds": round(self.position.seconds, 3),
                 "teacher_s": round(self.position.teacher_s, 3),
             }
-            self.records.write(step, facts, None if scores is None else scores.as_dict())
+            monitors = self.records.write(step, facts, None if scores is None else scores.as_dict())
+            if step > training.warmup_steps:
+                self.records.warn_of_collapse(monitors)
         if step % training.checkpoint_every == 0:
             self.save()
 
@@ -232,11 +216,17 @@ class Trainer:
         self.position.waited += 1
         if scores.better_than(self.position.best):
             self.position.best, self.position.best_step, self.position.waited = scores.value, self.position.step, 0
-            draft = self.config.output / ".student"
-            shutil.rmtree(draft, ignore_errors=True)
-            self.student.save(draft)
-            replace_folder(draft, self.config.output / "student")
+            self.student.save(self._draft())
+            self._keep_best()
         return scores
+
+    def _draft(self) -> Path:
+        draft = self.config.output / ".student"
+        shutil.rmtree(draft, ignore_errors=True)
+        return draft
+
+    def _keep_best(self) -> None:
+        replace_folder(self.config.output / ".student", self.config.output / "student")
 
     def _finish(self) -> Result:
         """Scores the best student on the test split, this once, and writes result.json."""
@@ -260,15 +250,14 @@ class Trainer:
             device=str(self.accelerator.device),
             seed=self.config.training.seed,
         )
-        path = self.config.output / "result.json"
-        path.write_text(json.dumps(asdict(result), indent=2) + "\n", encoding="utf-8")
+        result.write(self.config.output)
         return result
 
     def _check(self, outcome: Outcome) -> None:
         if self.accelerator.scaler is None and not torch.isfinite(outcome.loss):
             values = ", ".join(f"{name} {float(value):g}" for name, value in outcome.parts.items())
             raise NonFiniteError(
-                f"step {self.position.step + 1}: the loss is {float(outcome.loss)} ({values}), expected a number; "
+                f"step {self.position.step + 1}: the loss is {outcome.loss.item()} ({values}), expected a number; "
                 "lower training.lr, or the weight of the part that grew"
             )
 
@@ -278,6 +267,9 @@ class Trainer:
 
     def _teacher_seconds(self) -> float:
         return 0.0 if self.teacher is None else self.teacher.seconds
+
+    def _waited_s(self) -> float:
+        return 0.0 if self.teacher is None else self.teacher.wait_s
 
 
 def _total_steps(config: RunConfig, epoch_batches: int) -> int:

@@ -72,12 +72,13 @@ class TeacherCodec(nn.Module):
         """[batch, message tokens, tokens], rows sum to one over the real tokens."""
         count, (batch, tokens) = self.shape.message_tokens, mask.shape
         if self.shape.pooling == "attention":
-            scores = self.queries[str(states.shape[-1])] @ states.transpose(1, 2) / states.shape[-1] ** 0.5
+            scores: torch.Tensor = (
+                self.queries[str(states.shape[-1])] @ states.transpose(1, 2) / states.shape[-1] ** 0.5
+            )
             return scores.masked_fill(~mask[:, None, :], torch.finfo(scores.dtype).min).softmax(-1)
         if self.shape.pooling == "cls":
             weights = torch.eye(count, tokens, dtype=states.dtype, device=states.device).expand(batch, -1, -1)
-            first: torch.Tensor = weights * mask[:, None, :]
-            return first
+            return weights * mask[:, None, :]
         return _segments(mask, count).to(states.dtype)
 
 

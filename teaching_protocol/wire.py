@@ -15,8 +15,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
 import torch
-from google.protobuf.internal.decoder import _DecodeVarint  # type: ignore[attr-defined]
-from google.protobuf.internal.encoder import _VarintBytes  # type: ignore[attr-defined]
 from google.protobuf.message import DecodeError, Message
 
 from teaching_protocol import verbs
@@ -59,7 +57,8 @@ METHODS: tuple[Method, ...] = (
 )
 
 _LEN = 2  # protobuf's wire type for length-delimited fields
-_DTYPE, _SHAPE, _DATA = 1, 2, 3  # field numbers of Tensor
+_VARINT_BYTES = 10  # of a 64-bit number
+_DATA = 3  # field number of Tensor.data
 _KEY, _VALUE = 1, 2  # field numbers of a map entry
 
 
@@ -122,11 +121,11 @@ def read(cls: type[V], data: bytes) -> V:
 def _tensor_entry(number: int, name: str, tensor: torch.Tensor, compression: str | None) -> list[bytes | memoryview]:
     packed = pack(tensor, compression)
     meta = tensor_pb2.Tensor(dtype=packed.dtype, shape=packed.shape).SerializeToString()  # type: ignore[arg-type]
-    meta += _tag(_DATA) + _VarintBytes(len(packed.data))
+    meta += _tag(_DATA) + _varint(len(packed.data))
     value_bytes = len(meta) + len(packed.data)
     key = name.encode()
-    head = _tag(_KEY) + _VarintBytes(len(key)) + key + _tag(_VALUE) + _VarintBytes(value_bytes)
-    return [_tag(number) + _VarintBytes(len(head) + value_bytes), head + meta, packed.data]
+    head = _tag(_KEY) + _varint(len(key)) + key + _tag(_VALUE) + _varint(value_bytes)
+    return [_tag(number) + _varint(len(head) + value_bytes), head + meta, packed.data]
 
 
 def _read_entry(entry: memoryview) -> tuple[str, torch.Tensor]:
@@ -151,13 +150,13 @@ def _fields(data: memoryview) -> Iterator[tuple[int, int, int, int]]:
     position, size = 0, len(data)
     while position < size:
         start = position
-        tag, position = _DecodeVarint(data, position)
+        tag, position = _read_varint(data, position)
         kind, body = tag & 7, position
         if kind == _LEN:
-            length, body = _DecodeVarint(data, position)
+            length, body = _read_varint(data, position)
             position = body + length
         elif kind == 0:
-            _, position = _DecodeVarint(data, position)
+            _, position = _read_varint(data, position)
         elif kind in (1, 5):
             position += 8 if kind == 1 else 4
         else:
@@ -168,8 +167,27 @@ def _fields(data: memoryview) -> Iterator[tuple[int, int, int, int]]:
 
 
 def _tag(number: int) -> bytes:
-    tag: bytes = _VarintBytes(number << 3 | _LEN)
-    return tag
+    return _varint(number << 3 | _LEN)
+
+
+def _varint(number: int) -> bytes:
+    """Protobuf's base-128 number: seven bits a byte, lowest first, the top bit set on all but the last."""
+    found = bytearray()
+    while number > 0x7F:
+        found.append(number & 0x7F | 0x80)
+        number >>= 7
+    return bytes((*found, number))
+
+
+def _read_varint(data: memoryview, position: int) -> tuple[int, int]:
+    """The number at `position` and the position behind it."""
+    number = 0
+    for place in range(_VARINT_BYTES):
+        byte = data[position + place]
+        number |= (byte & 0x7F) << (7 * place)
+        if byte < 0x80:
+            return number, position + place + 1
+    raise DecodeError(f"a number of more than {_VARINT_BYTES} bytes at byte {position}")
 
 
 def _fill(message: Message, name: str, item: Any) -> None:
@@ -187,7 +205,7 @@ def _fill(message: Message, name: str, item: Any) -> None:
 
 def _values(cls: type[Any], message: Message) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    hints = typing.get_type_hints(cls)
+    hints = _hints(cls.__name__)
     for field in dataclasses.fields(cls):
         descriptor = message.DESCRIPTOR.fields_by_name[field.name]
         if descriptor.message_type is not None and descriptor.message_type.GetOptions().map_entry:
@@ -219,6 +237,11 @@ def _name(enum: Any, item: Any) -> Any:
     if value is None:
         raise InvalidSetting(f"unknown {enum.name.lower()} number {item}")
     return "none" if item == 0 else value.name.removeprefix(f"{enum.name.upper()}_").lower()
+
+
+@functools.cache
+def _hints(name: str) -> dict[str, Any]:
+    return typing.get_type_hints(getattr(verbs, name))
 
 
 @functools.cache

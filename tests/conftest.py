@@ -12,6 +12,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 import torch
 
+from teacher_server.split import FrozenTeacher
+
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
@@ -34,6 +36,14 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pa
         return path
 
     return folder
+
+
+@pytest.fixture(scope="session")
+def bert() -> FrozenTeacher:
+    """A tiny frozen BERT of four layers, width 32, with a head and a tokenizer."""
+    from tests.unit.teacher_server.tiny_models import tiny_model, tiny_tokenizer
+
+    return FrozenTeacher(tiny_model("bert"), "tiny-bert", tokenizer=tiny_tokenizer())
 
 
 @pytest.fixture(autouse=True)

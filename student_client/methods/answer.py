@@ -32,10 +32,9 @@ def add_answer_terms(
     if not (config.w_answer_task or config.w_answer_labels):
         return
     read = functional.dropout(answer, config.answer_dropout, seen.student.training)
-    outputs = seen.student.head(States(read, target.mask))  # y_A
-    terms.add("answer_task", config.w_answer_task, task_loss(outputs, batch.labels, batch.labelled))
-    terms.add(
-        "answer_labels",
-        config.w_answer_labels,
-        answer_labels(seen.outputs, outputs, temperature=config.label_temperature),
-    )
+    learner = seen.student.head(States(read, target.mask))
+    terms.add("answer_task", config.w_answer_task, task_loss(learner, batch.labels, batch.labelled))
+    with torch.no_grad():
+        label = seen.student.head(States(answer, target.mask))  # y_A, the answer as it is
+    soft = answer_labels(seen.outputs, label, temperature=config.label_temperature)
+    terms.add("answer_labels", config.w_answer_labels, soft)

@@ -83,7 +83,8 @@ class Methods(nn.Module):
         upper = student.upper(lower)
         seen = Seen(student, lower, upper, student.head(upper))
         task = task_loss(seen.outputs, batch.labels, batch.labelled)
-        loss, parts, monitors = task, {"task": task.detach()}, {}
+        loss, parts = task, {"task": task.detach()}
+        monitors: dict[str, float] = {}
         for method in self._each():
             terms = method.terms(seen, batch, teacher)
             monitors |= terms.monitors

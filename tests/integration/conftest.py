@@ -18,14 +18,15 @@ def servers(
 ) -> Iterator[dict[str, Address]]:
     """By name: every family, and BERT under other configurations."""
     gates = tmp_path_factory.mktemp("gates")
-    configs: dict[str, dict[str, Any]] = {name: {"metrics_port": -1} for name in MODEL_TYPES}
-    configs["bert"] = {}
+    configs: dict[str, dict[str, Any]] = {name: {} for name in MODEL_TYPES}
     configs["strict"] = {"message_bytes": 100_000, "max_rows": 16, "max_tokens": 32, "gate": str(gates / "strict")}
     configs["short_lease"] = {"lease_s": 0.3}
     configs["tight"] = {"permits": 1, "gate": str(gates / "tight")}
     configs["forgetful"] = {"graph_cache_bytes": 0, "session_input_bytes": 0}
     configs |= {name: {"deterministic": True} for name in ("alone_a", "alone_b", "together")}
     for name, config in configs.items():
+        if name not in ("bert", "strict", "short_lease", "tight", "forgetful"):
+            config["metrics_port"] = -1
         config["model"] = str(model_folder(name if name in MODEL_TYPES else "bert"))
     process = ServerProcess(configs)
     yield process.addresses

@@ -94,7 +94,7 @@ def test_every_family(model_type: str, servers: dict[str, Address], locals_: Cal
     assert remote["gradient of message_gate"].abs().sum() > 0
 
 
-@pytest.mark.parametrize("model_type", ["bert", "llama", "gpt2", "t5", "mpnet", "vit", "resnet", "efficientnet"])
+@pytest.mark.parametrize("model_type", ["bert", "llama", "gpt2", "t5", "mpnet", "vit", "resnet"])
 @pytest.mark.parametrize("tokens", [1, 4])
 def test_message_tokens(
     model_type: str, tokens: int, servers: dict[str, Address], locals_: Callable[[str], Any]

@@ -1,0 +1,205 @@
+"""The command `student-client`: flags to a configuration, errors to one line; trains nothing itself."""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any, get_args
+
+import torch
+import typer
+import yaml
+from rich.console import Console
+
+from student_client.checkpoints import checkpoint_folders
+from student_client.config import DataConfig, DataName, RunConfig, load_run_config
+from student_client.demo import Demo, run_demo
+from student_client.evaluate import SplitName, evaluate_run
+from student_client.progress import Progress
+from student_client.runs import open_run
+from student_client.transport import GrpcTransport
+from teaching_protocol.errors import ConfigError, ServiceError, SessionNotFound, TeachingError
+from teaching_protocol.verbs import Call, DescribeReply, DescribeRequest
+
+__all__ = ["build_app", "main"]
+
+_PINGS = 10
+_CARD = (
+    "model_name",
+    "model_hash",
+    "family",
+    "layers",
+    "entry",
+    "exit",
+    "dtype",
+    "heads",
+    "input_ports",
+    "output_ports",
+)
+
+
+def main() -> None:
+    """Runs the command line; an error of the teaching tree is one line on the standard error and exit code 1."""
+    try:
+        build_app()()
+    except TeachingError as error:
+        said = "; ".join([str(error), *getattr(error, "__notes__", [])])
+        sys.stderr.write(f"student-client: {' '.join(said.split())}\n")
+        sys.exit(1)
+
+
+def build_app() -> typer.Typer:
+    """The commands, without running one."""
+    app = typer.Typer(
+        help="Trains students against a served teacher.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+    )
+    for command in (train, evaluate, ping, demo):
+        app.command()(command)
+    return app
+
+
+def train(
+    config: Annotated[Path | None, typer.Option(help="YAML or TOML file; flags are laid over it.")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Data set by name, or a CSV, JSONL or Parquet file of yours.")
+    ] = None,
+    text_column: Annotated[str | None, typer.Option(help="Column of your file that holds the text.")] = None,
+    label_column: Annotated[str | None, typer.Option(help="Column of your file that holds the label.")] = None,
+    labelled: Annotated[int | None, typer.Option(help="Training rows that keep their label.")] = None,
+    unlabelled: Annotated[int | None, typer.Option(help="Training rows that join without a label.")] = None,
+    method: Annotated[str | None, typer.Option(help="task_only, one_way, talking, or several with commas.")] = None,
+    teacher: Annotated[str | None, typer.Option(help="Address of the teacher server, HOST:PORT.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder of the run.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Seed of student, codecs and order; the splits keep data.seed.")
+    ] = None,
+    max_steps: Annotated[int | None, typer.Option(help="Optimizer steps.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="Any field, as training.lr=1e-3; may be repeated.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint of the output.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Give up the run that the output holds.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress, only the result.")] = False,
+) -> None:
+    """Trains one student; Ctrl-C or SIGTERM ends it after its step, to go on later with --resume."""
+    flags: dict[str, Any] = {
+        "data.text_column": text_column,
+        "data.label_column": label_column,
+        "data.labelled": labelled,
+        "data.unlabelled": unlabelled,
+        "method.names": method,
+        "teacher.address": teacher,
+        "output": output,
+        "training.max_steps": max_steps,
+        **dict.fromkeys(("student.seed", "method.seed", "training.seed"), seed),
+        **_data_fields(data),
+    }
+    given = {field: value for field, value in flags.items() if value is not None}
+    given |= dict(_setting(each) for each in settings or ())
+    if resume and config is None and output is not None:
+        config = output / "config.json"
+    _train(load_run_config(config, given), resume, overwrite, quiet)
+
+
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="Folder of a run.")],
+    split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
+) -> None:
+    """Scores the best student of a run, alone: no teacher and no codec."""
+    if split not in get_args(SplitName):
+        raise ConfigError(f"--split: received {split!r}, expected one of {', '.join(get_args(SplitName))}")
+    scores = evaluate_run(run, split)  # type: ignore[arg-type]
+    named = "  ".join(f"{name} {value:.4f}" for name, value in scores.as_dict().items())
+    typer.echo(f"{split}: {named}  ({scores.rows} rows)")
+
+
+def ping(
+    address: Annotated[str, typer.Argument(help="HOST:PORT of a teacher server.")],
+    deadline_s: Annotated[float, typer.Option(help="Seconds to wait for an answer.")] = 5.0,
+) -> None:
+    """Asks a teacher for its card, and how long an answer takes."""
+    transport = GrpcTransport(address, patience_s=0.0)
+    try:
+        times, card = [], DescribeReply()
+        for _ in range(_PINGS + 1):  # the first one opens the connection
+            began = time.monotonic()
+            card = transport.describe(DescribeRequest(), Call(began + deadline_s))
+            times.append(time.monotonic() - began)
+    finally:
+        transport.close()
+    for field in _CARD:
+        value = getattr(card, field)
+        typer.echo(f"{field:<14}{', '.join(value) if isinstance(value, tuple) else value}")
+    typer.echo(f"{'round trip':<14}{1e3 * statistics.median(times[1:]):.2f} ms (median of {_PINGS})")
+
+
+def demo(
+    output: Annotated[Path, typer.Option(help="Folder of everything the demo writes; emptied first.")] = Path(
+        "runs/demo"
+    ),
+    data: Annotated[
+        str | None, typer.Option(help="A CSV, JSONL or Parquet file of yours, or a data set by name.")
+    ] = None,
+    text_column: Annotated[str, typer.Option(help="Column of your file that holds the text.")] = "text",
+    label_column: Annotated[str, typer.Option(help="Column of your file that holds the label.")] = "label",
+    labelled: Annotated[int, typer.Option(help="Training rows that keep their label.")] = 300,
+    unlabelled: Annotated[int, typer.Option(help="Training rows that join without a label.")] = 1500,
+    model: Annotated[str | None, typer.Option(help="Teacher to serve instead of MiniLM.")] = None,
+    steps: Annotated[int, typer.Option(help="Optimizer steps of each student.")] = Demo.steps,
+    seed: Annotated[int, typer.Option(help="Seed of students, codecs and order.")] = 0,
+) -> None:
+    """Starts a teacher server and three students at once (task only, one-way, talking), and compares them."""
+    chosen = Demo().data
+    if data is not None:
+        fields = _data_fields(data) | {"data.text_column": text_column, "data.label_column": label_column}
+        chosen = DataConfig.model_validate({name.removeprefix("data."): value for name, value in fields.items()})
+    chosen = chosen.model_copy(update={"labelled": labelled, "unlabelled": unlabelled})
+    run_demo(Demo(output, chosen, model, steps, seed), Console())
+
+
+def _train(config: RunConfig, resume: bool, overwrite: bool, quiet: bool) -> None:
+    if config.training.threads:
+        torch.set_num_threads(config.training.threads)
+    progress = Progress("+".join(config.method.names), quiet=quiet)
+    with open_run(config, resume=resume, overwrite=overwrite, progress=progress) as trainer:
+        try:
+            result = trainer.run()
+        except (ServiceError, SessionNotFound) as error:
+            if checkpoint_folders(config.output / "checkpoints"):
+                error.add_note(f"then go on with: student-client train --resume --output {config.output}")
+            raise
+    if result is None:
+        typer.echo(
+            f"ended after step {trainer.position.step} of {trainer.total_steps}; "
+            f"go on with: student-client train --resume --output {config.output}"
+        )
+        raise typer.Exit(128 + trainer.interrupts.signal)
+    typer.echo(
+        f"{result.method}: test {result.metric} {result.test:.4f} (validation {result.validation:.4f}) after "
+        f"{result.steps} steps, {result.wall_s:.0f} s, teacher {result.teacher_s:.0f} s; student in {config.output / 'student'}"
+    )
+
+
+def _data_fields(data: str | None) -> dict[str, Any]:
+    if data is None or data in get_args(DataName):
+        return {"data.name": data}
+    if not Path(data).exists():
+        raise ConfigError(
+            f"--data: received {data!r}, expected one of {', '.join(get_args(DataName))}, or a file that exists"
+        )
+    return {"data.name": "file", "data.path": data}
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    field, equals, value = text.partition("=")
+    if not equals or not field:
+        raise ConfigError(f"--set: received {text!r}, expected field=value, such as training.lr=1e-3")
+    try:
+        return field, yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {field}: received {value!r}, expected a YAML value: {error}") from error

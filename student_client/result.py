@@ -1,0 +1,53 @@
+"""What came of a run, as result.json of its folder holds it; knows no trainer."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from teaching_protocol.errors import ConfigError
+
+__all__ = ["Result"]
+
+
+@dataclass(frozen=True)
+class Result:
+    """Scores of the best student, and what they cost.
+
+    `validation` chose the best student, after step `best_step`; `test` was scored once, at the end. `parameters` are
+    the student's alone; `codec_parameters` those it trained with and has left behind.
+    """
+
+    method: str
+    metric: str
+    validation: float
+    test: float
+    test_loss: float
+    test_macro_f1: float | None
+    best_step: int
+    parameters: int
+    codec_parameters: int
+    steps: int
+    epochs: int
+    wall_s: float
+    teacher_s: float
+    device: str
+    seed: int
+
+    def write(self, folder: Path) -> None:
+        """Writes result.json to a run's folder."""
+        (folder / "result.json").write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def read(cls, folder: Path) -> Result:
+        """Reads result.json of a run's folder.
+
+        Raises:
+            ConfigError: the run has not ended, or the file is none of ours.
+        """
+        path = folder / "result.json"
+        try:
+            return cls(**json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
+            raise ConfigError(f"{path} holds no result: {error}; let the run end first") from error

@@ -1,0 +1,119 @@
+"""One run from its configuration: data, student, method, teacher and trainer put together; trains nothing itself."""
+
+from __future__ import annotations
+
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import torch
+
+from student_client.config import RunConfig, TeacherConfig
+from student_client.data import TaskData, load_data
+from student_client.methods import build_methods, check_card, session_options
+from student_client.progress import Progress
+from student_client.remote import InProcessTeacher, RemoteTeacher, SessionOptions, Teacher
+from student_client.result import Result
+from student_client.students import build_student
+from student_client.trainer import Trainer
+from teaching_protocol.errors import ConfigError
+from teaching_protocol.verbs import OptimizerSettings, TeacherVerbs
+
+__all__ = ["open_run", "train"]
+
+_WRITTEN = ("config.json", "metrics.jsonl", "result.json", "checkpoints", "student", "tensorboard")
+
+
+def train(
+    config: RunConfig,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    teacher: TeacherVerbs | None = None,
+    progress: Progress | None = None,
+) -> Result | None:
+    """Trains one student to its end; None if a signal ended it before, with a checkpoint to resume from.
+
+    Args:
+        config: of the run.
+        resume: go on from the newest checkpoint of the output folder.
+        overwrite: remove what an earlier run left in the output folder.
+        teacher: a teacher in this process (`teacher_server.local.local_teacher`) in place of the one at the address.
+        progress: where to report; None reports to the standard output.
+
+    Raises:
+        ConfigError: a configuration that cannot be used, or an output folder that holds another run.
+        DataError: data that cannot be had.
+        TeachingError: the teacher refuses or cannot go on.
+    """
+    with open_run(config, resume=resume, overwrite=overwrite, teacher=teacher, progress=progress) as trainer:
+        return trainer.run()
+
+
+@contextmanager
+def open_run(
+    config: RunConfig,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    teacher: TeacherVerbs | None = None,
+    progress: Progress | None = None,
+) -> Iterator[Trainer]:
+    """Gives the trainer of a run, ready to `run`, with its session open; arguments and errors as of `train`."""
+    _claim(config.output, resume, overwrite)
+    data = load_data(config.data)
+    student = build_student(config.student, data)
+    method = build_methods(config.method, student, config.method.seed)
+    with ExitStack() as stack:
+        session = _session(config, data, teacher) if method.needs_teacher else None
+        if session is not None:
+            stack.callback(session.leave)
+            check_card(session.card, ("image",) if isinstance(data.train.teacher, torch.Tensor) else ("text",))
+            session.enroll()
+        trainer = Trainer(config, data, student, method, session, progress)
+        if resume:
+            trainer.resume()
+        yield trainer
+
+
+def _claim(output: Path, resume: bool, overwrite: bool) -> None:
+    """Refuses a folder that holds a run, unless it is resumed or given up."""
+    found = [name for name in _WRITTEN if (output / name).exists()]
+    if resume or not found:
+        return
+    if not overwrite:
+        raise ConfigError(
+            f"output: received {output}, which holds a run already ({', '.join(found)}); "
+            "go on with it by --resume, give it up by --overwrite, or give another output"
+        )
+    for name in found:
+        path = output / name
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def _session(config: RunConfig, data: TaskData, teacher: TeacherVerbs | None) -> Teacher:
+    if config.teacher is None and teacher is None:
+        raise ConfigError(
+            f"teacher: received none, expected one for the method {', '.join(config.method.names)}; "
+            "start `teacher-server serve` and give its address by --teacher HOST:PORT"
+        )
+    wanted = config.teacher or TeacherConfig.model_validate({})
+    options = session_options(config.method, data.task.name, config.method.seed)
+    options |= SessionOptions(
+        optimizer=OptimizerSettings(name=wanted.optimizer, weight_decay=wanted.weight_decay),
+    )
+    if wanted.entry is not None:
+        options["entry"] = wanted.entry
+    if wanted.exit is not None:
+        options["exit"] = wanted.exit
+    name = wanted.student or f"{config.output.name}-{uuid.uuid4().hex[:8]}"
+    if teacher is not None:
+        return InProcessTeacher(teacher, student=name, deadline_s=wanted.deadline_s, **options)
+    return RemoteTeacher(
+        wanted.address, student=name, compression=wanted.compression, deadline_s=wanted.deadline_s, **options
+    )

@@ -1,0 +1,343 @@
+"""Whatever a caller sends wrong gets a typed error with a sentence; the next student is served correctly."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+import torch
+
+from teacher_server.local import local_teacher
+from teaching_protocol import verbs
+from teaching_protocol.channel import error_from
+from teaching_protocol.errors import (
+    CallerError,
+    InvalidSetting,
+    InvalidTensor,
+    MessageTooLarge,
+    NonFiniteError,
+    StateMismatch,
+    TeachingError,
+    UnknownPort,
+)
+from teaching_protocol.v1 import teacher_pb2 as pb
+from tests.calls import WIDTH, Caller, backward_request, forward_request, good_step, in_s
+from tests.integration.processes import Address
+
+good_names = (f"good-{number}" for number in itertools.count())
+
+NAN, INFINITY = float("nan"), float("inf")
+IDS = torch.tensor([[5, 6, 7], [5, 6, 1]])
+MASK = torch.tensor([[1, 1, 1], [1, 1, 0]])
+MESSAGE = torch.zeros(2, 3, WIDTH)
+
+
+@pytest.fixture(scope="module")
+def expected(model_folder: Callable[[str], Path]) -> dict[str, torch.Tensor]:
+    return good_step(local_teacher(str(model_folder("bert"))), "expected")
+
+
+@pytest.fixture
+def server(servers: dict[str, Address]) -> Address:
+    return servers["strict"]
+
+
+@pytest.fixture(autouse=True)
+def _the_next_student_is_served(server: Address, expected: dict[str, torch.Tensor]) -> Iterator[None]:
+    yield
+    got = good_step(server.name, next(good_names))
+    for name, value in expected.items():
+        torch.testing.assert_close(got[name], value, atol=1e-5, rtol=1e-5)
+
+
+@pytest.fixture
+def caller(server: Address) -> Iterator[Caller]:
+    with Caller(server.name, "bad") as found:
+        yield found
+
+
+def message(**changes: Any) -> dict[str, Any]:
+    return {"inputs": {"message": MESSAGE} | changes}
+
+
+def own(ids: torch.Tensor | None = IDS, mask: torch.Tensor | None = MASK) -> dict[str, Any]:
+    found = {"input_ids": ids, "attention_mask": mask}
+    return {
+        "inputs": {name: value for name, value in found.items() if value is not None},
+        "outputs": ("hidden.1",), "grad_inputs": (), "backward_follows": False,
+    }  # fmt: skip
+
+
+def with_value(value: float) -> torch.Tensor:
+    spoiled = MESSAGE.clone()
+    spoiled[1, 2, 3] = value
+    return spoiled
+
+
+BAD_FORWARDS: dict[str, tuple[dict[str, Any], type[TeachingError], str]] = {
+    "message of two dimensions": (message(message=torch.zeros(2, 3)), InvalidTensor, r"expected float \[rows, tokens"),
+    "message of four dimensions": (message(message=MESSAGE[None]), InvalidTensor, r"expected float \[rows, tokens"),
+    "message of integers": (message(message=MESSAGE.long()), InvalidTensor, r"torch.int64 .*expected float"),
+    "message too wide": (message(message=torch.zeros(2, 3, 9)), InvalidTensor, "width 9, .* message_width 8"),
+    "message without rows": (message(message=MESSAGE[:0]), InvalidTensor, r"\[0, 3, 8\], expected"),
+    "message without tokens": (message(message=MESSAGE[:, :0]), InvalidTensor, r"\[2, 0, 8\], expected"),
+    "message of too many rows": (message(message=torch.zeros(17, 3, WIDTH)), InvalidSetting, "rows: received 17"),
+    "message of too many tokens": (message(message=torch.zeros(2, 33, WIDTH)), InvalidSetting, "tokens: received 33"),
+    "NaN in the message": (message(message=with_value(NAN)), NonFiniteError, "message: 1 of 48 numbers are NaN"),
+    "infinity in the message": (message(message=with_value(INFINITY)), NonFiniteError, "1 of 48"),
+    "NaN in the gate": (message(message_gate=torch.tensor([1.0, NAN])), NonFiniteError, "message_gate: 1 of 2"),
+    "gate of another length": (message(message_gate=torch.ones(3)), InvalidTensor, r"\[3\], expected \[2\]"),
+    "gate of integers": (message(message_gate=torch.tensor([1, 5])), InvalidTensor, "message_gate: torch.int64"),
+    "mask of another shape": (message(message_mask=torch.ones(2, 4).bool()), InvalidTensor, r"expected \[2, 3\]"),
+    "mask of integers": (message(message_mask=torch.ones(2, 3).long()), InvalidTensor, "expected bool"),
+    "mask hides a whole row": (
+        message(message_mask=torch.tensor([[True, True, True], [False, False, False]])),
+        InvalidTensor, "at least one real token in every row",
+    ),
+    "mask without a message": (
+        {"inputs": {"message_mask": MASK.bool()}, "grad_inputs": ()}, InvalidTensor, "without a message"),
+    "gradient wanted of a mask": (
+        {"grad_inputs": ("message", "message_mask")}, InvalidTensor, "grad_inputs names 'message_mask'"),
+    "gradient wanted of nothing sent": ({"grad_inputs": ("message_exit",)}, InvalidTensor, "names 'message_exit'"),
+    "no input": ({"inputs": {}, "grad_inputs": ()}, InvalidTensor, "no input was sent"),
+    "no output": ({"outputs": ()}, UnknownPort, "no output port was asked for"),
+    "output named twice": ({"outputs": ("answer", "answer")}, UnknownPort, "named twice"),
+    "unknown input port": (message(question=MESSAGE), UnknownPort, "'question' is unknown; this teacher takes"),
+    "unknown output port": ({"outputs": ("answer", "mood")}, UnknownPort, "'mood' is not served; this teacher serves"),
+    "pixels for a text teacher": (
+        {"inputs": {"pixel_values": torch.zeros(2, 3, 8, 8)}, "grad_inputs": ()}, UnknownPort, "'pixel_values' is"),
+    "layer beyond the last": (own() | {"outputs": ("hidden.5",)}, UnknownPort, "'hidden.5' is not served"),
+    "layer below the first": (own() | {"outputs": ("hidden.-1",)}, UnknownPort, "'hidden.-1' is not served"),
+    "layer written oddly": (own() | {"outputs": ("hidden.01",)}, UnknownPort, "'hidden.01' is not served"),
+    "layer in other digits": (own() | {"outputs": ("hidden.٣",)}, UnknownPort, "is not served"),
+    "top zero": (own() | {"outputs": ("logits.top0",)}, UnknownPort, "'logits.top0' is not served"),
+    "port without its input": ({"outputs": ("state_consistency",)}, UnknownPort, "about the raw input"),
+    "answer without a message": (own() | {"outputs": ("answer",)}, UnknownPort, "needs the input port 'message'"),
+    "different numbers of rows": (
+        message(input_ids=torch.cat([IDS, IDS])) | {"outputs": ("answer", "logits")},
+        InvalidTensor, "different numbers of rows"),
+    "other tokens than the teacher's": (
+        message(input_ids=torch.cat([IDS, IDS], 1)) | {"outputs": ("cross_consistency",)},
+        InvalidTensor, "3 tokens, but the teacher's own state has 6"),
+    "ids that are floats": (own(IDS.float()), InvalidTensor, "float32, expected .* int64"),
+    "ids beyond the vocabulary": (own(IDS + 100), InvalidTensor, "expected 0 to 59"),
+    "ids without rows": (own(IDS[:0], MASK[:0]), InvalidSetting, "rows: received 0"),
+    "ids without tokens": (own(IDS[:, :0], MASK[:, :0]), InvalidTensor, "expected .*tokens"),
+    "ids of one dimension": (own(IDS[0], None), InvalidTensor, "expected .*tokens"),
+    "ids of one dimension beside a mask": (own(IDS[:, 0]), InvalidTensor, "expected .*tokens"),
+    "ids of three dimensions": (own(IDS[..., None]), InvalidTensor, "expected .*tokens"),
+    "too many ids": (own(torch.full((2, 33), 5), None), InvalidTensor, "33 tokens a row, the limit is 32"),
+    "attention mask of one dimension": (own(mask=MASK[:, 0]), InvalidTensor, "attention_mask"),
+    "attention mask of three dimensions": (own(mask=MASK[..., None]), InvalidTensor, "attention_mask"),
+    "attention mask shorter than the ids": (own(mask=torch.ones(2, 2).long()), InvalidTensor, "attention_mask"),
+    "attention mask without a one": (own(mask=torch.zeros(2, 3).long()), InvalidTensor, "a 1 in every row"),
+    "attention mask of other numbers": (own(mask=MASK * 2), InvalidTensor, "0 and 1 only"),
+    "attention mask alone": (own(None), InvalidTensor, "no `input_ids` received"),
+    "text that is no UTF-8": (
+        own(None, None) | {"inputs": {"text": torch.tensor([[0xC3, 0x28]], dtype=torch.uint8)}},
+        InvalidTensor, "row 0 of `text` is no UTF-8"),
+    "text of integers": (own(None, None) | {"inputs": {"text": IDS}}, InvalidTensor, "`text` is .* expected"),
+    "text and ids": (
+        own() | {"inputs": {"text": IDS.to(torch.uint8), "input_ids": IDS}}, InvalidSetting, "exclude each other"),
+    "a scalar": (own(torch.tensor(5), None), InvalidSetting, "rows: received 0"),
+    "empty call id": ({"call_id": ""}, InvalidSetting, "call_id is empty"),
+}  # fmt: skip
+
+
+KNOWN_BUGS = {
+    "gate of integers": "an integer message_gate is taken as bool",
+    "layer written oddly": "hidden.01 passes the check and is a KeyError in Knowledge",
+    "layer in other digits": "isdecimal() lets other scripts' digits pass: a KeyError in Knowledge",
+    "ids without tokens": "row_keys/_lengths fail on no columns: internal error",
+    "ids of one dimension beside a mask": "Knowledge._trimmed indexes before prepare checks: internal error",
+    "attention mask of one dimension": "Knowledge._trimmed indexes before prepare checks: internal error",
+    "attention mask of three dimensions": "Knowledge._lengths before prepare checks: internal error",
+    "attention mask shorter than the ids": "Knowledge._trimmed cuts the ids to the mask: accepted silently",
+    "nothing in huge dimensions": "torch.empty overflows: RuntimeError instead of InvalidTensor",
+}
+
+
+def each(table: Iterable[str]) -> list[Any]:
+    return [
+        pytest.param(name, marks=pytest.mark.xfail(strict=True, reason=KNOWN_BUGS[name])) if name in KNOWN_BUGS else name
+        for name in table
+    ]
+
+
+@pytest.mark.parametrize("name", each(BAD_FORWARDS))
+def test_bad_forward(name: str, caller: Caller) -> None:
+    changes, error, sentence = BAD_FORWARDS[name]
+    with pytest.raises(error, match=sentence):
+        caller.forward(**changes)
+
+
+BAD_GRADS: dict[str, tuple[dict[str, Any], type[TeachingError], str]] = {
+    "no gradient": ({"grads": {}}, InvalidTensor, "without gradients"),
+    "NaN in the gradient": ({"grads": {"answer": with_value(NAN)}}, NonFiniteError, "answer: 1 of 48"),
+    "infinity in the gradient": ({"grads": {"answer": with_value(-INFINITY)}}, NonFiniteError, "lower the learning"),
+    "gradient of another shape": ({"grads": {"answer": MESSAGE[:1]}}, InvalidTensor, r"expected float \[2, 3, 8\]"),
+    "gradient of integers": ({"grads": {"answer": MESSAGE.long()}}, InvalidTensor, "torch.int64"),
+    "gradient of an unknown port": ({"grads": {"mood": MESSAGE}}, InvalidTensor, "'mood' .* the Forward gave answer"),
+    "no forward id": ({"forward_id": ""}, InvalidSetting, "forward_id is empty"),
+    "gradient that overflows": ({"grads": {"answer": MESSAGE + 3e38}}, NonFiniteError, "were not applied"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_GRADS)
+def test_bad_backward(name: str, caller: Caller) -> None:
+    changes, error, sentence = BAD_GRADS[name]
+    forward, _ = caller.forward()
+    before = caller.export()
+    with pytest.raises(error, match=sentence):
+        caller.backward(forward, **changes)
+    assert caller.export() == before, "a refused gradient was gathered"
+    assert caller.backward(forward).grads["message"].abs().sum() > 0  # the right one is still welcome
+
+
+BAD_SETTINGS: dict[str, tuple[dict[str, Any], str]] = {
+    "no width": ({"message_width": 0}, "message_width: received 0, accepted are 1 to 4096"),
+    "too wide": ({"message_width": 4097}, "received 4097"),
+    "entry above the exit": ({"entry": 3, "exit": 2}, "exit: received 2, accepted are 4"),
+    "entry below the first layer": ({"entry": -1}, "entry: received -1"),
+    "exit above the last layer": ({"exit": 5}, "exit: received 5, accepted are 2 to 4"),
+    "negative tokens": ({"message_tokens": -1}, "message_tokens: received -1"),
+    "too many tokens": ({"message_tokens": 33}, "accepted are 0 to 32"),
+    "too deep": ({"codec_depth": 99}, "codec_depth: received 99"),
+    "unknown pooling": ({"pooling": "max"}, "'max', accepted are mean, cls, attention"),
+    "unknown injection": ({"inject": "mix"}, "'mix', accepted are replace, add, prefix"),
+    "unknown source": ({"answer_from": "moon"}, "accepted are message, message_and_input"),
+    "unknown optimizer": ({"optimizer": verbs.OptimizerSettings("lion")}, "'lion' is unknown; use one of adam, adamw"),
+    "beta out of range": ({"optimizer": verbs.OptimizerSettings(beta1=2.0)}, "Invalid beta"),
+    "NaN for a setting": ({"optimizer": verbs.OptimizerSettings(eps=NAN)}, "optimizer.eps: received nan"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_SETTINGS)
+def test_bad_settings(name: str, server: Address) -> None:
+    changes, sentence = BAD_SETTINGS[name]
+    with pytest.raises(InvalidSetting, match=sentence), Caller(server.name, "never", **changes):
+        pass
+
+
+@pytest.mark.parametrize("student", ["", "   ", "a" * 129, "a\nb"])
+def test_bad_name(student: str, server: Address) -> None:
+    with pytest.raises(InvalidSetting, match="give 1 to 128 printable"), Caller(server.name, student):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [({"lr": NAN}, "lr: received nan"), ({"lr": -1.0}, "lr: received -1"), ({"grad_scale": INFINITY}, "grad_scale")],
+)
+def test_bad_step(changes: dict[str, float], sentence: str, caller: Caller) -> None:
+    forward, _ = caller.forward()
+    caller.backward(forward)
+    before = caller.export()
+    with pytest.raises(InvalidSetting, match=sentence):
+        caller.step(1, **changes)
+    assert caller.export() == before
+    assert caller.step(1).step == 1
+
+
+def test_message_over_the_limit_is_refused_on_both_sides(server: Address, caller: Caller) -> None:
+    big = torch.zeros(16, 32, 64)  # 131 kB, the server's limit is 100 kB
+    with pytest.raises(MessageTooLarge, match="send fewer rows or tokens"):
+        caller.forward(inputs={"message": big})
+    caller.teacher.message_bytes = server_limit = caller.teacher.describe(verbs.DescribeRequest(), in_s(5)).limits
+    caller.teacher.message_bytes = server_limit.message_bytes
+    with pytest.raises(MessageTooLarge, match=r"ForwardRequest is 131\d+ bytes, the limit is 100000"):
+        caller.forward(inputs={"message": big})
+
+
+def test_a_reply_over_the_limit_says_so(caller: Caller) -> None:
+    ids = torch.full((16, 32), 5)
+    with pytest.raises(MessageTooLarge, match="ForwardReply is .* bytes, the limit is 100000"):
+        caller.forward(**own(ids, None) | {"outputs": tuple(f"hidden.{layer}" for layer in range(5))})
+
+
+def typed(failure: pytest.ExceptionInfo[grpc.RpcError]) -> TeachingError:
+    error: Any = failure.value
+    found = error_from(error.trailing_metadata() or (), error.details())
+    assert found is not None, f"no typed error: {error.code()} {error.details()}"
+    assert error.code().name == found.status
+    return found
+
+
+def handmade(session: verbs.SessionRef, **tensor: Any) -> pb.ForwardRequest:
+    request = pb.ForwardRequest(call_id="handmade", outputs=["answer"], backward_follows=True)
+    request.session.session_id, request.session.epoch = session.session_id, session.epoch
+    request.inputs["message"].CopyFrom(pb.teaching__protocol_dot_v1_dot_tensor__pb2.Tensor(**tensor))
+    return request
+
+
+BAD_TENSORS: dict[str, tuple[dict[str, Any], str]] = {
+    "claims more bytes": ({"dtype": 1, "shape": [2, 3, WIDTH], "data": b"\0" * 8}, "is 192 bytes, but 8 were received"),
+    "claims fewer bytes": ({"dtype": 1, "shape": [1, 1, 1], "data": b"\0" * 8}, "is 4 bytes, but 8 were received"),
+    "claims an exabyte": ({"dtype": 1, "shape": [2**60, 3, WIDTH], "data": b""}, "but 0 were received"),
+    "negative size": ({"dtype": 1, "shape": [-2, -3, WIDTH], "data": b"\0" * 192}, "negative size in shape"),
+    "nothing in huge dimensions": ({"dtype": 1, "shape": [0, 2**62, 2**62], "data": b""}, "message: .*shape"),
+    "nine dimensions": ({"dtype": 1, "shape": [1] * 9, "data": b"\0" * 4}, "9 dimensions; at most 8"),
+    "no dtype": ({"shape": [2], "data": b"\0\0"}, "unknown dtype number 0"),
+    "unknown dtype": ({"dtype": 77, "shape": [2], "data": b"\0\0"}, "unknown dtype number 77"),
+}
+
+
+@pytest.mark.parametrize("name", each(BAD_TENSORS))
+def test_bad_tensor_on_the_wire(name: str, caller: Caller, server: Address) -> None:
+    tensor, sentence = BAD_TENSORS[name]
+    with pytest.raises(grpc.RpcError) as failure:
+        server.raw("Forward", handmade(caller.session, **tensor).SerializeToString())
+    error = typed(failure)
+    assert isinstance(error, InvalidTensor)
+    with pytest.raises(InvalidTensor, match=sentence):
+        raise error
+
+
+@pytest.mark.parametrize("data", [b"\xff" * 20, b"\x0a\x7f", b"\x12\x02\xc3\x28", b"\x32\x05\x0a\x03\x6d"])
+def test_bytes_that_are_no_message(data: bytes, server: Address) -> None:
+    with pytest.raises(grpc.RpcError) as failure:
+        server.raw("Forward", data)
+    assert isinstance(typed(failure), InvalidTensor)
+    assert "the bytes received are no ForwardRequest" in str(typed(failure))
+
+
+TOO_LONG = pytest.mark.xfail(strict=True, reason="the sentence is longer than gRPC's metadata may be")
+
+
+@pytest.mark.parametrize("size", [2_000, pytest.param(60_000, marks=TOO_LONG)])
+def test_a_long_name_still_gets_a_typed_error(size: int, server: Address, caller: Caller) -> None:
+    with pytest.raises(UnknownPort, match="is not served"):
+        caller.forward(outputs=("x" * size,))
+
+
+BAD_STATES = {
+    "empty": lambda state: b" ",
+    "garbage": lambda state: b"garbage" * 50,
+    "truncated": lambda state: state[:-10],
+    "truncated header": lambda state: state[:20],
+    "pickle": lambda state: b"\x80\x04\x95" + b"\0" * 64,
+}
+
+
+@pytest.mark.parametrize("name", BAD_STATES)
+def test_bad_state(name: str, server: Address, caller: Caller) -> None:
+    good = caller.export()
+    with pytest.raises(StateMismatch, match="bytes were received that are no exported session state"):
+        caller.teacher.import_(verbs.ImportRequest(caller.session, BAD_STATES[name](good)), in_s(5))
+    assert caller.export() == good
+    state = BAD_STATES[name](good)
+    with pytest.raises(StateMismatch):
+        caller.teacher.enroll(verbs.EnrollRequest("other", caller.settings, state=state), in_s(5))
+
+
+def test_an_error_of_the_caller_is_never_worth_a_retry(caller: Caller) -> None:
+    request = forward_request(caller.session, outputs=("mood",))
+    with pytest.raises(CallerError) as failure:
+        caller.teacher.forward(request, in_s(5))
+    assert failure.value.retry_after_s == 0
+    with pytest.raises(CallerError):
+        caller.teacher.backward(backward_request(request), in_s(5))

@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from teacher_server.checks import check_backward, check_forward, check_settings, check_step, check_student
+from teaching_protocol import verbs
+from teaching_protocol.errors import CallerError, InputsNeeded, InvalidSetting, UnknownPort
+from tests.calls import WIDTH, backward_request, forward_request
+
+CARD = verbs.DescribeReply(
+    layers=4, entry=1, exit=4, widths=(32,) * 5, family="bert", heads=("sequence_classification",),
+    input_ports=("message", "message_exit", "message_gate", "message_mask", "attention_mask", "input_ids"),
+    output_ports=("answer", "answer_state", "state_consistency", "hidden.<layer>", "pooled", "logits", "logits.top<k>"),
+    limits=verbs.Limits(rows=16, tokens=32, message_width=64, codec_depth=4),
+)  # fmt: skip
+SETTINGS = verbs.SessionSettings(message_width=WIDTH, entry=1, exit=4)
+REF = verbs.SessionRef("s", 1)
+
+
+def test_the_good_ones_pass() -> None:
+    check_student("Ann 1, Zoë")
+    check_settings(SETTINGS, CARD)
+    forward = forward_request(REF)
+    check_forward(forward, SETTINGS, CARD)
+    check_backward(backward_request(forward), SETTINGS, CARD)
+    check_step(verbs.StepRequest(REF, 1, 0.0))
+
+
+def test_inputs_sent_again_are_checked_like_a_forward() -> None:
+    forward = forward_request(REF)
+    again = backward_request(forward, inputs=forward.inputs, outputs=("mood",), grad_inputs=("message",))
+    with pytest.raises(UnknownPort, match="'mood'"):
+        check_backward(again, SETTINGS, CARD)
+    check_backward(dataclasses.replace(again, outputs=("answer",)), SETTINGS, CARD)
+
+
+@pytest.mark.parametrize("family", ["efficientnet", "resnet"])
+def test_a_grid_has_no_prefix(family: str) -> None:
+    with pytest.raises(InvalidSetting, match="inject 'prefix' needs a sequence"):
+        check_settings(
+            dataclasses.replace(SETTINGS, inject="prefix"), dataclasses.replace(CARD, family=family)
+        )
+
+
+def test_a_teacher_without_head_serves_no_top() -> None:
+    bare = dataclasses.replace(CARD, heads=(), output_ports=("answer", "hidden.<layer>", "pooled"))
+    for port in ("logits", "logits.top3"):
+        with pytest.raises(UnknownPort, match="is not served; this teacher serves answer"):
+            check_forward(forward_request(REF, outputs=(port,)), SETTINGS, bare)
+
+
+@pytest.mark.parametrize("port", ["hidden.<layer>", "logits.top<k>", "hidden.", "hidden", "logits.top", "pooled.1", ""])
+def test_placeholders_and_halves_are_no_ports(port: str) -> None:
+    with pytest.raises(UnknownPort):
+        check_forward(forward_request(REF, outputs=(port,)), SETTINGS, CARD)
+
+
+@given(st.floats(), st.floats(), st.floats())
+def test_a_step_takes_finite_numbers_only(lr: float, scale: float, norm: float) -> None:
+    request = verbs.StepRequest(REF, 1, lr, scale, norm)
+    good = all(math.isfinite(value) and value >= 0 for value in (lr, scale, norm)) and lr <= 1e6
+    good = good and max(scale, norm) <= 1e30
+    try:
+        check_step(request)
+    except InvalidSetting:
+        assert not good
+    else:
+        assert good
+
+
+@given(st.builds(verbs.SessionSettings, message_width=st.integers(-9, 99), entry=st.integers(-1, 5),
+                 exit=st.integers(-1, 6), codec_depth=st.integers(-1, 9)))  # fmt: skip
+def test_settings_that_pass_are_within_the_card(settings: verbs.SessionSettings) -> None:
+    try:
+        check_settings(settings, CARD)
+    except CallerError as error:
+        assert not isinstance(error, InputsNeeded)
+    else:
+        assert 0 <= settings.entry < settings.exit <= 4
+        assert 1 <= settings.message_width <= 64
+        assert 1 <= settings.codec_depth <= 4

@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import torch
+
+from teacher_server.knowledge import Knowledge, stack_rows
+from teacher_server.knowledge_cache import KnowledgeCache
+from teacher_server.metrics import Metrics
+from teacher_server.split import FrozenTeacher
+from tests.unit.teacher_server.tiny_models import text_bytes, tiny_inputs, tiny_model
+
+PORTS = ["hidden.2", "logits", "pooled", "attention_mask"]
+
+
+class Runs:
+    """Counts how often, and with how many rows, the model's first block runs."""
+
+    def __init__(self, teacher: FrozenTeacher) -> None:
+        self.rows: list[int] = []
+        self._hook = teacher.family.blocks[0].register_forward_pre_hook(
+            lambda _, arguments: self.rows.append(len(arguments[0]))
+        )
+
+    def __enter__(self) -> list[int]:
+        return self.rows
+
+    def __exit__(self, *_: object) -> None:
+        self._hook.remove()
+
+
+def knowledge(teacher: FrozenTeacher, batch_rows: int = 2, budget: int = 10**6) -> Knowledge:
+    cache = KnowledgeCache(budget, Metrics())
+    return Knowledge(teacher, cache, batch_rows=batch_rows, max_tokens=32)
+
+
+def test_rows_are_the_teachers_own_view(bert: FrozenTeacher) -> None:
+    inputs = tiny_inputs("bert", 3, 6)
+    exact = bert.states(bert.prepare(inputs), [2], with_logits=True, with_pooled=True)
+    found = knowledge(bert).rows(inputs, PORTS)
+    for port in ("logits", "pooled"):
+        torch.testing.assert_close(stack_rows(found, port), exact[port], atol=1e-5, rtol=1e-5)
+    for row, length in enumerate((6, 5, 4)):
+        assert found[row]["hidden.2"].shape == (length, 32)  # padding is not kept
+        torch.testing.assert_close(found[row]["hidden.2"], exact["hidden.2"][row, :length], atol=1e-5, rtol=1e-5)
+        assert found[row]["attention_mask"].tolist() == [True] * length
+
+
+def test_the_second_time_no_model_runs(bert: FrozenTeacher) -> None:
+    known, inputs = knowledge(bert), tiny_inputs("bert", 3, 6)
+    assert known.find(inputs, PORTS) is None
+    with Runs(bert) as rows:
+        first = known.rows(inputs, PORTS)
+        assert rows == [2, 1]
+        longer = {name: torch.nn.functional.pad(value, (0, 5)) for name, value in inputs.items()}
+        for again in (known.rows(inputs, PORTS), known.rows(longer, PORTS), known.find(longer, PORTS)):
+            assert again is not None
+            assert all(torch.equal(one[port], other[port]) for one, other in zip(first, again, strict=True) for port in PORTS)
+        assert known.find(inputs, ["hidden.3"]) is None
+        assert rows == [2, 1]
+
+
+def test_only_the_missing_rows_are_computed(bert: FrozenTeacher) -> None:
+    known, inputs = knowledge(bert), tiny_inputs("bert", 3, 6)
+    known.rows({name: value[1:2] for name, value in inputs.items()}, ["pooled"])
+    with Runs(bert) as rows:
+        known.rows(inputs, ["pooled"])
+    assert rows == [2]
+
+
+def test_one_row_at_a_time_gives_the_same_bits_in_any_company(bert: FrozenTeacher) -> None:
+    inputs = tiny_inputs("bert", 3, 6)
+    together = knowledge(bert, batch_rows=1).rows(inputs, PORTS)
+    last = {name: value[2:] for name, value in inputs.items()}
+    alone = knowledge(bert, batch_rows=1).rows(last, PORTS)[0]
+    assert all(torch.equal(alone[port], together[2][port]) for port in PORTS)
+
+
+def test_without_room_it_still_answers(bert: FrozenTeacher) -> None:
+    known, inputs = knowledge(bert, budget=0), tiny_inputs("bert", 2, 4)
+    assert len(known.rows(inputs, ["pooled"])) == 2
+    assert known.find(inputs, ["pooled"]) is None
+
+
+def test_text_and_images(bert: FrozenTeacher) -> None:
+    words = {"text": text_bytes("good film", "bad")}
+    found = knowledge(bert).rows(words, ["hidden.1", "attention_mask"])
+    assert [len(row["hidden.1"]) for row in found] == [2, 1]
+    vit = FrozenTeacher(tiny_model("vit"))
+    states = knowledge(vit).rows(tiny_inputs("vit", 3, 0), ["hidden.1"])
+    assert stack_rows(states, "hidden.1").shape == (3, 17, 32)
+
+
+def test_stacking_pads_with_zeros_to_the_tokens_asked_for() -> None:
+    rows = [{"hidden.1": torch.ones(2, 3)}, {"hidden.1": torch.ones(4, 3)}]
+    batch = stack_rows(rows, "hidden.1", 6)
+    assert batch.shape == (2, 6, 3)
+    assert batch.sum((1, 2)).tolist() == [6, 12]
+    assert stack_rows(rows, "hidden.1").shape == (2, 4, 3)
