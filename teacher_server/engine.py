@@ -216,6 +216,8 @@ class Engine:
 
     def _apply(self, session: Session, request: StepRequest) -> float:
         parameters = session.parameters()
+        if request.grad_scale == 0:  # a step that loss scaling skips: what was gathered is let go, nothing moves
+            return 0.0
         for parameter, grad in zip(parameters, session.gathered, strict=bool(session.gathered)):
             parameter.grad = None if grad is None else grad * request.grad_scale
         try:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
-from contextlib import ExitStack
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +31,11 @@ def start(settings: dict[str, Any]) -> TeacherApp:
 
 def main() -> None:
     torch.set_num_threads(1)
-    with ExitStack() as stack:
-        apps = {name: stack.enter_context(start(each)) for name, each in json.loads(sys.argv[1]).items()}
-        ports = {name: [app.port, app.metrics_port] for name, app in apps.items()}
-        print(json.dumps(ports), flush=True)  # noqa: T201
-        sys.stdin.read()
+    apps = {name: start(each).start() for name, each in json.loads(sys.argv[1]).items()}
+    print(json.dumps({name: [app.port, app.metrics_port] for name, app in apps.items()}), flush=True)  # noqa: T201
+    sys.stdin.read()
+    with ThreadPoolExecutor(len(apps)) as pool:
+        list(pool.map(TeacherApp.close, apps.values()))
 
 
 if __name__ == "__main__":

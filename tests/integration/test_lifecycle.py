@@ -141,7 +141,7 @@ def test_every_instrument_counts(servers: dict[str, Address]) -> None:
     assert grown["teacher_transfer_bytes_total"] > 2 * 3 * WIDTH * 2 * 4
     assert server.metric("teacher_in_flight") == server.metric("teacher_draining") == 0
     assert server.metric("teacher_device_memory_bytes") > 10**7
-    assert server.metric("teacher_model_info", family="bert", dtype="float32") == 0 or True
+    assert server.metric("teacher_model_info", family="bert", dtype="float32") == 1
     missing = {name for name in names if not any(sample.startswith(name) for sample in live)}
     assert missing <= {"teacher_rejected", "teacher_session_ends"}  # labelled, and nothing was refused yet
 

@@ -1,0 +1,251 @@
+"""Methods on tiny students of every modality against a real teacher in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from student_client import InProcessTeacher
+from student_client.config import MethodConfig
+from student_client.data import Batch, TaskData, batches, teacher_view
+from student_client.losses import answer_labels, interact, task_loss
+from student_client.methods import METHODS, Methods, build_methods, check_card, session_options
+from student_client.remote import Teacher
+from student_client.students import States, Student, load_student
+from teacher_server.actor import TeacherActor
+from teacher_server.local import local_teacher
+from teacher_server.split import FrozenTeacher
+from teaching_protocol.errors import ConfigError, IncompatibleTeacher
+from tests.unit.student_client.student_data import tiny
+from tests.unit.teacher_server.tiny_models import tiny_model, tiny_tokenizer
+
+MODALITIES = ("text", "ratings", "image")
+
+
+def settings(**overrides: Any) -> MethodConfig:
+    return MethodConfig(**({"names": ("talking",), "message_width": 16, "message_tokens": 2} | overrides))
+
+
+def frozen(modality: str) -> FrozenTeacher:
+    if modality == "image":
+        return FrozenTeacher(tiny_model("vit"))
+    return FrozenTeacher(tiny_model("bert"), tokenizer=tiny_tokenizer())
+
+
+@pytest.fixture(scope="module", params=MODALITIES)
+def modality(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def actor(modality: str) -> TeacherActor:
+    return local_teacher(frozen(modality))
+
+
+def student_and_data(modality: str) -> tuple[Student, TaskData]:
+    """A tiny student; half of its training rows have no label."""
+    student, data = tiny(modality)
+    if modality == "ratings":
+        said = replace(data.train, teacher=[f"film {row}" for row in range(len(data.train))])
+        data = replace(data, train=said)
+    labelled = torch.arange(len(data.train)) % 2 == 0
+    hidden = data.train.labels.masked_fill(~labelled, -1)
+    return student, replace(data, train=replace(data.train, labelled=labelled, labels=hidden))
+
+
+def one_batch(student: Student, data: TaskData, rows: int = 8, epoch: int = 0) -> Batch:
+    split = data.train
+    return next(batches(student.view(split), teacher_view(split), split, rows, seed=0, epoch=epoch))
+
+
+@contextmanager
+def enrolled(actor: TeacherActor, config: MethodConfig, name: str = "tiny") -> Iterator[Teacher]:
+    with InProcessTeacher(actor, student=name, **session_options(config, "task", seed=0)) as teacher:
+        yield teacher
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_each_method_moves_the_student_on_every_modality(actor: TeacherActor, modality: str, name: str) -> None:
+    config = settings(names=(name,))
+    student, data = student_and_data(modality)
+    methods = build_methods(config, student, seed=0)
+    with enrolled(actor, config) as teacher:
+        outcome = methods.loss(student, one_batch(student, data), teacher)
+        outcome.loss.backward()
+    assert torch.isfinite(outcome.loss)
+    assert all(parameter.grad is not None for parameter in student.parameters() if parameter.requires_grad)
+    weights = {"task": 1.0, "interact": 1.0, "answer_task": 1.0, "answer_labels": 1.0}
+    total = sum(weights.get(part, 0.1) * float(value) for part, value in outcome.parts.items())
+    assert outcome.loss.item() == pytest.approx(total, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "switch",
+    [
+        {"consistency": "batch_standardised"},
+        {"consistency": "cross"},
+        {"consistency": "layernorm_mse"},
+        {"pairing": "question_answer"},
+        {"rounds": 3},
+        {"detach_target": True},
+        {"answer_from": "message", "message_dropout": 0.0},
+        {"inject": "add", "message_tokens": 1},
+        {"inject": "prefix"},
+        {"message_tokens": 1, "pooling": "cls"},
+        {"message_tokens": 3, "pooling": "attention"},
+        {"message_tokens": 0, "answer_from": "message", "w_message_consistency": 0.0, "w_state_consistency": 0.0},
+        {"w_answer_task": 0.0, "w_answer_labels": 0.0},
+    ],
+    ids=lambda switch: ",".join(map(str, switch.values())),
+)
+def test_every_switch_of_talking_reaches_all_four_codec_parts(switch: dict[str, Any]) -> None:
+    config = settings(**switch)
+    student, data = student_and_data("text")
+    methods = build_methods(config, student, seed=0)
+    with enrolled(local_teacher(frozen("text")), config) as teacher:
+        before = teacher.export_state()
+        outcome = methods.loss(student, one_batch(student, data), teacher)
+        outcome.loss.backward()
+        norm = teacher.step(lr=0.1)
+        assert teacher.export_state() != before
+    assert norm > 0
+    assert torch.isfinite(outcome.loss)
+    for name, parameter in methods.named_parameters():  # Enc_g, Dec_g and, where there are any, the queries
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().sum() > 0, name
+
+
+def test_gradients_of_all_four_codec_parts_are_non_zero() -> None:
+    """Enc_g and Dec_g here, Enc_h and Dec_h in the session, parameter by parameter."""
+    config = settings(message_dropout=0.0)
+    student, data = student_and_data("text")
+    methods = build_methods(config, student, seed=0)
+    actor = local_teacher(frozen("text"))
+    with enrolled(actor, config) as teacher:
+        methods.loss(student, one_batch(student, data), teacher).loss.backward()
+        session = actor.sessions.live()[0]
+        theirs = dict(zip((name for name, _ in session.codec.named_parameters()), session.gathered, strict=True))
+    ours = {name: parameter.grad for name, parameter in methods.named_parameters()}
+    for name, grad in {**theirs, **ours}.items():
+        assert grad is not None, name
+        assert grad.abs().sum() > 0, name
+    assert {name.split(".")[0] for name in theirs} == {"encoders", "decoders"}
+
+
+def test_the_terms_are_the_equations() -> None:
+    """L_interact and the answer labels of one round, written out from the teacher's ports."""
+    config = settings(message_dropout=0.0, question_scale=1.0, answer_dropout=0.0)
+    student, data = student_and_data("text")
+    student.eval()
+    methods = build_methods(config, student, seed=0)
+    batch = one_batch(student, data)
+    with enrolled(local_teacher(frozen("text")), config) as teacher:
+        found = methods.loss(student, batch, teacher)
+        codec = methods.methods["talking"].codec
+        lower = student.lower(batch.inputs)
+        upper = student.upper(lower)
+        message = codec.encode(codec.pool(lower).hidden)
+        answer = codec.decode(teacher.forward_ports({"message": message, **batch.teacher}, ["answer"])["answer"])
+    target = codec.pool(upper)
+    outputs, labels = student.head(upper), student.head(States(answer, target.mask))
+    wanted = {
+        "task": task_loss(outputs, batch.labels, batch.labelled),
+        "interact": interact(target.hidden, answer, target.mask),
+        "answer_task": task_loss(labels, batch.labels, batch.labelled),
+        "answer_labels": answer_labels(outputs, labels, temperature=config.label_temperature),
+    }
+    for name, value in wanted.items():
+        torch.testing.assert_close(found.parts[name], value.detach(), msg=name)
+
+
+def train(student: Student, data: TaskData, config: MethodConfig, teacher: Teacher | None) -> Methods:
+    torch.manual_seed(7)  # dropout
+    methods = build_methods(config, student, seed=3)
+    optimizer = torch.optim.AdamW(student.parameters(), lr=1e-2)
+    for epoch in range(6):
+        outcome = methods.loss(student, one_batch(student, data, epoch=epoch), teacher)
+        optimizer.zero_grad()
+        outcome.loss.backward()
+        optimizer.step()
+    return methods
+
+
+@pytest.mark.parametrize("name", ["one_way", "talking"])
+def test_zero_weights_train_bit_equal_to_task_only(name: str) -> None:
+    zeros = dict.fromkeys(
+        ("w_interact", "w_message_consistency", "w_state_consistency", "w_answer_task", "w_answer_labels"), 0.0
+    )
+    alone, data = student_and_data("text")
+    train(alone, data, settings(names=("task_only",)), None)
+    other, _ = student_and_data("text")
+    config = settings(names=(name,), **zeros)
+    actor = local_teacher(frozen("text"))
+    with enrolled(actor, config) as teacher:
+        train(other, data, config, teacher)
+        assert teacher.seconds == 0.0, "what counts for nothing is not asked"
+    for (key, ours), (_, theirs) in zip(alone.state_dict().items(), other.state_dict().items(), strict=True):
+        assert torch.equal(ours, theirs), key
+    fresh, _ = student_and_data("text")
+    assert any(
+        not torch.equal(a, b) for a, b in zip(fresh.state_dict().values(), alone.state_dict().values(), strict=True)
+    )
+
+
+def test_the_student_is_the_same_with_codecs_and_teacher_gone(
+    actor: TeacherActor, modality: str, tmp_path: Path
+) -> None:
+    student, data = student_and_data(modality)
+    config = settings()
+    with enrolled(actor, config) as teacher:
+        methods = train(student, data, config, teacher)
+        student.eval()
+        with_codecs = student(one_batch(student, data).inputs)
+    del methods, teacher
+    student.save(tmp_path / "student")
+    alone = load_student(tmp_path / "student")
+    assert torch.equal(with_codecs, alone(one_batch(student, data).inputs))
+    assert not any("codec" in name for name in alone.state_dict())
+
+
+def test_methods_compose_and_count_the_task_once() -> None:
+    student, data = student_and_data("text")
+    config = settings(names=("one_way", "talking", "task_only"))
+    methods = build_methods(config, student, seed=0)
+    with enrolled(local_teacher(frozen("text")), config) as teacher:
+        outcome = methods.loss(student, one_batch(student, data), teacher)
+    assert list(outcome.parts).count("task") == 1
+    assert methods.needs_teacher
+    assert methods.uses_unlabelled
+
+
+def test_message_dropout_is_drawn_from_the_seed_and_the_call_alone() -> None:
+    student, _ = student_and_data("text")
+    config = settings(message_dropout=0.5, question_scale=0.3)
+    first, second = (build_methods(config, student, seed=5).methods["talking"] for _ in range(2))
+    message = torch.zeros(64, 1, 16)
+    state = torch.get_rng_state()
+    gates = [first._gate(message) for _ in range(2)]
+    assert torch.equal(torch.get_rng_state(), state)
+    assert set(gates[0].tolist()) == {0.0, torch.tensor(0.3).item()}
+    assert not torch.equal(*gates)
+    second.load_state_dict(first.state_dict())
+    assert torch.equal(first._gate(message), second._gate(message)), "the draw goes on from a checkpoint"
+
+
+def test_an_unknown_method_is_refused_with_the_known_ones() -> None:
+    student, _ = student_and_data("text")
+    with pytest.raises(ConfigError, match=r"telepathy.*talking"):
+        build_methods(settings(names=("telepathy",)), student, seed=0)
+
+
+def test_a_teacher_of_another_modality_is_refused_with_the_ports_it_reads() -> None:
+    card = local_teacher(frozen("image")).card
+    with pytest.raises(IncompatibleTeacher, match=r"pixel_values.*text"):
+        check_card(card, ("text",))
+    check_card(card, ("image",))
