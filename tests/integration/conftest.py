@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from teacher_server.local import local_teacher
+from tests.calls import Caller, good_step
 from tests.integration.processes import Address, ServerProcess
 from tests.unit.teacher_server.tiny_models import MODEL_TYPES
 
@@ -31,3 +34,31 @@ def servers(
     process = ServerProcess(configs)
     yield process.addresses
     assert process.close() == 0
+
+
+@pytest.fixture(scope="session")
+def expected(model_folder: Callable[[str], Path]) -> dict[str, torch.Tensor]:
+    """What a good student gets of BERT, computed in this process."""
+    return good_step(local_teacher(str(model_folder("bert"))), "expected")
+
+
+@pytest.fixture
+def server(servers: dict[str, Address]) -> Address:
+    """A server with narrow limits, to be sent what is bad."""
+    return servers["strict"]
+
+
+@pytest.fixture
+def caller(server: Address) -> Iterator[Caller]:
+    """The session that sends what is bad."""
+    with Caller(server.name, "bad") as found:
+        yield found
+
+
+@pytest.fixture
+def next_student_is_served(server: Address, expected: dict[str, torch.Tensor]) -> Iterator[None]:
+    """After the test the same server takes a good student's step to the right numbers."""
+    yield
+    got = good_step(server.name, "good")
+    for name, value in expected.items():
+        torch.testing.assert_close(got[name], value, atol=1e-5, rtol=1e-5)

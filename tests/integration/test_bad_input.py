@@ -3,29 +3,22 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
+from collections.abc import Iterable
 from typing import Any
 
-import grpc
 import pytest
 import torch
 
-from teacher_server.local import local_teacher
 from teaching_protocol import verbs
-from teaching_protocol.channel import error_from
 from teaching_protocol.errors import (
     CallerError,
     InvalidSetting,
     InvalidTensor,
-    MessageTooLarge,
     NonFiniteError,
-    StateMismatch,
     TeachingError,
     UnknownPort,
 )
-from teaching_protocol.v1 import teacher_pb2 as pb
-from tests.calls import WIDTH, Caller, backward_request, forward_request, good_step, in_s
+from tests.calls import WIDTH, Caller, backward_request, forward_request, in_s
 from tests.integration.processes import Address
 
 good_names = (f"good-{number}" for number in itertools.count())
@@ -36,28 +29,7 @@ MASK = torch.tensor([[1, 1, 1], [1, 1, 0]])
 MESSAGE = torch.zeros(2, 3, WIDTH)
 
 
-@pytest.fixture(scope="module")
-def expected(model_folder: Callable[[str], Path]) -> dict[str, torch.Tensor]:
-    return good_step(local_teacher(str(model_folder("bert"))), "expected")
-
-
-@pytest.fixture
-def server(servers: dict[str, Address]) -> Address:
-    return servers["strict"]
-
-
-@pytest.fixture(autouse=True)
-def _the_next_student_is_served(server: Address, expected: dict[str, torch.Tensor]) -> Iterator[None]:
-    yield
-    got = good_step(server.name, next(good_names))
-    for name, value in expected.items():
-        torch.testing.assert_close(got[name], value, atol=1e-5, rtol=1e-5)
-
-
-@pytest.fixture
-def caller(server: Address) -> Iterator[Caller]:
-    with Caller(server.name, "bad") as found:
-        yield found
+pytestmark = pytest.mark.usefixtures("next_student_is_served")
 
 
 def message(**changes: Any) -> dict[str, Any]:
@@ -157,13 +129,14 @@ KNOWN_BUGS = {
     "attention mask of one dimension": "Knowledge._trimmed indexes before prepare checks: internal error",
     "attention mask of three dimensions": "Knowledge._lengths before prepare checks: internal error",
     "attention mask shorter than the ids": "Knowledge._trimmed cuts the ids to the mask: accepted silently",
-    "nothing in huge dimensions": "torch.empty overflows: RuntimeError instead of InvalidTensor",
 }
 
 
 def each(table: Iterable[str]) -> list[Any]:
     return [
-        pytest.param(name, marks=pytest.mark.xfail(strict=True, reason=KNOWN_BUGS[name])) if name in KNOWN_BUGS else name
+        pytest.param(name, marks=pytest.mark.xfail(strict=True, reason=KNOWN_BUGS[name]))
+        if name in KNOWN_BUGS
+        else name
         for name in table
     ]
 
@@ -241,97 +214,6 @@ def test_bad_step(changes: dict[str, float], sentence: str, caller: Caller) -> N
         caller.step(1, **changes)
     assert caller.export() == before
     assert caller.step(1).step == 1
-
-
-def test_message_over_the_limit_is_refused_on_both_sides(server: Address, caller: Caller) -> None:
-    big = torch.zeros(16, 32, 64)  # 131 kB, the server's limit is 100 kB
-    with pytest.raises(MessageTooLarge, match="send fewer rows or tokens"):
-        caller.forward(inputs={"message": big})
-    caller.teacher.message_bytes = server_limit = caller.teacher.describe(verbs.DescribeRequest(), in_s(5)).limits
-    caller.teacher.message_bytes = server_limit.message_bytes
-    with pytest.raises(MessageTooLarge, match=r"ForwardRequest is 131\d+ bytes, the limit is 100000"):
-        caller.forward(inputs={"message": big})
-
-
-def test_a_reply_over_the_limit_says_so(caller: Caller) -> None:
-    ids = torch.full((16, 32), 5)
-    with pytest.raises(MessageTooLarge, match="ForwardReply is .* bytes, the limit is 100000"):
-        caller.forward(**own(ids, None) | {"outputs": tuple(f"hidden.{layer}" for layer in range(5))})
-
-
-def typed(failure: pytest.ExceptionInfo[grpc.RpcError]) -> TeachingError:
-    error: Any = failure.value
-    found = error_from(error.trailing_metadata() or (), error.details())
-    assert found is not None, f"no typed error: {error.code()} {error.details()}"
-    assert error.code().name == found.status
-    return found
-
-
-def handmade(session: verbs.SessionRef, **tensor: Any) -> pb.ForwardRequest:
-    request = pb.ForwardRequest(call_id="handmade", outputs=["answer"], backward_follows=True)
-    request.session.session_id, request.session.epoch = session.session_id, session.epoch
-    request.inputs["message"].CopyFrom(pb.teaching__protocol_dot_v1_dot_tensor__pb2.Tensor(**tensor))
-    return request
-
-
-BAD_TENSORS: dict[str, tuple[dict[str, Any], str]] = {
-    "claims more bytes": ({"dtype": 1, "shape": [2, 3, WIDTH], "data": b"\0" * 8}, "is 192 bytes, but 8 were received"),
-    "claims fewer bytes": ({"dtype": 1, "shape": [1, 1, 1], "data": b"\0" * 8}, "is 4 bytes, but 8 were received"),
-    "claims an exabyte": ({"dtype": 1, "shape": [2**60, 3, WIDTH], "data": b""}, "but 0 were received"),
-    "negative size": ({"dtype": 1, "shape": [-2, -3, WIDTH], "data": b"\0" * 192}, "negative size in shape"),
-    "nothing in huge dimensions": ({"dtype": 1, "shape": [0, 2**62, 2**62], "data": b""}, "message: .*shape"),
-    "nine dimensions": ({"dtype": 1, "shape": [1] * 9, "data": b"\0" * 4}, "9 dimensions; at most 8"),
-    "no dtype": ({"shape": [2], "data": b"\0\0"}, "unknown dtype number 0"),
-    "unknown dtype": ({"dtype": 77, "shape": [2], "data": b"\0\0"}, "unknown dtype number 77"),
-}
-
-
-@pytest.mark.parametrize("name", each(BAD_TENSORS))
-def test_bad_tensor_on_the_wire(name: str, caller: Caller, server: Address) -> None:
-    tensor, sentence = BAD_TENSORS[name]
-    with pytest.raises(grpc.RpcError) as failure:
-        server.raw("Forward", handmade(caller.session, **tensor).SerializeToString())
-    error = typed(failure)
-    assert isinstance(error, InvalidTensor)
-    with pytest.raises(InvalidTensor, match=sentence):
-        raise error
-
-
-@pytest.mark.parametrize("data", [b"\xff" * 20, b"\x0a\x7f", b"\x12\x02\xc3\x28", b"\x32\x05\x0a\x03\x6d"])
-def test_bytes_that_are_no_message(data: bytes, server: Address) -> None:
-    with pytest.raises(grpc.RpcError) as failure:
-        server.raw("Forward", data)
-    assert isinstance(typed(failure), InvalidTensor)
-    assert "the bytes received are no ForwardRequest" in str(typed(failure))
-
-
-TOO_LONG = pytest.mark.xfail(strict=True, reason="the sentence is longer than gRPC's metadata may be")
-
-
-@pytest.mark.parametrize("size", [2_000, pytest.param(60_000, marks=TOO_LONG)])
-def test_a_long_name_still_gets_a_typed_error(size: int, server: Address, caller: Caller) -> None:
-    with pytest.raises(UnknownPort, match="is not served"):
-        caller.forward(outputs=("x" * size,))
-
-
-BAD_STATES = {
-    "empty": lambda state: b" ",
-    "garbage": lambda state: b"garbage" * 50,
-    "truncated": lambda state: state[:-10],
-    "truncated header": lambda state: state[:20],
-    "pickle": lambda state: b"\x80\x04\x95" + b"\0" * 64,
-}
-
-
-@pytest.mark.parametrize("name", BAD_STATES)
-def test_bad_state(name: str, server: Address, caller: Caller) -> None:
-    good = caller.export()
-    with pytest.raises(StateMismatch, match="bytes were received that are no exported session state"):
-        caller.teacher.import_(verbs.ImportRequest(caller.session, BAD_STATES[name](good)), in_s(5))
-    assert caller.export() == good
-    state = BAD_STATES[name](good)
-    with pytest.raises(StateMismatch):
-        caller.teacher.enroll(verbs.EnrollRequest("other", caller.settings, state=state), in_s(5))
 
 
 def test_an_error_of_the_caller_is_never_worth_a_retry(caller: Caller) -> None:

@@ -67,9 +67,9 @@ def test_calls_that_cannot_be(servers: dict[str, Address]) -> None:
 
 def test_one_live_session_a_name(servers: dict[str, Address]) -> None:
     name = servers["bert"].name
-    with Caller(name, "same"):
-        with pytest.raises(StudentNameTaken, match="'same' has a live session; choose another name, wait, or resume"):
-            RemoteTeacher(name, student="same", message_width=WIDTH).enroll()
+    sentence = "'same' has a live session; choose another name, wait, or resume"
+    with Caller(name, "same"), pytest.raises(StudentNameTaken, match=sentence):
+        RemoteTeacher(name, student="same", message_width=WIDTH).enroll()
     with Caller(name, "same"):
         pass  # free again
 

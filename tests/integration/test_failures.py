@@ -13,6 +13,7 @@ from typing import Any
 
 import grpc
 import pytest
+import torch
 import transformers as hf
 
 from student_client import RemoteTeacher
@@ -23,8 +24,10 @@ from teacher_server.split import FrozenTeacher
 from teaching_protocol import verbs
 from teaching_protocol.errors import (
     DeadlineExceeded,
+    InternalError,
     InvalidSetting,
     ModelLoadError,
+    OutOfMemory,
     Overloaded,
     PortInUse,
     TeacherUnavailable,
@@ -132,6 +135,32 @@ def app(model: str, teacher: FrozenTeacher | None = None, **config: Any) -> Teac
     return TeacherApp(ServerConfig(**{"model": model, "port": 0, "metrics_port": -1} | config), teacher)
 
 
+def test_a_bug_is_an_id_in_the_log_and_no_more(bert: FrozenTeacher, caplog: pytest.LogCaptureFixture) -> None:
+    def broken(*_: Any) -> None:
+        raise RuntimeError("a secret of the server")
+
+    with app("tiny", bert) as served, Caller(f"127.0.0.1:{served.port}", "a") as caller:
+        hook = bert.family.blocks[-1].register_forward_pre_hook(broken)
+        with pytest.raises(InternalError, match=r"^internal error [0-9a-f]{12}; the server's log has the") as failure:
+            caller.forward()
+        hook.remove()
+        assert str(failure.value).split()[2].rstrip(";") in caplog.text
+        assert "a secret of the server" in caplog.text
+        assert caller.forward()[1].outputs
+
+
+def test_a_device_without_room(bert: FrozenTeacher) -> None:
+    def full(*_: Any) -> None:
+        raise torch.OutOfMemoryError("no room")
+
+    with app("tiny", bert) as served, Caller(f"127.0.0.1:{served.port}", "a") as caller:
+        hook = bert.family.blocks[-1].register_forward_pre_hook(full)
+        with pytest.raises(OutOfMemory, match="has no room for this call; send fewer rows or tokens, or try again"):
+            caller.forward()
+        hook.remove()
+        assert caller.forward()[1].outputs
+
+
 def test_a_port_in_use(servers: dict[str, Address], bert: FrozenTeacher, free_port: int) -> None:
     taken = servers["bert"]
     with pytest.raises(PortInUse, match=f"127.0.0.1:{taken.port} cannot be bound.*choose another --port, or 0"):
@@ -150,7 +179,9 @@ def test_a_failed_start_lets_go_of_its_port(servers: dict[str, Address], bert: F
 
 
 def test_a_bind_that_anyone_could_reach(bert: FrozenTeacher) -> None:
-    with pytest.raises(InvalidSetting, match=r"host 0\.0\.0\.0: anyone who reaches .*bind 127\.0\.0\.1, or say --insecure"):
+    with pytest.raises(
+        InvalidSetting, match=r"host 0\.0\.0\.0: anyone who reaches .*bind 127\.0\.0\.1, or say --insecure"
+    ):
         app("tiny", bert, host="0.0.0.0").start()
 
 

@@ -189,7 +189,13 @@ def test_a_client_made_from_the_protos_alone(
     servers: dict[str, Address], model_folder: Callable[[str], Path], tmp_path: Path
 ) -> None:
     protos = [str(path) for path in (ROOT / "protos").rglob("*.proto")]
-    words = ["-m", "grpc_tools.protoc", f"-I{ROOT / 'protos'}", f"--python_out={tmp_path}", f"--grpc_python_out={tmp_path}"]
+    words = [
+        "-m",
+        "grpc_tools.protoc",
+        f"-I{ROOT / 'protos'}",
+        f"--python_out={tmp_path}",
+        f"--grpc_python_out={tmp_path}",
+    ]
     subprocess.run([sys.executable, *words, *protos], check=True, timeout=60)
     for folder in ("teaching_protocol", "teaching_protocol/v1"):
         (tmp_path / folder / "__init__.py").touch()
@@ -201,4 +207,6 @@ def test_a_client_made_from_the_protos_alone(
     found = json.loads(subprocess.run(words, check=True, timeout=60, capture_output=True, text=True).stdout)
     expected = good_step(local_teacher(str(model_folder("bert"))), "expected")
     for name, value in expected.items():
-        torch.testing.assert_close(torch.tensor(found[name]), value.flatten() if value.dim() else value, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            torch.tensor(found[name]), value.flatten() if value.dim() else value, atol=1e-5, rtol=1e-5
+        )

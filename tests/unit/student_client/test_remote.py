@@ -139,14 +139,15 @@ def test_without_gradients_the_server_keeps_nothing(actor: TeacherActor, student
 def test_only_wanted_gradients_are_asked_for(actor: TeacherActor, student: Open) -> None:
     gate = torch.ones(1, requires_grad=True)
     with student() as teacher:
-        teacher.forward_ports({"message": torch.randn(1, 2, WIDTH), "message_gate": gate}, ["answer"])["answer"].sum().backward()
+        teacher.forward_ports({"message": torch.randn(1, 2, WIDTH), "message_gate": gate}, ["answer"])[
+            "answer"
+        ].sum().backward()
         call = next(iter(actor.sessions.live()[0].calls.values()))
         assert call.finished
         assert gate.grad is not None
+        soft = {"input_ids": torch.tensor([[5]]), "attention_mask": torch.ones(1, 1, requires_grad=True)}
         with pytest.raises(InvalidTensor, match="only float message ports that were sent have a gradient"):
-            pixels = {"input_ids": torch.tensor([[5]]), "message_mask": torch.ones(1, 2).bool()}
-            soft = torch.ones(1, 1, requires_grad=True)
-            teacher.forward_ports({"message": torch.randn(1, 2, WIDTH), **pixels, "attention_mask": soft}, ["answer"])
+            teacher.forward_ports({"message": torch.randn(1, 2, WIDTH), **soft}, ["answer"])
 
 
 def test_steps_are_counted_and_states_continue(student: Open) -> None:
@@ -200,7 +201,7 @@ def test_the_session_ends_when_the_block_raises(actor: TeacherActor, student: Op
 def test_entry_and_exit_are_the_cards_unless_said(student: Open) -> None:
     with student(entry=2) as teacher:
         assert (teacher.settings.entry, teacher.settings.exit) == (2, 3)
-    with InProcessTeacher(student()._transport, student="bob", message_width=4) as teacher:
+    with InProcessTeacher(student()._session.transport, student="bob", message_width=4) as teacher:
         assert (teacher.settings.entry, teacher.settings.exit) == (teacher.card.entry, teacher.card.exit) == (1, 4)
 
 

@@ -18,7 +18,8 @@ def test_defaults_serve_loopback_and_are_frozen() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "text"), [("a.yaml", "model: here\nport: 7\nentry: 2\n"), ("a.toml", 'model = "here"\nport = 7\nentry = 2')]
+    ("name", "text"),
+    [("a.yaml", "model: here\nport: 7\nentry: 2\n"), ("a.toml", 'model = "here"\nport = 7\nentry = 2')],
 )
 def test_flags_go_before_the_file(tmp_path: Path, name: str, text: str) -> None:
     path = tmp_path / name

@@ -5,7 +5,6 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from torch.nn import functional
 
 from teacher_server.codecs import CodecShape, TeacherCodec
 from teacher_server.conversation import Conversation, Own, needs_own_states
@@ -15,7 +14,14 @@ from teaching_protocol.verbs import SessionSettings
 
 WIDTH, BODY = 6, 32
 ENTRY, EXIT = 1, 3
-ALL = ("answer", "answer_state", "teacher_message.enter", "teacher_message.exit", "state_consistency", "cross_consistency")
+ALL = (
+    "answer",
+    "answer_state",
+    "teacher_message.enter",
+    "teacher_message.exit",
+    "state_consistency",
+    "cross_consistency",
+)
 
 
 def talk(bert: FrozenTeacher, **settings: Any) -> Conversation:
@@ -194,7 +200,9 @@ def test_gate_and_message_have_the_gradient_of_finite_differences(bert: FrozenTe
         step = torch.zeros_like(leaf)
         step[place] = 2e-3
         with torch.no_grad():
-            moved = [value(message + s * step, gate) if leaf is message else value(message, gate + s * step) for s in (1, -1)]
+            moved = [
+                value(message + s * step, gate) if leaf is message else value(message, gate + s * step) for s in (1, -1)
+            ]
         slope = (moved[0] - moved[1]) / 4e-3
         assert leaf.grad is not None
         assert float(leaf.grad[place]) == pytest.approx(float(slope), rel=0.03, abs=0.02)
@@ -225,7 +233,6 @@ def test_every_part_of_the_codec_has_a_gradient(bert: FrozenTeacher, pooling: st
 )
 def test_when_own_states_are_needed(settings: dict[str, str], ports: tuple[str, ...], expected: bool) -> None:
     assert needs_own_states(SessionSettings(**settings), ports) is expected  # type: ignore[arg-type]
-
 
 
 def test_what_does_not_fit(bert: FrozenTeacher) -> None:

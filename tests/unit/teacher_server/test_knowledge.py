@@ -53,7 +53,9 @@ def test_the_second_time_no_model_runs(bert: FrozenTeacher) -> None:
         longer = {name: torch.nn.functional.pad(value, (0, 5)) for name, value in inputs.items()}
         for again in (known.rows(inputs, PORTS), known.rows(longer, PORTS), known.find(longer, PORTS)):
             assert again is not None
-            assert all(torch.equal(one[port], other[port]) for one, other in zip(first, again, strict=True) for port in PORTS)
+            assert all(
+                torch.equal(one[port], other[port]) for one, other in zip(first, again, strict=True) for port in PORTS
+            )
         assert known.find(inputs, ["hidden.3"]) is None
         assert rows == [2, 1]
 

@@ -20,7 +20,9 @@ HASH = "a" * 64
 
 
 def session(optimizer: str = "adamw", seed: int = 0, **settings: Any) -> Session:
-    wishes = SessionSettings(message_width=3, seed=seed, optimizer=OptimizerSettings(optimizer, momentum=0.9), **settings)
+    wishes = SessionSettings(
+        message_width=3, seed=seed, optimizer=OptimizerSettings(optimizer, momentum=0.9), **settings
+    )
     codec = TeacherCodec(CodecShape(4, 4, wishes.message_width), seed)
     return Session("id", "ann", wishes, codec, build_optimizer(codec.parameters(), wishes.optimizer), Replies(100))
 

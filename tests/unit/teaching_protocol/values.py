@@ -76,5 +76,3 @@ def same(one: Any, other: Any) -> bool:
 
 def _bits(tensor: torch.Tensor) -> bytes:
     return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-
-

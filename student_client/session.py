@@ -1,0 +1,174 @@
+"""One student's session with a teacher over any transport: lease, deadlines, call ids, clocks; no autograd."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import random
+import threading
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from typing import Any, TypedDict
+
+import torch
+
+from student_client.transport import GrpcTransport
+from teaching_protocol import verbs
+from teaching_protocol.errors import IncompatibleTeacher, InputsNeeded, TeachingError
+from teaching_protocol.verbs import PROTOCOL_VERSION, Call, OptimizerSettings, SessionSettings, TeacherVerbs
+
+__all__ = ["Session", "SessionOptions"]
+
+Tensors = Mapping[str, torch.Tensor]
+
+_LEAVE_S = 2.0
+
+
+class SessionOptions(TypedDict, total=False):
+    """Keywords of a teacher: the fields of `SessionSettings`; entry and exit default to the card's."""
+
+    task: str
+    message_width: int
+    message_tokens: int
+    pooling: str
+    entry: int
+    exit: int
+    codec_depth: int
+    answer_from: str
+    inject: str
+    optimizer: OptimizerSettings
+    seed: int
+
+
+class Session:
+    """The client's end of a session.
+
+    Attributes:
+        ref: id and epoch. The id opens the session: keep it secret.
+        settings: what the session was enrolled with.
+        steps: number of the last Step.
+        seconds: seconds the teacher has computed for this session.
+        wait_s: seconds this side has waited for Forward and Backward.
+    """
+
+    def __init__(self, transport: TeacherVerbs, student: str, compression: str, deadline_s: float) -> None:
+        self.transport = transport
+        self.student = student
+        self.ref = verbs.SessionRef()
+        self.settings = SessionSettings()
+        self.steps = 0
+        self.seconds = self.wait_s = 0.0
+        self._compression = compression
+        self._deadline_s = deadline_s
+        self._card: verbs.DescribeReply | None = None
+        self._numbers = itertools.count(1)
+        self._run = uuid.uuid4().hex[:8]
+        self._ending = threading.Event()
+
+    @property
+    def card(self) -> verbs.DescribeReply:
+        """What the teacher says of itself; asked once.
+
+        Raises:
+            IncompatibleTeacher: it speaks another version of the protocol.
+        """
+        if self._card is None:
+            card = self.transport.describe(verbs.DescribeRequest(), self._call())
+            if card.protocol_version != PROTOCOL_VERSION:
+                raise IncompatibleTeacher(
+                    f"the teacher speaks protocol version {card.protocol_version}, this client {PROTOCOL_VERSION}; "
+                    "install the same release of talking-models on both sides"
+                )
+            self._card = card
+        return self._card
+
+    def enroll(self, options: SessionOptions, state: bytes, resume: str) -> None:
+        """Opens the session, from exported state where given, or takes over the live session `resume`."""
+        card = self.card
+        if isinstance(self.transport, GrpcTransport):
+            self.transport.message_bytes = card.limits.message_bytes
+        fields: dict[str, Any] = {"entry": card.entry, "exit": card.exit, **options}
+        self.settings = SessionSettings(**fields)
+        request = verbs.EnrollRequest(self.student, self.settings, resume, state)
+        reply = self.transport.enroll(request, self._call())
+        self.ref, self.steps = reply.session, reply.step
+        self._start_heartbeat(reply.lease_s)
+
+    def leave(self) -> None:
+        """Ends the session and the heartbeat; harmless when repeated or when the teacher is gone."""
+        self._ending.set()
+        if self.ref.session_id:
+            ref, self.ref = self.ref, verbs.SessionRef()
+            with contextlib.suppress(TeachingError):  # else the lease ends it
+                self.transport.leave(verbs.LeaveRequest(ref), Call(time.monotonic() + min(_LEAVE_S, self._deadline_s)))
+        if isinstance(self.transport, GrpcTransport):
+            self.transport.close()
+
+    def forward(
+        self, inputs: Tensors, outputs: tuple[str, ...], backward_follows: bool, grad_inputs: tuple[str, ...]
+    ) -> tuple[str, Tensors]:
+        """Sends a Forward; gives its call id and its outputs."""
+        call_id = self._next_id()
+        request = verbs.ForwardRequest(
+            self.ref, call_id, outputs, backward_follows, grad_inputs, inputs, self._compression
+        )
+        with self._waiting():
+            reply = self.transport.forward(request, self._call())
+        self.seconds += reply.compute_s
+        return call_id, reply.outputs
+
+    def backward(self, forward_id: str, grads: Tensors, again: Mapping[str, Any]) -> Tensors:
+        """Sends a Backward; with the Forward `again` (outputs, grad_inputs, inputs) if the server has let go of it."""
+        facts = {"forward_id": forward_id, "grads": grads, "compression": self._compression}
+        with self._waiting():
+            try:
+                reply = self._send_backward(facts)
+            except InputsNeeded:
+                reply = self._send_backward({**facts, **again})
+        self.seconds += reply.compute_s
+        return reply.grads
+
+    def step(self, lr: float, grad_scale: float, max_grad_norm: float) -> float:
+        """Sends the next Step; gives the gradient norm."""
+        request = verbs.StepRequest(self.ref, self.steps + 1, lr, grad_scale, max_grad_norm)
+        reply = self.transport.step(request, self._call())
+        self.steps = reply.step
+        return reply.grad_norm
+
+    def export_state(self) -> bytes:
+        """The session's whole state."""
+        return self.transport.export(verbs.ExportRequest(self.ref), self._call()).state
+
+    def import_state(self, state: bytes) -> int:
+        """Replaces the session's state; gives the step it stands at."""
+        self.steps = self.transport.import_(verbs.ImportRequest(self.ref, state), self._call()).step
+        return self.steps
+
+    def _call(self) -> Call:
+        return Call(time.monotonic() + self._deadline_s)
+
+    def _next_id(self) -> str:
+        return f"{self._run}-{next(self._numbers)}"
+
+    def _send_backward(self, facts: Mapping[str, Any]) -> verbs.BackwardReply:
+        return self.transport.backward(verbs.BackwardRequest(self.ref, self._next_id(), **facts), self._call())
+
+    @contextlib.contextmanager
+    def _waiting(self) -> Iterator[None]:
+        began = time.monotonic()
+        yield
+        self.wait_s += time.monotonic() - began
+
+    def _start_heartbeat(self, lease_s: float) -> None:
+        self._ending = ending = threading.Event()
+        ref = self.ref
+
+        def beat() -> None:
+            while not ending.wait(lease_s / 3 * (0.75 + 0.25 * random.random())):
+                try:
+                    self.transport.renew(verbs.RenewRequest(ref), Call(time.monotonic() + lease_s / 3))
+                except TeachingError:
+                    continue  # the next call tells the caller
+
+        threading.Thread(target=beat, name=f"lease-{self.student}", daemon=True).start()
