@@ -90,7 +90,7 @@ class Session:
             self.transport.message_bytes = card.limits.message_bytes
         fields: dict[str, Any] = {"entry": card.entry, "exit": card.exit, **options}
         self.settings = SessionSettings(**fields)
-        request = verbs.EnrollRequest(self.student, self.settings, resume, state)
+        request = verbs.EnrollRequest(self.student, self.settings, resume, state, uuid.uuid4().hex)
         reply = self.transport.enroll(request, self._call())
         self.ref, self.steps = reply.session, reply.step
         self._start_heartbeat(reply.lease_s)

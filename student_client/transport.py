@@ -120,6 +120,8 @@ class GrpcTransport:
             return stub(data, timeout=max(0.001, deadline - time.monotonic()))
         except grpc.RpcError as error:
             raise self._typed(error) from error
+        except ValueError as error:  # gRPC's word for a channel that was closed
+            raise CallCancelled(f"the connection to {self.address} is closed; make a new teacher") from error
 
     def _typed(self, error: Any) -> TeachingError:
         details = error.details() or ""

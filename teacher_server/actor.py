@@ -56,12 +56,7 @@ class TeacherActor:
             session = self.sessions.resume(request.resume, request.student)
         else:
             checks.check_settings(request.settings, self.card)
-            self.sessions.check_name(request.student)
-            session = self._new_session(request.student, request.settings)
-            if request.state:
-                state.import_state(session, request.state, self.card.model_hash)
-            self.sessions.add(session)
-            self._metrics.sessions.set(len(self.sessions))
+            session = self.sessions.enrolled(request.student, request.call_id) or self._opened(request)
         parameters = sum(parameter.numel() for parameter in session.parameters())
         return verbs.EnrollReply(session.ref, self.sessions.lease_s, session.step, parameters)
 
@@ -139,6 +134,15 @@ class TeacherActor:
         """Ends the sessions whose lease ran out."""
         for session in self.sessions.expired():
             self.end(session, "lease")
+
+    def _opened(self, request: verbs.EnrollRequest) -> Session:
+        session = self._new_session(request.student, request.settings)
+        session.enrolled_by = request.call_id
+        if request.state:
+            state.import_state(session, request.state, self.card.model_hash)
+        session = self.sessions.add(session)
+        self._metrics.sessions.set(len(self.sessions))
+        return session
 
     def _new_session(self, student: str, settings: SessionSettings) -> Session:
         widths = self.card.widths

@@ -64,8 +64,12 @@ class TeacherApp:
             raise InvalidSetting(f"entry {card.entry}, exit {card.exit}: expected 0 <= entry < exit <= {card.layers}")
         self._scheduler = ThreadScheduler(self._engine, self.config.permits, self.config.threads, self.metrics)
         self.actor = TeacherActor(card, self._engine, self._scheduler, self.config, self.metrics)
-        self._server = self._bound_server()
         self._start_metrics()
+        try:
+            self._server = self._bound_server()
+        except PortInUse:
+            self._stop_metrics()
+            raise
         self._scheduler.start()
         self._server.start()
         self.actor.warm_up()
@@ -95,9 +99,7 @@ class TeacherApp:
         self._scheduler.stop()
         for session in self.actor.sessions.live():
             self.actor.end(session, "shutdown")
-        if self.metrics_port:
-            self._metrics_server.shutdown()
-            self._metrics_server.server_close()
+        self._stop_metrics()
         self._reaper.join()
 
     def __enter__(self) -> TeacherApp:
@@ -140,7 +142,6 @@ class TeacherApp:
                 self.config.metrics_port, self.config.metrics_host, self.metrics.registry
             )
         except OSError as error:
-            self._server.stop(0)
             raise PortInUse(
                 f"metrics port {self.config.metrics_host}:{self.config.metrics_port} cannot be bound: {error}; "
                 "choose another --metrics-port, 0 for a free one, or -1 for none"
@@ -151,6 +152,11 @@ class TeacherApp:
         self.metrics.model.info(
             {"name": card.model_name, "family": card.family, "hash": card.model_hash[:12], "dtype": card.dtype}
         )
+
+    def _stop_metrics(self) -> None:
+        if self.metrics_port:
+            self._metrics_server.shutdown()
+            self._metrics_server.server_close()
 
     def _reap(self) -> None:
         while not self._closing.wait(min(1.0, self.config.lease_s / 4)):

@@ -21,6 +21,7 @@ from teaching_protocol.verbs import (
 __all__ = ["check_backward", "check_forward", "check_settings", "check_step", "check_student"]
 
 _NAME_CHARACTERS = 128
+_NUMBER_DIGITS = 10
 _POOLINGS = ("mean", "cls", "attention")
 _SOURCES = ("message", "message_and_input")
 _INJECTIONS = ("replace", "add", "prefix")
@@ -76,6 +77,7 @@ def check_forward(request: ForwardRequest, settings: SessionSettings, card: Desc
     for name in request.outputs:
         _check_output(name, card)
     _check_message(request.inputs, settings)
+    _check_own(request.inputs)
     _check_rows(request.inputs, card)
     _check_grads_wanted(request)
     own = [name for name in request.inputs if name not in MESSAGE_INPUTS]
@@ -112,12 +114,29 @@ def _check_output(name: str, card: DescribeReply) -> None:
     if name in card.output_ports and "<" not in name:
         return
     kind, _, rest = name.partition(".")
-    if kind == "hidden" and rest.isdecimal() and int(rest) <= card.layers:
+    if kind == "hidden" and _is_number(rest) and int(rest) <= card.layers:
         return
     count = rest.removeprefix("top")
-    if kind == "logits" and rest.startswith("top") and card.heads and count.isdecimal() and int(count) > 0:
+    if kind == "logits" and rest.startswith("top") and card.heads and _is_number(count) and int(count) > 0:
         return
     raise UnknownPort(f"output port {name!r} is not served; this teacher serves {', '.join(card.output_ports)}")
+
+
+def _is_number(text: str) -> bool:
+    """Whether a port's number is written in the one way it is known by: 1, and not 01."""
+    return text.isascii() and text.isdigit() and len(text) < _NUMBER_DIGITS and text == str(int(text))
+
+
+def _check_own(inputs: Tensors) -> None:
+    """The shapes that the teacher's own inputs need before anything looks into them."""
+    own = {name: tensor for name, tensor in inputs.items() if name not in MESSAGE_INPUTS}
+    for name, tensor in own.items():
+        if tensor.dim() < 2 or 0 in tensor.shape:
+            raise InvalidTensor(f"{name}: shape {list(tensor.shape)}, expected [rows, ...] with something in every row")
+    mask = own.get("attention_mask")
+    if mask is not None and ("input_ids" not in own or mask.shape != own["input_ids"].shape):
+        beside = list(own["input_ids"].shape) if "input_ids" in own else "none were sent"
+        raise InvalidTensor(f"attention_mask: shape {list(mask.shape)}, expected that of input_ids ({beside})")
 
 
 def _check_message(inputs: Tensors, settings: SessionSettings) -> None:
@@ -149,6 +168,8 @@ def _check_beside_message(name: str, inputs: Tensors) -> None:
     wanted = (rows, tokens) if name == "message_mask" else (rows,)
     if tuple(tensor.shape) != wanted:
         raise InvalidTensor(f"{name}: shape {list(tensor.shape)}, expected {list(wanted)} to go with the message")
+    if name == "message_gate" and not tensor.is_floating_point():
+        raise InvalidTensor(f"{name}: {tensor.dtype}, expected a float tensor")
     if name == "message_mask" and (tensor.dtype != torch.bool or not bool(tensor.any(1).all())):
         raise InvalidTensor(f"{name}: {tensor.dtype}; expected bool with at least one real token in every row")
 

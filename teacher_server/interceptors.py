@@ -19,6 +19,8 @@ __all__ = ["ErrorInterceptor"]
 
 _log = logging.getLogger(__name__)
 
+_SENTENCE_CHARACTERS = 1500  # status and sentence must fit into gRPC's 8 KB of metadata
+
 
 class ErrorInterceptor(grpc.ServerInterceptor):
     """Maps errors of the tree out; anything else is logged whole and sent as an id."""
@@ -50,7 +52,7 @@ class ErrorInterceptor(grpc.ServerInterceptor):
         if isinstance(known, Overloaded):
             _log.warning("%s refused: %s", method, known)
         context.set_trailing_metadata(error_metadata(known))
-        context.abort(grpc.StatusCode[known.status], str(known))
+        context.abort(grpc.StatusCode[known.status], str(known)[:_SENTENCE_CHARACTERS])
         raise AssertionError("abort raises")
 
 

@@ -52,6 +52,7 @@ class Session:
     codec: TeacherCodec
     optimizer: torch.optim.Optimizer
     replies: Replies
+    enrolled_by: str = ""
     epoch: int = 1
     step: int = 0
     closed: bool = False
@@ -99,32 +100,31 @@ class Sessions:
     def __len__(self) -> int:
         return len(self._live)
 
-    def add(self, session: Session) -> None:
-        """Takes a new session in.
+    def add(self, session: Session) -> Session:
+        """Takes a new session in and gives it, or the one that the same call has opened meanwhile.
 
         Raises:
             StudentNameTaken: a live session has this student name.
             Overloaded: as many sessions live as may.
         """
         with self._lock:
-            for other in self._live.values():
-                if other.student == session.student:
-                    raise StudentNameTaken(
-                        f"student {session.student!r} has a live session (its lease ends in "
-                        f"{other.lease_until - self._clock():.0f} s); choose another name, wait, or resume that session by its id"
-                    )
+            holder = self._holder(session.student, session.enrolled_by)
+            if holder is not None:
+                return holder
             if len(self._live) >= self.limit:
                 raise Overloaded(f"{self.limit} sessions are open, which is the limit; try again later", self.lease_s)
             session.lease_until = self._clock() + self.lease_s
             self._live[session.id] = session
+            return session
 
-    def check_name(self, student: str) -> None:
-        """Refuses a taken name before a codec is built for it."""
+    def enrolled(self, student: str, call_id: str) -> Session | None:
+        """The live session that this very call has opened before, or None.
+
+        Raises:
+            StudentNameTaken: another call has opened a session under this name, which lives.
+        """
         with self._lock:
-            if any(other.student == student for other in self._live.values()):
-                raise StudentNameTaken(
-                    f"student {student!r} has a live session; choose another name, wait, or resume it"
-                )
+            return self._holder(student, call_id)
 
     def resume(self, session_id: str, student: str) -> Session:
         """Hands a live session to a new client: its epoch rises, the older client is fenced off."""
@@ -174,6 +174,18 @@ class Sessions:
         """The live sessions."""
         with self._lock:
             return list(self._live.values())
+
+    def _holder(self, student: str, call_id: str) -> Session | None:
+        now = self._clock()
+        for session in self._live.values():
+            if session.student == student and session.lease_until >= now:
+                if call_id and session.enrolled_by == call_id:
+                    return session
+                raise StudentNameTaken(
+                    f"student {student!r} has a live session (its lease ends in {session.lease_until - now:.0f} s); "
+                    "choose another name, wait, or resume that session by its id"
+                )
+        return None
 
     def _find(self, session_id: str) -> Session:
         session = self._live.get(session_id)

@@ -95,9 +95,16 @@ def unpack(dtype: int, shape: Sequence[int], data: memoryview | bytes, name: str
             f"{name}: shape {list(shape)} of {torch_dtype} is {expected} bytes, but {len(data)} were received"
         )
     if expected == 0:
-        return torch.empty(tuple(shape), dtype=torch_dtype)
+        return _empty(shape, torch_dtype, name)
     _silence_read_only_warning()
     return torch.frombuffer(data, dtype=torch_dtype).reshape(tuple(shape))
+
+
+def _empty(shape: Sequence[int], dtype: torch.dtype, name: str) -> torch.Tensor:
+    try:
+        return torch.empty(tuple(shape), dtype=dtype)
+    except RuntimeError as error:  # the strides of a shape like [0, 2^62, 2^62] overflow
+        raise InvalidTensor(f"{name}: shape {list(shape)} is none a tensor can have") from error
 
 
 @functools.cache

@@ -141,12 +141,16 @@ class SessionSettings:
 
 @dataclass(frozen=True)
 class EnrollRequest:
-    """Opens a session for `student`, or takes over the live session whose id is `resume`."""
+    """Opens a session for `student`, or takes over the live session whose id is `resume`.
+
+    A repeated `call_id` gets the session that the first one opened.
+    """
 
     student: str = ""
     settings: SessionSettings = SessionSettings()
     resume: str = ""
     state: bytes = b""
+    call_id: str = ""
 
 
 @dataclass(frozen=True)

@@ -226,7 +226,7 @@ def _number(enum: Any, item: Any) -> Any:
         return item
     known = {_name(enum, value.number): value.number for value in enum.values}
     if item not in known:
-        raise InvalidSetting(f"unknown {enum.name.lower()} {item!r}; use one of {', '.join(list(known)[1:])}")
+        raise InvalidSetting(f"unknown {enum.name.lower()} {item!r}; use one of {', '.join(known)}")
     return known[item]
 
 

@@ -118,16 +118,18 @@ class SessionSettings(_message.Message):
     def __init__(self, task: _Optional[str] = ..., message_width: _Optional[int] = ..., message_tokens: _Optional[int] = ..., pooling: _Optional[str] = ..., entry: _Optional[int] = ..., exit: _Optional[int] = ..., codec_depth: _Optional[int] = ..., answer_from: _Optional[str] = ..., inject: _Optional[str] = ..., optimizer: _Optional[_Union[OptimizerSettings, _Mapping]] = ..., seed: _Optional[int] = ...) -> None: ...
 
 class EnrollRequest(_message.Message):
-    __slots__ = ("student", "settings", "resume", "state")
+    __slots__ = ("student", "settings", "resume", "state", "call_id")
     STUDENT_FIELD_NUMBER: _ClassVar[int]
     SETTINGS_FIELD_NUMBER: _ClassVar[int]
     RESUME_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
+    CALL_ID_FIELD_NUMBER: _ClassVar[int]
     student: str
     settings: SessionSettings
     resume: str
     state: bytes
-    def __init__(self, student: _Optional[str] = ..., settings: _Optional[_Union[SessionSettings, _Mapping]] = ..., resume: _Optional[str] = ..., state: _Optional[bytes] = ...) -> None: ...
+    call_id: str
+    def __init__(self, student: _Optional[str] = ..., settings: _Optional[_Union[SessionSettings, _Mapping]] = ..., resume: _Optional[str] = ..., state: _Optional[bytes] = ..., call_id: _Optional[str] = ...) -> None: ...
 
 class EnrollReply(_message.Message):
     __slots__ = ("session", "lease_s", "step", "parameters")

@@ -1,0 +1,25 @@
+"""The examples run as a user would run them, against a server in another process."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.integration.processes import Address
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_own_loop(servers: dict[str, Address]) -> None:
+    command = [sys.executable, str(ROOT / "examples" / "own_loop.py"), servers["bert"].name]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    losses = [float(line.split("loss ")[1].split(",")[0]) for line in done.stdout.splitlines()]
+    assert len(losses) == 4
+    assert losses[-1] < losses[0]
+
+
+def test_examples_are_short() -> None:
+    for path in (ROOT / "examples").glob("*.py"):
+        assert len(path.read_text().splitlines()) <= 60, path
