@@ -4,7 +4,8 @@ VENV ?= .venv
 VENV_FLAGS ?=
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-PIP_FLAGS := --quiet --disable-pip-version-check
+TEST_FLAGS ?= -n 2
+PIP_FLAGS := --disable-pip-version-check --no-warn-script-location
 
 .PHONY: setup demo test test-slow lint type proto bench serve clean
 

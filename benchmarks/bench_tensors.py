@@ -106,7 +106,7 @@ def measure(port: int, raw_port: int, rounds: int) -> None:
             call()
         times: list[list[float]] = [[], [], []]
         for number in range(rounds):
-            for place in sorted(range(3), key=lambda index: (index + number) % 3):  # noqa: B023 - used at once
+            for place in sorted(range(3), key=lambda index: (index + number) % 3):
                 times[place].append(seconds(calls[place]))
         rates = [2 * size / statistics.median(column) / 1e9 for column in times]
         print(

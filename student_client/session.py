@@ -89,10 +89,9 @@ class Session:
         if isinstance(self.transport, GrpcTransport):
             self.transport.message_bytes = card.limits.message_bytes
         fields: dict[str, Any] = {"entry": card.entry, "exit": card.exit, **options}
-        self.settings = SessionSettings(**fields)
-        request = verbs.EnrollRequest(self.student, self.settings, resume, state, uuid.uuid4().hex)
+        request = verbs.EnrollRequest(self.student, SessionSettings(**fields), resume, state, uuid.uuid4().hex)
         reply = self.transport.enroll(request, self._call())
-        self.ref, self.steps = reply.session, reply.step
+        self.ref, self.steps, self.settings = reply.session, reply.step, reply.settings
         self._start_heartbeat(reply.lease_s)
 
     def leave(self) -> None:

@@ -15,7 +15,7 @@ import torch
 
 from teacher_server import checks, state
 from teacher_server.answers import raw_inputs
-from teacher_server.codecs import CodecShape, TeacherCodec
+from teacher_server.codecs import CodecShape, TeacherCodec, codec_parameters
 from teacher_server.config import ServerConfig
 from teacher_server.conversation import CONVERSATION_PORTS, MESSAGE_INPUTS
 from teacher_server.engine import Engine
@@ -26,7 +26,7 @@ from teacher_server.replies import Replies
 from teacher_server.scheduler import Scheduler
 from teacher_server.sessions import Session, Sessions, new_session_id
 from teaching_protocol import verbs
-from teaching_protocol.errors import DeadlineExceeded
+from teaching_protocol.errors import DeadlineExceeded, Draining, InvalidSetting
 from teaching_protocol.verbs import Call, SessionSettings
 
 __all__ = ["TeacherActor", "build_card"]
@@ -52,13 +52,15 @@ class TeacherActor:
     def enroll(self, request: verbs.EnrollRequest, call: Call) -> verbs.EnrollReply:
         """Opens a session, or hands a live one to a new client under the next epoch."""
         checks.check_student(request.student)
+        if self._scheduler.draining:
+            raise Draining("the server is shutting down and opens no session; enrol elsewhere, or when it is back")
         if request.resume:
             session = self.sessions.resume(request.resume, request.student)
         else:
             checks.check_settings(request.settings, self.card)
             session = self.sessions.enrolled(request.student, request.call_id) or self._opened(request)
         parameters = sum(parameter.numel() for parameter in session.parameters())
-        return verbs.EnrollReply(session.ref, self.sessions.lease_s, session.step, parameters)
+        return verbs.EnrollReply(session.ref, self.sessions.lease_s, session.step, parameters, session.settings)
 
     def forward(self, request: verbs.ForwardRequest, call: Call) -> verbs.ForwardReply:
         """Output ports for input ports; what is known already is answered without the engine."""
@@ -154,6 +156,12 @@ class TeacherActor:
             settings.pooling,
             settings.codec_depth,
         )
+        size = codec_parameters(shape)
+        if size > self._config.max_codec_parameters:
+            raise InvalidSetting(
+                f"a codec of message_width {settings.message_width}, depth {settings.codec_depth} and {settings.message_tokens} "
+                f"tokens has {size:,} parameters, the limit is {self._config.max_codec_parameters:,}; ask for a smaller one"
+            )
         codec = TeacherCodec(shape, settings.seed).to(self._engine.teacher.device)
         optimizer = build_optimizer(codec.parameters(), settings.optimizer)
         replies = Replies(self._config.session_replay_bytes)

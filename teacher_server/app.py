@@ -6,6 +6,7 @@ import logging
 import resource
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 
@@ -25,7 +26,7 @@ from teacher_server.scheduler import ThreadScheduler
 from teacher_server.service import add_service
 from teacher_server.split import FrozenTeacher
 from teaching_protocol.channel import server_options
-from teaching_protocol.errors import InvalidSetting, PortInUse
+from teaching_protocol.errors import InvalidSetting, PortInUse, TeachingError
 from teaching_protocol.wire import SERVICE
 
 __all__ = ["TeacherApp"]
@@ -72,7 +73,13 @@ class TeacherApp:
             raise
         self._scheduler.start()
         self._server.start()
-        self.actor.warm_up()
+        try:
+            self.actor.warm_up()
+        except TeachingError:
+            self._server.stop(None).wait()
+            self._scheduler.stop()
+            self._stop_metrics()
+            raise
         self._reaper = threading.Thread(target=self._reap, name="reaper", daemon=True)
         self._reaper.start()
         self._health.set(serving=True)
@@ -95,12 +102,19 @@ class TeacherApp:
         finished = self._scheduler.drain(self.config.drain_s)
         if not finished:
             _log.warning("the drain limit of %.0f s came before the last job was done", self.config.drain_s)
+        self._hand_off()
         self._server.stop(grace=1.0 if finished else 0.0).wait()
         self._scheduler.stop()
         for session in self.actor.sessions.live():
             self.actor.end(session, "shutdown")
         self._stop_metrics()
         self._reaper.join()
+
+    def _hand_off(self) -> None:
+        """Leaves the students a moment to finish their step, export and leave; none, if nobody is there."""
+        limit = time.monotonic() + self.config.handoff_s
+        while len(self.actor.sessions) and time.monotonic() < limit:
+            time.sleep(0.02)
 
     def __enter__(self) -> TeacherApp:
         return self.start()

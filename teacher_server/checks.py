@@ -85,7 +85,7 @@ def check_forward(request: ForwardRequest, settings: SessionSettings, card: Desc
     if not own and (outside or needs_own_states(settings, request.outputs)):
         raise UnknownPort(
             f"outputs {', '.join(request.outputs)} are about the raw input, but only a message was sent; "
-            f"send one of {', '.join(card.input_ports)} as well"
+            f"send one of {', '.join(port for port in card.input_ports if port not in MESSAGE_INPUTS)} as well"
         )
 
 

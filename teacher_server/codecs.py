@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-__all__ = ["CodecShape", "TeacherCodec"]
+__all__ = ["CodecShape", "TeacherCodec", "codec_parameters"]
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,12 @@ class TeacherCodec(nn.Module):
             weights = torch.eye(count, tokens, dtype=states.dtype, device=states.device).expand(batch, -1, -1)
             return weights * mask[:, None, :]
         return _segments(mask, count).to(states.dtype)
+
+
+def codec_parameters(shape: CodecShape) -> int:
+    """Parameters a codec of this shape has; allocates nothing."""
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in TeacherCodec(shape, seed=0).parameters())
 
 
 def _segments(mask: torch.Tensor, count: int) -> torch.Tensor:

@@ -95,6 +95,12 @@ class GraphCache:
             self._metrics.graph_hits.inc()
         return cohort
 
+    def drop_call(self, key: Key) -> None:
+        """Lets go of one graph, if it is kept."""
+        with self._lock:
+            self._kept.pop(key, None)
+            self._report()
+
     def drop(self, session_id: str) -> None:
         """Lets go of all graphs of a session."""
         with self._lock:

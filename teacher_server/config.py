@@ -44,6 +44,7 @@ class ServerConfig(BaseModel):
     lease_s: float = Field(60.0, gt=0, description="Seconds a session lives without a call.")
     call_limit_s: float = Field(600.0, gt=0, description="Deadline of a call that brings none.")
     drain_s: float = Field(30.0, ge=0, description="Seconds a drain waits for what was admitted.")
+    handoff_s: float = Field(2.0, ge=0, description="Seconds a drain then leaves for students to export and leave.")
     batch_tokens: int = Field(16384, ge=1, description="Padded tokens one batch may have.")
 
     message_bytes: int = Field(256 * _MIB, ge=1024, description="Largest request or reply in bytes.")
@@ -51,6 +52,7 @@ class ServerConfig(BaseModel):
     max_tokens: int = Field(512, ge=1, description="Tokens one row may have; longer text is cut.")
     max_message_width: int = Field(4096, ge=1, description="Widest message a session may ask for.")
     max_codec_depth: int = Field(8, ge=1, description="Deepest codec a session may ask for.")
+    max_codec_parameters: int = Field(50_000_000, ge=1, description="Parameters of the largest codec of a session.")
 
     graph_cache_bytes: int = Field(2048 * _MIB, ge=0, description="Bytes of graphs kept from Forward to Backward.")
     session_graph_bytes: int = Field(1024 * _MIB, ge=0, description="The same, of one session.")

@@ -18,6 +18,7 @@ from teacher_server import state
 from teacher_server.answers import Answers
 from teacher_server.cohorts import Cohort, GraphCache, storage_place, weigh_graph
 from teacher_server.config import ServerConfig
+from teacher_server.faults import typed
 from teacher_server.jobs import Batch, Job
 from teacher_server.knowledge import Knowledge
 from teacher_server.knowledge_cache import KnowledgeCache
@@ -26,6 +27,7 @@ from teacher_server.replies import fingerprint
 from teacher_server.sessions import OpenCall, Session
 from teacher_server.split import FrozenTeacher
 from teaching_protocol.errors import (
+    CallConflict,
     CallFinished,
     InputsNeeded,
     InvalidTensor,
@@ -76,7 +78,7 @@ class Engine:
             try:
                 reply = self._retried(job)
             except Exception as error:
-                job.future.set_exception(error)
+                job.future.set_exception(typed(error, job.method))
                 continue
             finally:
                 job.timing.compute_s = time.perf_counter() - started
@@ -102,6 +104,10 @@ class Engine:
         known = session.replies.find(request.call_id, mark)
         if known is not None:
             return known
+        if isinstance(request, ForwardRequest) and request.call_id in session.calls:
+            raise CallConflict(
+                f"Forward {request.call_id!r} was made before and its reply was let go; give each call an id of its own"
+            )
         reply = (
             self._forward(session, request) if isinstance(request, ForwardRequest) else self._backward(session, request)
         )
@@ -141,7 +147,9 @@ class Engine:
     def _remember(self, session: Session, request: ForwardRequest, cohort: Cohort) -> None:
         key = (session.id, request.call_id)
         self.graphs.put(key, cohort)
-        session.open_call(request.call_id, request, _size(request.inputs), self._config.session_input_bytes)
+        forgotten = session.open_call(request.call_id, request, _size(request.inputs), self._config.session_input_bytes)
+        for call_id in forgotten:
+            self.graphs.drop_call((session.id, call_id))
         if session.closed:  # it left while this ran: what it held must not stay
             self.graphs.drop(session.id)
 
@@ -224,7 +232,10 @@ class Engine:
             limit = request.max_grad_norm or math.inf
             norm = float(torch.nn.utils.clip_grad_norm_(parameters, limit, error_if_nonfinite=False))
             if not math.isfinite(norm):
-                raise NonFiniteError("the gathered gradients overflow when scaled; lower grad_scale or the loss scale")
+                raise NonFiniteError(
+                    "the gathered gradients are NaN or infinity in sum; lower the loss scale, and send a Step "
+                    "with grad_scale 0, which lets them go"
+                )
             for group in session.optimizer.param_groups:
                 group["lr"] = request.lr
             session.optimizer.step()

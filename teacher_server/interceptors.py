@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import logging
-import uuid
 from collections.abc import Callable
 from typing import Any, NoReturn
+from urllib.parse import quote
 
 import grpc
-import torch
 
+from teacher_server.faults import typed
 from teacher_server.metrics import Metrics
 from teaching_protocol.channel import error_metadata
-from teaching_protocol.errors import InternalError, OutOfMemory, Overloaded, TeachingError
+from teaching_protocol.errors import Overloaded
 from teaching_protocol.wire import SERVICE
 
 __all__ = ["ErrorInterceptor"]
 
 _log = logging.getLogger(__name__)
 
-_SENTENCE_CHARACTERS = 1500  # status and sentence must fit into gRPC's 8 KB of metadata
+_SENTENCE_BYTES, _END_CHARACTERS = 5000, 200
 
 
 class ErrorInterceptor(grpc.ServerInterceptor):
@@ -46,23 +46,18 @@ class ErrorInterceptor(grpc.ServerInterceptor):
         return grpc.unary_unary_rpc_method_handler(answer)
 
     def _abort(self, error: Exception, method: str, context: grpc.ServicerContext) -> NoReturn:
-        known = _known(error, method)
+        known = typed(error, method)
         self._metrics.requests.labels(method, known.status).inc()
         self._metrics.rejected.labels(type(known).__name__).inc()
         if isinstance(known, Overloaded):
             _log.warning("%s refused: %s", method, known)
         context.set_trailing_metadata(error_metadata(known))
-        context.abort(grpc.StatusCode[known.status], str(known)[:_SENTENCE_CHARACTERS])
+        context.abort(grpc.StatusCode[known.status], _short(str(known)))
         raise AssertionError("abort raises")
 
 
-def _known(error: Exception, method: str) -> TeachingError:
-    if isinstance(error, TeachingError):
-        return error
-    if isinstance(error, torch.OutOfMemoryError):
-        return OutOfMemory(
-            "the teacher's device has no room for this call; send fewer rows or tokens, or try again later"
-        )
-    mark = uuid.uuid4().hex[:12]
-    _log.error("internal error %s in %s", mark, method, exc_info=error)
-    return InternalError(f"internal error {mark}; the server's log has the details under this id")
+def _short(sentence: str) -> str:
+    """Head and tail of a sentence too long for gRPC's 8 KB of metadata, where it travels percent-encoded."""
+    if len(quote(sentence)) <= _SENTENCE_BYTES:
+        return sentence
+    return f"{sentence[:_END_CHARACTERS]} ... {sentence[-_END_CHARACTERS:]}"

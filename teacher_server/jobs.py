@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from teacher_server.sessions import Session
-from teaching_protocol.verbs import BackwardRequest, Call, ForwardRequest
+from teaching_protocol.verbs import BackwardRequest, Call, ForwardRequest, ImportRequest
 
 __all__ = ["Batch", "Job", "Timing"]
 
@@ -52,6 +52,11 @@ class Job:
     def frees_memory(self) -> bool:
         """Whether running it lets go of memory, so that it goes before a new Forward."""
         return not isinstance(self.request, ForwardRequest)
+
+    @property
+    def begins(self) -> bool:
+        """Whether it begins something new, which a draining server refuses."""
+        return isinstance(self.request, ForwardRequest | ImportRequest)
 
     @property
     def is_model_work(self) -> bool:

@@ -36,7 +36,7 @@ class Knowledge:
 
     def find(self, inputs: Tensors, ports: Sequence[str]) -> list[Row] | None:
         """The ports of every row if all are in the cache, else None. Runs no model."""
-        rows = self._cache.find(row_keys(inputs), ports)
+        rows = self._cache.find(row_keys(inputs), ports, whole=True)
         found = [row for row in rows if row is not None]
         return found if len(found) == len(rows) else None
 

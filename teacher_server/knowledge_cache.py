@@ -61,11 +61,16 @@ class KnowledgeCache:
         """Bytes of all rows kept."""
         return self._size_bytes
 
-    def find(self, keys: Sequence[bytes], ports: Sequence[str]) -> list[Row | None]:
-        """For each row all the ports asked for, or None when any of them is missing."""
+    def find(self, keys: Sequence[bytes], ports: Sequence[str], *, whole: bool = False) -> list[Row | None]:
+        """For each row all the ports asked for, or None when any of them is missing.
+
+        With `whole` a batch with a missing row counts as no look-up: whoever computes it looks again.
+        """
         with self._lock:
             found = [self._row(key, ports) for key in keys]
         hits = sum(row is not None for row in found)
+        if whole and hits < len(found):
+            return found
         self._metrics.knowledge_hits.inc(hits)
         self._metrics.knowledge_misses.inc(len(found) - hits)
         return found

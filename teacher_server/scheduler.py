@@ -26,6 +26,11 @@ __all__ = ["InlineScheduler", "Scheduler", "ThreadScheduler"]
 class Scheduler(Protocol):
     """Takes a job and sees to it that its future is filled in."""
 
+    @property
+    def draining(self) -> bool:
+        """Whether nothing new is begun."""
+        ...
+
     def submit(self, job: Job) -> Future[Any]:
         """Takes the job; its future is filled in now or later."""
         ...
@@ -33,6 +38,8 @@ class Scheduler(Protocol):
 
 class InlineScheduler:
     """Runs each job at once in the caller's thread: the teacher in one's own process."""
+
+    draining = False
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -64,15 +71,20 @@ class ThreadScheduler:
         """Starts the engine thread."""
         self._thread.start()
 
+    @property
+    def draining(self) -> bool:
+        """Whether nothing new is begun; what finishes a step, and Export, still goes."""
+        return self._draining
+
     def submit(self, job: Job) -> Future[Any]:
         """Queues a job.
 
         Raises:
-            Draining: the server takes nothing new.
+            Draining: the server begins nothing new.
             Overloaded: every permit is taken; says when to come back.
         """
         with self._changed:
-            if self._draining:
+            if self._stopped or (self._draining and job.begins):
                 raise Draining("the server is shutting down; export your state and enrol elsewhere")
             if self._held >= self._permits:
                 raise Overloaded(
@@ -85,7 +97,7 @@ class ThreadScheduler:
         return job.future
 
     def drain(self, limit_s: float) -> bool:
-        """Refuses new jobs and waits for the admitted ones; false if the limit came first."""
+        """Begins nothing new and waits for the admitted jobs; false if the limit came first."""
         with self._changed:
             self._draining = True
             return self._changed.wait_for(lambda: self._held == 0, limit_s)

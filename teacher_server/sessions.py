@@ -70,20 +70,21 @@ class Session:
         return list(self.codec.parameters())
 
     def open_call(self, call_id: str, request: ForwardRequest, size_bytes: int, budget_bytes: int) -> list[str]:
-        """Notes a Forward; gives the ids of calls whose inputs were let go to stay in the budget."""
+        """Notes a Forward and keeps its inputs; lets go of older inputs beyond the budget.
+
+        Returns:
+            the ids of calls now forgotten altogether.
+        """
         self.calls[call_id] = OpenCall(request, size_bytes)
         kept = sum(call.size_bytes for call in self.calls.values() if call.request is not None)
-        dropped = []
-        for other_id, other in self.calls.items():
-            if kept <= budget_bytes or other_id == call_id:
+        for other in list(self.calls.values())[:-1]:
+            if kept <= budget_bytes:
                 break
             if other.request is not None:
                 kept -= other.size_bytes
                 other.request = None
-                dropped.append(other_id)
-        while len(self.calls) > _OPEN_CALLS:
-            dropped.append(self.calls.popitem(last=False)[0])
-        return dropped
+        too_many = max(0, len(self.calls) - _OPEN_CALLS)
+        return [self.calls.popitem(last=False)[0] for _ in range(too_many)]
 
 
 class Sessions:

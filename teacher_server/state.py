@@ -11,6 +11,7 @@ import json
 from typing import Any
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
@@ -39,8 +40,7 @@ def export_state(session: Session, model_hash: str) -> bytes:
         "step": session.step,
         "model_hash": model_hash,
         "settings": dataclasses.asdict(session.settings),
-        "gathered": len(session.gathered),
-        "groups": optimizer["param_groups"],
+        "gathered": bool(session.gathered),
     }
     tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     return bytes(save(tensors, {"teaching": json.dumps(facts, sort_keys=True)}))
@@ -55,44 +55,94 @@ def import_state(session: Session, blob: bytes, model_hash: str) -> None:
     """
     tensors, facts = _opened(blob)
     _check_facts(session, facts, model_hash)
-    codec = {name.removeprefix("codec."): value for name, value in tensors.items() if name.startswith("codec.")}
-    _check_tensors(session.codec.state_dict(), codec)
-    places = len(session.parameters())
-    moments: dict[int, dict[str, torch.Tensor]] = {}
-    gathered: list[torch.Tensor | None] = [None] * (places if facts["gathered"] else 0)
-    for name, value in tensors.items():
-        kind, _, rest = name.partition(".")
-        if kind == "optimizer":
-            place, _, moment = rest.partition(".")
-            moments.setdefault(int(place), {})[moment] = value
-        elif kind == "gathered":
-            gathered[int(rest)] = value.to(session.parameters()[int(rest)].device)
-    session.optimizer.load_state_dict({"state": moments, "param_groups": facts["groups"]})
-    session.codec.load_state_dict(codec)
-    session.gathered = gathered
-    session.step = int(facts["step"])
+    parts = _parted(tensors)
+    _check_tensors(session.codec.state_dict(), parts.codec)
+    parameters = session.parameters()
+    moments = {place: _fitting(parameters, place, each) for place, each in parts.optimizer.items()}
+    grads = {place: _fitting(parameters, place, {"grad": grad})["grad"] for place, grad in parts.gathered.items()}
+    gathered = [grads.get(place) for place in range(len(parameters))] if facts.gathered else []
+    groups = session.optimizer.state_dict()["param_groups"]
+    session.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+    session.codec.load_state_dict(parts.codec)
+    session.gathered = [None if grad is None else grad.to(parameters[0].device) for grad in gathered]
+    session.step = facts.step
 
 
-def _opened(blob: bytes) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+class _Facts(BaseModel):
+    """What a state says of itself beside its tensors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    version: int
+    step: int = Field(ge=0)
+    model_hash: str
+    settings: dict[str, Any]
+    gathered: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class _Parts:
+    """The tensors of a state by what they belong to; places are those of the codec's parameters."""
+
+    codec: dict[str, torch.Tensor]
+    optimizer: dict[int, dict[str, torch.Tensor]]
+    gathered: dict[int, torch.Tensor]
+
+
+def _opened(blob: bytes) -> tuple[dict[str, torch.Tensor], _Facts]:
     try:
         tensors = load(blob)
         size = int.from_bytes(blob[:_HEADER_BYTES], "little")
-        facts = json.loads(json.loads(blob[_HEADER_BYTES : _HEADER_BYTES + size])["__metadata__"]["teaching"])
+        metadata = json.loads(blob[_HEADER_BYTES : _HEADER_BYTES + size])["__metadata__"]
+        facts = _Facts.model_validate_json(metadata["teaching"])
     except (SafetensorError, KeyError, ValueError, TypeError) as error:
-        raise StateMismatch(f"{len(blob)} bytes were received that are no exported session state: {error}") from error
-    if facts.get("version") != _VERSION:
-        raise StateMismatch(f"the state is of version {facts.get('version')}, this server reads version {_VERSION}")
+        reason = " ".join(str(error).split())[:200]
+        raise StateMismatch(f"{len(blob)} bytes were received that are no exported session state: {reason}") from error
+    if facts.version != _VERSION:
+        raise StateMismatch(f"the state is of version {facts.version}, this server reads version {_VERSION}")
     return tensors, facts
 
 
-def _check_facts(session: Session, facts: dict[str, Any], model_hash: str) -> None:
-    if facts["model_hash"] != model_hash:
+def _parted(tensors: dict[str, torch.Tensor]) -> _Parts:
+    parts = _Parts({}, {}, {})
+    for name, value in tensors.items():
+        kind, _, rest = name.partition(".")
+        place, _, moment = rest.partition(".")
+        if kind == "codec":
+            parts.codec[rest] = value
+        elif kind == "optimizer" and place.isdecimal() and moment:
+            parts.optimizer.setdefault(int(place), {})[moment] = value
+        elif kind == "gathered" and rest.isdecimal():
+            parts.gathered[int(rest)] = value
+        else:
+            raise StateMismatch(f"the state holds a tensor {name!r}, which belongs to no part of a session")
+    return parts
+
+
+def _fitting(
+    parameters: list[torch.nn.Parameter], place: int, found: dict[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """The tensors of one parameter, if they have its shape (an optimizer's step has none)."""
+    for name, value in found.items():
+        wanted = parameters[place].shape if place < len(parameters) else None
+        if name == "step" and place < len(parameters):
+            wanted = torch.Size()
+        if wanted != value.shape or not value.is_floating_point():
+            raise StateMismatch(
+                f"{name} of parameter {place} is {value.dtype} {list(value.shape)} in the state, "
+                f"expected {'no such parameter' if wanted is None else f'float {list(wanted)}'}"
+            )
+    return found
+
+
+def _check_facts(session: Session, facts: _Facts, model_hash: str) -> None:
+    if facts.model_hash != model_hash:
         raise StateMismatch(
-            f"the state was exported from a teacher with weights {facts['model_hash'][:12]}, this one has {model_hash[:12]}; "
+            f"the state was exported from a teacher with weights {facts.model_hash[:12]}, this one has {model_hash[:12]}; "
             "connect to a server of the same model"
         )
     ours = json.loads(json.dumps(dataclasses.asdict(session.settings)))
-    theirs = facts["settings"]
+    theirs = facts.settings
     different = sorted(name for name in ours if name != "seed" and ours[name] != theirs.get(name))
     if different:
         named = ", ".join(f"{name} {theirs.get(name)!r} (session has {ours[name]!r})" for name in different)

@@ -155,12 +155,13 @@ class EnrollRequest:
 
 @dataclass(frozen=True)
 class EnrollReply:
-    """The session, its lease in seconds, its step and the number of its codec's parameters."""
+    """The session, its lease in seconds, its step, the number of its codec's parameters, its settings."""
 
     session: SessionRef = SessionRef()
     lease_s: float = 0.0
     step: int = 0
     parameters: int = 0
+    settings: SessionSettings = SessionSettings()
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from teaching_protocol.v1 import tensor_pb2 as teaching__protocol_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"teaching_protocol/v1/teacher.proto\x12\x14teaching_protocol.v1\x1a!teaching_protocol/v1/tensor.proto\"/\n\nSessionRef\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\"z\n\x06Limits\x12\x15\n\rmessage_bytes\x18\x01 \x01(\x03\x12\x0c\n\x04rows\x18\x02 \x01(\x03\x12\x0e\n\x06tokens\x18\x03 \x01(\x03\x12\x15\n\rmessage_width\x18\x04 \x01(\x03\x12\x13\n\x0b\x63odec_depth\x18\x05 \x01(\x03\x12\x0f\n\x07lease_s\x18\x06 \x01(\x01\"\x11\n\x0f\x44\x65scribeRequest\"\xa6\x03\n\rDescribeReply\x12\x18\n\x10protocol_version\x18\x01 \x01(\x03\x12\x12\n\nmodel_name\x18\x02 \x01(\t\x12\x12\n\nmodel_hash\x18\x03 \x01(\t\x12\x0e\n\x06\x66\x61mily\x18\x04 \x01(\t\x12\x0e\n\x06layers\x18\x05 \x01(\x03\x12\x0e\n\x06widths\x18\x06 \x03(\x03\x12\r\n\x05\x65ntry\x18\x07 \x01(\x03\x12\x0c\n\x04\x65xit\x18\x08 \x01(\x03\x12\x17\n\x0fvocabulary_size\x18\t \x01(\x03\x12\x16\n\x0etokenizer_hash\x18\n \x01(\t\x12\r\n\x05heads\x18\x0b \x03(\t\x12\x0e\n\x06labels\x18\x0c \x03(\t\x12\x13\n\x0binput_ports\x18\r \x03(\t\x12\x14\n\x0coutput_ports\x18\x0e \x03(\t\x12\x37\n\x0c\x63ompressions\x18\x0f \x03(\x0e\x32!.teaching_protocol.v1.Compression\x12\r\n\x05\x64type\x18\x10 \x01(\t\x12\x15\n\rdeterministic\x18\x11 \x01(\x08\x12,\n\x06limits\x18\x12 \x01(\x0b\x32\x1c.teaching_protocol.v1.Limits\"t\n\x11OptimizerSettings\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0cweight_decay\x18\x02 \x01(\x01\x12\r\n\x05\x62\x65ta1\x18\x03 \x01(\x01\x12\r\n\x05\x62\x65ta2\x18\x04 \x01(\x01\x12\x0b\n\x03\x65ps\x18\x05 \x01(\x01\x12\x10\n\x08momentum\x18\x06 \x01(\x01\"\x80\x02\n\x0fSessionSettings\x12\x0c\n\x04task\x18\x01 \x01(\t\x12\x15\n\rmessage_width\x18\x02 \x01(\x03\x12\x16\n\x0emessage_tokens\x18\x03 \x01(\x03\x12\x0f\n\x07pooling\x18\x04 \x01(\t\x12\r\n\x05\x65ntry\x18\x05 \x01(\x03\x12\x0c\n\x04\x65xit\x18\x06 \x01(\x03\x12\x13\n\x0b\x63odec_depth\x18\x07 \x01(\x03\x12\x13\n\x0b\x61nswer_from\x18\x08 \x01(\t\x12\x0e\n\x06inject\x18\t \x01(\t\x12:\n\toptimizer\x18\n \x01(\x0b\x32\'.teaching_protocol.v1.OptimizerSettings\x12\x0c\n\x04seed\x18\x0b \x01(\x03\"\x89\x01\n\rEnrollRequest\x12\x0f\n\x07student\x18\x01 \x01(\t\x12\x37\n\x08settings\x18\x02 \x01(\x0b\x32%.teaching_protocol.v1.SessionSettings\x12\x0e\n\x06resume\x18\x03 \x01(\t\x12\r\n\x05state\x18\x04 \x01(\x0c\x12\x0f\n\x07\x63\x61ll_id\x18\x05 \x01(\t\"s\n\x0b\x45nrollReply\x12\x31\n\x07session\x18\x01 \x01(\x0b\x32 .teaching_protocol.v1.SessionRef\x12\x0f\n\x07lease_s\x18\x02 \x01(\x01\x12\x0c\n\x04step\x18\x03 \x01(\x03\x12\x12\n\nparameters\x18\x04 \x01(\x03\"\xdb\x02\n\x0e\x46orwardRequest\x12\x31\n\x07session\x18\x01 \x01(\x0b\x32 .teaching_protocol.v1.SessionRef\x12\x0f\n\x07\x63\x61ll_id\x18\x02 \x01(\t\x12\x0f\n\x07outputs\x18\x03 \x03(\t\x12\x18\n\x10\x62\x61\x63kward_follows\x18\x04 \x01(\x08\x12\x13\n\x0bgrad_inputs\x18\x05 \x03(\t\x12@\n\x06inputs\x18\x06 \x03(\x0b\x32\x30.teaching_protocol.v1.ForwardRequest.InputsEntry\x12\x36\n\x0b\x63ompression\x18\x07 \x01(\x0e\x32!.teaching_protocol.v1.Compression\x1aK\n\x0bInputsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12+\n\x05value\x18\x02 \x01(\x0b\x32\x1c.teaching_protocol.v1.Tensor:\x02\x38\x01\"\xc2\x01\n\x0c\x46orwardReply\x12\x0f\n\x07queue_s\x18\x01 \x01(\x01\x12\x11\n\tcompute_s\x18\x02 \x01(\x01\x12@\n\x07outputs\x18\x03 \x03(\x0b\x32/.teaching_protocol.v1.ForwardReply.OutputsEntry\x1aL\n\x0cOutputsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12+\n\x05value\x18\x02 \x01(\x0b\x32\x1c.teaching_protocol.v1.Tensor:\x02\x38\x01\"\xe4\x03\n\x0f\x42\x61\x63kwardRequest\x12\x31\n\x07session\x18\x01 \x01(\x0b\x32 .teaching_protocol.v1.SessionRef\x12\x0f\n\x07\x63\x61ll_id\x18\x02 \x01(\t\x12\x12\n\nforward_id\x18\x03 \x01(\t\x12?\n\x05grads\x18\x04 \x03(\x0b\x32\x30.teaching_protocol.v1.BackwardRequest.GradsEntry\x12\x0f\n\x07outputs\x18\x05 \x03(\t\x12\x13\n\x0bgrad_inputs\x18\x06 \x03(\t\x12\x41\n\x06inputs\x18\x07 \x03(\x0b\x32\x31.teaching_protocol.v1.BackwardRequest.InputsEntry\x12\x36\n\x0b\x63ompression\x18\x08 \x01(\x0e\x32!.teaching_protocol.v1.Compression\x1aJ\n\nGradsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12+\n\x05value\x18\x02 \x01(\x0b\x32\x1c.teaching_protocol.v1.Tensor:\x02\x38\x01\x1aK\n\x0bInputsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12+\n\x05value\x18\x02 \x01(\x0b\x32\x1c.teaching_protocol.v1.Tensor:\x02\x38\x01\"\xbe\x01\n\rBackwardReply\x12\x0f\n\x07queue_s\x18\x01 \x01(\x01\x12\x11\n\tcompute_s\x18\x02 \x01(\x01\x12=\n\x05grads\x18\x03 \x03(\x0b\x32..teaching_protocol.v1.BackwardReply.GradsEntry\x1aJ\n\nGradsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12+\n\x05value\x18\x02 \x01(\x0b\x32\x1c.teaching_protocol.v1.Tensor:\x02\x38\x01\"\x85\x01\n\x0bStepRequest\x12\x31\n\x07session\x18\x01 \x01(\x0b\x32 .teaching_protocol.v1.SessionRef\x12\x0c\n\x04step\x18\x02 \x01(\x03\x12\n\n\x02lr\x18\x03 \x01(\x01\x12\x12\n\ngrad_scale\x18\x04 \x01(\x01\x12\x15\n\rmax_grad_norm\x18\x05 \x01(\x01\",\n\tStepReply\x12\x0c\n\x04step\x18\x01 \x01(\x03\x12\x11\n\tgrad_norm\x18\x02 \x01(\x01\"B\n\rExportRequest\x12\x31\n\x07session\x18\x01 \x01(\x0b\x32 .teaching_protocol.v1.SessionRef\"*\n\x0b\x45xportReply\x12\r\n\x05state\x18\x01 \x01(\x0c\x12\x0c\n\x04step\x18\x02 \x01(\x03\"Q\n\rImportRequest\x12\x31\n\x07session\x18\x01 \x01(\x0b\x32 .teaching_protocol.v1.SessionRef\x12\r\n\x05state\x18\x02 \x01(\x0c\"\x1b\n\x0bImportReply\x12\x0c\n\x04step\x18\x01 \x01(\x03\"A\n\x0cRenewRequest\x12\x31\n\x07session\x18\x01 \x01(\x0b\x32 .teaching_protocol.v1.SessionRef\"\x1d\n\nRenewReply\x12\x0f\n\x07lease_s\x18\x01 \x01(\x01\"A\n\x0cLeaveRequest\x12\x31\n\x07session\x18\x01 \x01(\x0b\x32 .teaching_protocol.v1.SessionRef\"\x0c\n\nLeaveReply2\xee\x05\n\x07Teacher\x12V\n\x08\x44\x65scribe\x12%.teaching_protocol.v1.DescribeRequest\x1a#.teaching_protocol.v1.DescribeReply\x12P\n\x06\x45nroll\x12#.teaching_protocol.v1.EnrollRequest\x1a!.teaching_protocol.v1.EnrollReply\x12S\n\x07\x46orward\x12$.teaching_protocol.v1.ForwardRequest\x1a\".teaching_protocol.v1.ForwardReply\x12V\n\x08\x42\x61\x63kward\x12%.teaching_protocol.v1.BackwardRequest\x1a#.teaching_protocol.v1.BackwardReply\x12J\n\x04Step\x12!.teaching_protocol.v1.StepRequest\x1a\x1f.teaching_protocol.v1.StepReply\x12P\n\x06\x45xport\x12#.teaching_protocol.v1.ExportRequest\x1a!.teaching_protocol.v1.ExportReply\x12P\n\x06Import\x12#.teaching_protocol.v1.ImportRequest\x1a!.teaching_protocol.v1.ImportReply\x12M\n\x05Renew\x12\".teaching_protocol.v1.RenewRequest\x1a .teaching_protocol.v1.RenewReply\x12M\n\x05Leave\x12\".teaching_protocol.v1.LeaveRequest\x1a .teaching_protocol.v1.LeaveReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"teaching_protocol/v1/teacher.proto\x12\x14teaching_protocol.v1\x1a!teaching_protocol/v1/tensor.proto\"/\n\nSessionRef\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\"z\n\x06Limits\x12\x15\n\rmessage_bytes\x18\x01 \x01(\x03\x12\x0c\n\x04rows\x18\x02 \x01(\x03\x12\x0e\n\x06tokens\x18\x03 \x01(\x03\x12\x15\n\rmessage_width\x18\x04 \x01(\x03\x12\x13\n\x0b\x63odec_depth\x18\x05 \x01(\x03\x12\x0f\n\x07lease_s\x18\x06 \x01(\x01\"\x11\n\x0f\x44\x65scribeRequest\"\xa6\x03\n\rDescribeReply\x12\x18\n\x10protocol_version\x18\x01 \x01(\x03\x12\x12\n\nmodel_name\x18\x02 \x01(\t\x12\x12\n\nmodel_hash\x18\x03 \x01(\t\x12\x0e\n\x06\x66\x61mily\x18\x04 \x01(\t\x12\x0e\n\x06layers\x18\x05 \x01(\x03\x12\x0e\n\x06widths\x18\x06 \x03(\x03\x12\r\n\x05\x65ntry\x18\x07 \x01(\x03\x12\x0c\n\x04\x65xit\x18\x08 \x01(\x03\x12\x17\n\x0fvocabulary_size\x18\t \x01(\x03\x12\x16\n\x0etokenizer_hash\x18\n \x01(\t\x12\r\n\x05heads\x18\x0b \x03(\t\x12\x0e\n\x06labels\x18\x0c \x03(\t\x12\x13\n\x0binput_ports\x18\r \x03(\t\x12\x14\n\x0coutput_ports\x18\x0e \x03(\t\x12\x37\n\x0c\x63ompressions\x18\x0f \x03(\x0e\x32!.teaching_protocol.v1.Compression\x12\r\n\x05\x64type\x18\x10 \x01(\t\x12\x15\n\rdeterministic\x18\x11 \x01(\x08\x12,\n\x06limits\x18\x12 \x01(\x0b\x32\x1c.teaching_protocol.v1.Limits\"t\n\x11OptimizerSettings\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0cweight_decay\x18\x02 \x01(\x01\x12\r\n\x05\x62\x65ta1\x18\x03 \x01(\x01\x12\r\n\x05\x62\x65ta2\x18\x04 \x01(\x01\x12\x0b\n\x03\x65ps\x18\x05 \x01(\x01\x12\x10\n\x08momentum\x18\x06 \x01(\x01\"\x80\x02\n\x0fSessionSettings\x12\x0c\n\x04task\x18\x01 \x01(\t\x12\x15\n\rmessage_width\x18\x02 \x01(\x03\x12\x16\n\x0emessage_tokens\x18\x03 \x01(\x03\x12\x0f\n\x07pooling\x18\x04 \x01(\t\x12\r\n\x05\x65ntry\x18\x05 \x01(\x03\x12\x0c\n\x04\x65xit\x18\x06 \x01(\x03\x12\x13\n\x0b\x63odec_depth\x18\x07 \x01(\x03\x12\x13\n\x0b\x61nswer_from\x18\x08 \x01(\t\x12\x0e\n\x06inject\x18\t \x01(\t\x12:\n\toptimizer\x18\n \x01(\x0b\x32\'.teaching_protocol.v1.OptimizerSettings\x12\x0c\n\x04seed\x18\x0b \x01(\x03\"\x89\x01\n\rEnrollRequest\x12\x0f\n\x07student\x18\x01 \x01(\t\x12\x37\n\x08settings\x18\x02 \x01(\x0b\x32%.teaching_protocol.v1.SessionSettings\x12\x0e\n\x06resume\x18\x03 \x01(\t\x12\r\n\x05state\x18\x04 \x01(\x0c\x12\x0f\n\x07\x63\x61ll_id\x18\x05 \x01(\t\"\xac\x01\n\x0b\x45nrollReply\x12\x31\n\x07session\x18\x01 \x01(\x0b\x32 .teaching_protocol.v1.SessionRef\x12\x0f\n\x07lease_s\x18\x02 \x01(\x01\x12\x0c\n\x04step\x18\x03 \x01(\x03\x12\x12\n\nparameters\x18\x04 \x01(\x03\x12\x37\n\x08settings\x18\x05 \x01(\x0b\x32%.teaching_protocol.v1.SessionSettings\"\xdb\x02\n\x0e\x46orwardRequest\x12\x31\n\x07session\x18\x01 \x01(\x0b\x32 .teaching_protocol.v1.SessionRef\x12\x0f\n\x07\x63\x61ll_id\x18\x02 \x01(\t\x12\x0f\n\x07outputs\x18\x03 \x03(\t\x12\x18\n\x10\x62\x61\x63kward_follows\x18\x04 \x01(\x08\x12\x13\n\x0bgrad_inputs\x18\x05 \x03(\t\x12@\n\x06inputs\x18\x06 \x03(\x0b\x32\x30.teaching_protocol.v1.ForwardRequest.InputsEntry\x12\x36\n\x0b\x63ompression\x18\x07 \x01(\x0e\x32!.teaching_protocol.v1.Compression\x1aK\n\x0bInputsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12+\n\x05value\x18\x02 \x01(\x0b\x32\x1c.teaching_protocol.v1.Tensor:\x02\x38\x01\"\xc2\x01\n\x0c\x46orwardReply\x12\x0f\n\x07queue_s\x18\x01 \x01(\x01\x12\x11\n\tcompute_s\x18\x02 \x01(\x01\x12@\n\x07outputs\x18\x03 \x03(\x0b\x32/.teaching_protocol.v1.ForwardReply.OutputsEntry\x1aL\n\x0cOutputsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12+\n\x05value\x18\x02 \x01(\x0b\x32\x1c.teaching_protocol.v1.Tensor:\x02\x38\x01\"\xe4\x03\n\x0f\x42\x61\x63kwardRequest\x12\x31\n\x07session\x18\x01 \x01(\x0b\x32 .teaching_protocol.v1.SessionRef\x12\x0f\n\x07\x63\x61ll_id\x18\x02 \x01(\t\x12\x12\n\nforward_id\x18\x03 \x01(\t\x12?\n\x05grads\x18\x04 \x03(\x0b\x32\x30.teaching_protocol.v1.BackwardRequest.GradsEntry\x12\x0f\n\x07outputs\x18\x05 \x03(\t\x12\x13\n\x0bgrad_inputs\x18\x06 \x03(\t\x12\x41\n\x06inputs\x18\x07 \x03(\x0b\x32\x31.teaching_protocol.v1.BackwardRequest.InputsEntry\x12\x36\n\x0b\x63ompression\x18\x08 \x01(\x0e\x32!.teaching_protocol.v1.Compression\x1aJ\n\nGradsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12+\n\x05value\x18\x02 \x01(\x0b\x32\x1c.teaching_protocol.v1.Tensor:\x02\x38\x01\x1aK\n\x0bInputsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12+\n\x05value\x18\x02 \x01(\x0b\x32\x1c.teaching_protocol.v1.Tensor:\x02\x38\x01\"\xbe\x01\n\rBackwardReply\x12\x0f\n\x07queue_s\x18\x01 \x01(\x01\x12\x11\n\tcompute_s\x18\x02 \x01(\x01\x12=\n\x05grads\x18\x03 \x03(\x0b\x32..teaching_protocol.v1.BackwardReply.GradsEntry\x1aJ\n\nGradsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12+\n\x05value\x18\x02 \x01(\x0b\x32\x1c.teaching_protocol.v1.Tensor:\x02\x38\x01\"\x85\x01\n\x0bStepRequest\x12\x31\n\x07session\x18\x01 \x01(\x0b\x32 .teaching_protocol.v1.SessionRef\x12\x0c\n\x04step\x18\x02 \x01(\x03\x12\n\n\x02lr\x18\x03 \x01(\x01\x12\x12\n\ngrad_scale\x18\x04 \x01(\x01\x12\x15\n\rmax_grad_norm\x18\x05 \x01(\x01\",\n\tStepReply\x12\x0c\n\x04step\x18\x01 \x01(\x03\x12\x11\n\tgrad_norm\x18\x02 \x01(\x01\"B\n\rExportRequest\x12\x31\n\x07session\x18\x01 \x01(\x0b\x32 .teaching_protocol.v1.SessionRef\"*\n\x0b\x45xportReply\x12\r\n\x05state\x18\x01 \x01(\x0c\x12\x0c\n\x04step\x18\x02 \x01(\x03\"Q\n\rImportRequest\x12\x31\n\x07session\x18\x01 \x01(\x0b\x32 .teaching_protocol.v1.SessionRef\x12\r\n\x05state\x18\x02 \x01(\x0c\"\x1b\n\x0bImportReply\x12\x0c\n\x04step\x18\x01 \x01(\x03\"A\n\x0cRenewRequest\x12\x31\n\x07session\x18\x01 \x01(\x0b\x32 .teaching_protocol.v1.SessionRef\"\x1d\n\nRenewReply\x12\x0f\n\x07lease_s\x18\x01 \x01(\x01\"A\n\x0cLeaveRequest\x12\x31\n\x07session\x18\x01 \x01(\x0b\x32 .teaching_protocol.v1.SessionRef\"\x0c\n\nLeaveReply2\xee\x05\n\x07Teacher\x12V\n\x08\x44\x65scribe\x12%.teaching_protocol.v1.DescribeRequest\x1a#.teaching_protocol.v1.DescribeReply\x12P\n\x06\x45nroll\x12#.teaching_protocol.v1.EnrollRequest\x1a!.teaching_protocol.v1.EnrollReply\x12S\n\x07\x46orward\x12$.teaching_protocol.v1.ForwardRequest\x1a\".teaching_protocol.v1.ForwardReply\x12V\n\x08\x42\x61\x63kward\x12%.teaching_protocol.v1.BackwardRequest\x1a#.teaching_protocol.v1.BackwardReply\x12J\n\x04Step\x12!.teaching_protocol.v1.StepRequest\x1a\x1f.teaching_protocol.v1.StepReply\x12P\n\x06\x45xport\x12#.teaching_protocol.v1.ExportRequest\x1a!.teaching_protocol.v1.ExportReply\x12P\n\x06Import\x12#.teaching_protocol.v1.ImportRequest\x1a!.teaching_protocol.v1.ImportReply\x12M\n\x05Renew\x12\".teaching_protocol.v1.RenewRequest\x1a .teaching_protocol.v1.RenewReply\x12M\n\x05Leave\x12\".teaching_protocol.v1.LeaveRequest\x1a .teaching_protocol.v1.LeaveReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -56,46 +56,46 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SESSIONSETTINGS']._serialized_end=1087
   _globals['_ENROLLREQUEST']._serialized_start=1090
   _globals['_ENROLLREQUEST']._serialized_end=1227
-  _globals['_ENROLLREPLY']._serialized_start=1229
-  _globals['_ENROLLREPLY']._serialized_end=1344
-  _globals['_FORWARDREQUEST']._serialized_start=1347
-  _globals['_FORWARDREQUEST']._serialized_end=1694
-  _globals['_FORWARDREQUEST_INPUTSENTRY']._serialized_start=1619
-  _globals['_FORWARDREQUEST_INPUTSENTRY']._serialized_end=1694
-  _globals['_FORWARDREPLY']._serialized_start=1697
-  _globals['_FORWARDREPLY']._serialized_end=1891
-  _globals['_FORWARDREPLY_OUTPUTSENTRY']._serialized_start=1815
-  _globals['_FORWARDREPLY_OUTPUTSENTRY']._serialized_end=1891
-  _globals['_BACKWARDREQUEST']._serialized_start=1894
-  _globals['_BACKWARDREQUEST']._serialized_end=2378
-  _globals['_BACKWARDREQUEST_GRADSENTRY']._serialized_start=2227
-  _globals['_BACKWARDREQUEST_GRADSENTRY']._serialized_end=2301
-  _globals['_BACKWARDREQUEST_INPUTSENTRY']._serialized_start=1619
-  _globals['_BACKWARDREQUEST_INPUTSENTRY']._serialized_end=1694
-  _globals['_BACKWARDREPLY']._serialized_start=2381
-  _globals['_BACKWARDREPLY']._serialized_end=2571
-  _globals['_BACKWARDREPLY_GRADSENTRY']._serialized_start=2227
-  _globals['_BACKWARDREPLY_GRADSENTRY']._serialized_end=2301
-  _globals['_STEPREQUEST']._serialized_start=2574
-  _globals['_STEPREQUEST']._serialized_end=2707
-  _globals['_STEPREPLY']._serialized_start=2709
-  _globals['_STEPREPLY']._serialized_end=2753
-  _globals['_EXPORTREQUEST']._serialized_start=2755
-  _globals['_EXPORTREQUEST']._serialized_end=2821
-  _globals['_EXPORTREPLY']._serialized_start=2823
-  _globals['_EXPORTREPLY']._serialized_end=2865
-  _globals['_IMPORTREQUEST']._serialized_start=2867
-  _globals['_IMPORTREQUEST']._serialized_end=2948
-  _globals['_IMPORTREPLY']._serialized_start=2950
-  _globals['_IMPORTREPLY']._serialized_end=2977
-  _globals['_RENEWREQUEST']._serialized_start=2979
-  _globals['_RENEWREQUEST']._serialized_end=3044
-  _globals['_RENEWREPLY']._serialized_start=3046
-  _globals['_RENEWREPLY']._serialized_end=3075
-  _globals['_LEAVEREQUEST']._serialized_start=3077
-  _globals['_LEAVEREQUEST']._serialized_end=3142
-  _globals['_LEAVEREPLY']._serialized_start=3144
-  _globals['_LEAVEREPLY']._serialized_end=3156
-  _globals['_TEACHER']._serialized_start=3159
-  _globals['_TEACHER']._serialized_end=3909
+  _globals['_ENROLLREPLY']._serialized_start=1230
+  _globals['_ENROLLREPLY']._serialized_end=1402
+  _globals['_FORWARDREQUEST']._serialized_start=1405
+  _globals['_FORWARDREQUEST']._serialized_end=1752
+  _globals['_FORWARDREQUEST_INPUTSENTRY']._serialized_start=1677
+  _globals['_FORWARDREQUEST_INPUTSENTRY']._serialized_end=1752
+  _globals['_FORWARDREPLY']._serialized_start=1755
+  _globals['_FORWARDREPLY']._serialized_end=1949
+  _globals['_FORWARDREPLY_OUTPUTSENTRY']._serialized_start=1873
+  _globals['_FORWARDREPLY_OUTPUTSENTRY']._serialized_end=1949
+  _globals['_BACKWARDREQUEST']._serialized_start=1952
+  _globals['_BACKWARDREQUEST']._serialized_end=2436
+  _globals['_BACKWARDREQUEST_GRADSENTRY']._serialized_start=2285
+  _globals['_BACKWARDREQUEST_GRADSENTRY']._serialized_end=2359
+  _globals['_BACKWARDREQUEST_INPUTSENTRY']._serialized_start=1677
+  _globals['_BACKWARDREQUEST_INPUTSENTRY']._serialized_end=1752
+  _globals['_BACKWARDREPLY']._serialized_start=2439
+  _globals['_BACKWARDREPLY']._serialized_end=2629
+  _globals['_BACKWARDREPLY_GRADSENTRY']._serialized_start=2285
+  _globals['_BACKWARDREPLY_GRADSENTRY']._serialized_end=2359
+  _globals['_STEPREQUEST']._serialized_start=2632
+  _globals['_STEPREQUEST']._serialized_end=2765
+  _globals['_STEPREPLY']._serialized_start=2767
+  _globals['_STEPREPLY']._serialized_end=2811
+  _globals['_EXPORTREQUEST']._serialized_start=2813
+  _globals['_EXPORTREQUEST']._serialized_end=2879
+  _globals['_EXPORTREPLY']._serialized_start=2881
+  _globals['_EXPORTREPLY']._serialized_end=2923
+  _globals['_IMPORTREQUEST']._serialized_start=2925
+  _globals['_IMPORTREQUEST']._serialized_end=3006
+  _globals['_IMPORTREPLY']._serialized_start=3008
+  _globals['_IMPORTREPLY']._serialized_end=3035
+  _globals['_RENEWREQUEST']._serialized_start=3037
+  _globals['_RENEWREQUEST']._serialized_end=3102
+  _globals['_RENEWREPLY']._serialized_start=3104
+  _globals['_RENEWREPLY']._serialized_end=3133
+  _globals['_LEAVEREQUEST']._serialized_start=3135
+  _globals['_LEAVEREQUEST']._serialized_end=3200
+  _globals['_LEAVEREPLY']._serialized_start=3202
+  _globals['_LEAVEREPLY']._serialized_end=3214
+  _globals['_TEACHER']._serialized_start=3217
+  _globals['_TEACHER']._serialized_end=3967
 # @@protoc_insertion_point(module_scope)

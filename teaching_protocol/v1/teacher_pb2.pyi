@@ -132,16 +132,18 @@ class EnrollRequest(_message.Message):
     def __init__(self, student: _Optional[str] = ..., settings: _Optional[_Union[SessionSettings, _Mapping]] = ..., resume: _Optional[str] = ..., state: _Optional[bytes] = ..., call_id: _Optional[str] = ...) -> None: ...
 
 class EnrollReply(_message.Message):
-    __slots__ = ("session", "lease_s", "step", "parameters")
+    __slots__ = ("session", "lease_s", "step", "parameters", "settings")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     LEASE_S_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
     PARAMETERS_FIELD_NUMBER: _ClassVar[int]
+    SETTINGS_FIELD_NUMBER: _ClassVar[int]
     session: SessionRef
     lease_s: float
     step: int
     parameters: int
-    def __init__(self, session: _Optional[_Union[SessionRef, _Mapping]] = ..., lease_s: _Optional[float] = ..., step: _Optional[int] = ..., parameters: _Optional[int] = ...) -> None: ...
+    settings: SessionSettings
+    def __init__(self, session: _Optional[_Union[SessionRef, _Mapping]] = ..., lease_s: _Optional[float] = ..., step: _Optional[int] = ..., parameters: _Optional[int] = ..., settings: _Optional[_Union[SessionSettings, _Mapping]] = ...) -> None: ...
 
 class ForwardRequest(_message.Message):
     __slots__ = ("session", "call_id", "outputs", "backward_follows", "grad_inputs", "inputs", "compression")

@@ -170,7 +170,6 @@ def test_a_port_in_use(servers: dict[str, Address], bert: FrozenTeacher, free_po
         app("tiny", bert, port=free_port, metrics_port=taken.metrics_port).start()
 
 
-@pytest.mark.xfail(strict=True, reason="a start that fails on the metrics port keeps the gRPC port bound")
 def test_a_failed_start_lets_go_of_its_port(servers: dict[str, Address], bert: FrozenTeacher, free_port: int) -> None:
     with pytest.raises(PortInUse):
         app("tiny", bert, port=free_port, metrics_port=servers["bert"].metrics_port).start()

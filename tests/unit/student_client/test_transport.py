@@ -199,7 +199,6 @@ def test_every_verb_reaches_its_rpc_compressed_as_asked(compression: str, dtype:
             assert type(getattr(found, method.verb)(method.request(), call)) is method.reply
 
 
-@pytest.mark.xfail(strict=True, reason="grpc raises ValueError on a closed channel")
 def test_a_call_after_close_is_an_error_of_the_tree() -> None:
     found = GrpcTransport("127.0.0.1:1")
     found.close()

@@ -82,7 +82,6 @@ def test_a_call_id_used_again_with_another_body(bert: FrozenTeacher) -> None:
         assert caller.export() == once
 
 
-@pytest.mark.xfail(strict=True, reason="a Forward repeated after its reply was let go opens its call again")
 def test_late_repeats_of_forward_and_backward_gather_nothing(bert: FrozenTeacher) -> None:
     with Caller(actor(bert, session_replay_bytes=0), "a") as caller:
         forward, _ = caller.forward()
@@ -202,7 +201,6 @@ def test_memory_returns_after_backward_and_step(bert: FrozenTeacher) -> None:
         assert all(parameter.grad is None for parameter in session.parameters())
 
 
-@pytest.mark.xfail(strict=True, reason="graphs of calls beyond the 256 remembered stay until the Step")
 def test_a_forgotten_call_lets_go_of_its_graph(bert: FrozenTeacher) -> None:
     teacher = actor(bert)
     with Caller(teacher, "a") as caller:
@@ -212,9 +210,6 @@ def test_a_forgotten_call_lets_go_of_its_graph(bert: FrozenTeacher) -> None:
         assert len(teacher._engine.graphs._kept) <= len(session.calls)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="only the interceptor types unforeseen errors: in one's own process they come raw"
-)
 def test_only_errors_of_the_tree_come_out(bert: FrozenTeacher) -> None:
     def full(*_: Any) -> None:
         raise torch.OutOfMemoryError("no room")

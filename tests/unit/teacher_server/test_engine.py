@@ -139,9 +139,6 @@ def test_the_second_observation_does_not_reach_the_engine(bert: FrozenTeacher) -
     assert torch.equal(first["logits.top2"][:, 1], places.float())
 
 
-@pytest.mark.xfail(
-    strict=True, reason="actor.forward asks the cache first, and the engine asks it again: counted twice"
-)
 def test_a_miss_is_counted_once(bert: FrozenTeacher) -> None:
     teacher = actor(bert)
     with Caller(teacher, "a") as caller:

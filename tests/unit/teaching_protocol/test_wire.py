@@ -135,17 +135,11 @@ def test_random_bytes(cls: type[Any]) -> None:
 
 
 def test_an_unknown_compression_is_named() -> None:
-    with pytest.raises(InvalidSetting, match=r"unknown compression 'zip'; use one of .*bf16, fp16"):
+    with pytest.raises(InvalidSetting, match="unknown compression 'zip'; use one of none, bf16, fp16"):
         write(dataclasses.replace(REQUEST, compression="zip"))
     message = teacher_pb2.ForwardRequest(compression=9)  # type: ignore[arg-type]
     with pytest.raises(InvalidSetting, match="unknown compression number 9"):
         read(verbs.ForwardRequest, message.SerializeToString())
-
-
-@pytest.mark.xfail(strict=True, reason="wire._number drops the first known name, which is none")
-def test_the_sentence_names_every_compression() -> None:
-    with pytest.raises(InvalidSetting, match="use one of none, bf16, fp16"):
-        write(dataclasses.replace(REQUEST, compression="zip"))
 
 
 @pytest.mark.parametrize("cls", [*MESSAGES, verbs.SessionRef, verbs.Limits, verbs.SessionSettings], ids=str)
