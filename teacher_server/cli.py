@@ -20,6 +20,7 @@ from teacher_server.config import load_config
 from teaching_protocol import verbs
 from teaching_protocol.channel import channel_options, error_from
 from teaching_protocol.errors import TeacherUnavailable, TeachingError
+from teaching_protocol.memory import keep_freed_memory
 from teaching_protocol.wire import METHODS, read, write
 
 __all__ = ["main"]
@@ -54,6 +55,7 @@ def serve(
 ) -> None:
     """Serves a teacher until SIGTERM or Ctrl-C, which drain it; a second one ends it at once."""
     flags = dict(locals())
+    keep_freed_memory()
     path = flags.pop("config")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     transformers_logging.disable_progress_bar()

@@ -38,6 +38,7 @@ from teaching_protocol.errors import (
     StepOutOfOrder,
     UnknownCall,
 )
+from teaching_protocol.tensors import is_finite
 from teaching_protocol.verbs import (
     BackwardReply,
     BackwardRequest,
@@ -163,7 +164,7 @@ class Engine:
         outputs = [cohort.outputs[name] for name in grads]
         targets = [*wanted.values(), *session.parameters()]
         found = torch.autograd.grad(outputs, targets, list(grads.values()), allow_unused=True)
-        if any(grad is not None and not bool(torch.isfinite(grad).all()) for grad in found):
+        if not all(grad is None or is_finite(grad) for grad in found):
             raise NonFiniteError("the gradients came out as NaN or infinity and were not applied; lower the loss scale")
         session.gathered = _sum(session.gathered, list(found[len(wanted) :]))
         call.finished, call.request = True, None

@@ -19,7 +19,9 @@ def typed(error: Exception, method: str) -> TeachingError:
     if isinstance(error, TeachingError):
         return error
     if isinstance(error, torch.OutOfMemoryError):
-        return OutOfMemory("the teacher's device has no room for this call; send fewer rows or tokens, or try again later")
+        return OutOfMemory(
+            "the teacher's device has no room for this call; send fewer rows or tokens, or try again later"
+        )
     mark = uuid.uuid4().hex[:12]
     _log.error("internal error %s in %s", mark, method, exc_info=error)
     return InternalError(f"internal error {mark}; the server's log has the details under this id")
