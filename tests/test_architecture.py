@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import statistics
 import subprocess
 import sys
@@ -93,3 +94,32 @@ def test_the_two_sides_share_only_the_protocol() -> None:
                 names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
                 names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
                 assert not any(name.partition(".")[0] == other for name in names), f"{path} imports {other}"
+
+
+DOCS = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
+    ROOT / "benchmarks/LOG.md",
+]
+
+
+@pytest.mark.parametrize("path", DOCS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_docs_name_only_what_exists(path: Path) -> None:
+    text = path.read_text()
+    named = re.findall(
+        r"`((?:tests|benchmarks|examples|docs|protos|teacher_server|student_client|teaching_protocol)/[^` ]*)", text
+    )
+    for name in (name.partition("::")[0] for name in named):
+        if not any(sign in name for sign in "*<N"):
+            assert (ROOT / name.rstrip(".,")).exists(), name
+    for target in re.findall(r"\]\(([^)#:]+)\)", text):
+        assert (path.parent / target).exists(), target
+    assert "@TABLE@" not in text
+
+
+def test_the_architecture_lists_every_room() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    for side in ("teacher_server", "student_client"):
+        for path in (ROOT / side).glob("*.py"):
+            assert path.name.startswith("__") or path.name in text, path.name
