@@ -160,7 +160,8 @@ class Records:
             self.has_warned = True
             self.progress.say(
                 f"warning: the messages have become almost constant (variance {variance:.3f}, expected more than "
-                f"{_COLLAPSED}): the conversation has collapsed; try method.consistency contrastive or cross"
+                f"{_COLLAPSED}): the conversation has collapsed; try another "
+                "method.consistency, a larger method.w_message_consistency, or method.detach_target"
             )
 
 

@@ -97,6 +97,7 @@ class TeacherApp:
     def close(self) -> None:
         """Drains: NOT_SERVING, refuse new work, finish what was admitted, end."""
         self._closing.set()
+        _log.info("draining: %d sessions, nothing new is begun", len(self.actor.sessions))
         self._health.set(serving=False)
         self.metrics.draining.set(1)
         finished = self._scheduler.drain(self.config.drain_s)
@@ -109,6 +110,7 @@ class TeacherApp:
             self.actor.end(session, "shutdown")
         self._stop_metrics()
         self._reaper.join()
+        _log.info("ended")
 
     def _hand_off(self) -> None:
         """Leaves the students a moment to finish their step, export and leave; none, if nobody is there."""

@@ -48,8 +48,13 @@ def load_teacher(
     family = family_class(str(config.get("model_type", "")))
     model = _model(name, config, place, dtype=kind, trust_remote_code=trust_remote_code)
     if family.modality == "text":
-        return FrozenTeacher(model, name, tokenizer=_tokenizer(name, trust_remote_code))
-    return FrozenTeacher(model, name, image=_image_settings(name, model))
+        return FrozenTeacher(model, _shown(name), tokenizer=_tokenizer(name, trust_remote_code))
+    return FrozenTeacher(model, _shown(name), image=_image_settings(name, model))
+
+
+def _shown(name: str) -> str:
+    """What students are told: a hub's name as it is, of a folder no more than its own name."""
+    return Path(name).resolve().name if Path(name).is_dir() else name
 
 
 def _dtype(dtype: str) -> torch.dtype:
