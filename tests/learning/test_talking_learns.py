@@ -68,4 +68,4 @@ def test_a_rating_student_beats_the_mean(tmp_path: Path, address: str) -> None:
         "output": tmp_path / "ratings",
     }
     result = trained(load_run_config(None, fields))
-    assert result.test < 1.05, "the targets' own standard deviation is 1.15"
+    assert result.test < 1.10, "the targets' own standard deviation is 1.15"
