@@ -33,7 +33,7 @@ test-slow: setup ## learning tests, minutes each
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/lint-imports --quiet
+	$(BIN)/lint-imports
 
 type: setup
 	$(BIN)/mypy
