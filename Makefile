@@ -44,6 +44,7 @@ proto: setup ## regenerates teaching_protocol/v1 from protos/
 bench: setup
 	$(BIN)/python benchmarks/bench_step.py
 	$(BIN)/python benchmarks/bench_tensors.py
+	$(BIN)/python benchmarks/bench_observe.py
 
 serve: setup ## MODEL=name or folder
 	$(BIN)/teacher-server serve --model $(MODEL) $(SERVE_FLAGS)

