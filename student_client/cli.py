@@ -141,9 +141,9 @@ def ping(
 
 
 def demo(
-    output: Annotated[Path, typer.Option(help="Folder of everything the demo writes; emptied first.")] = Path(
-        "runs/demo"
-    ),
+    output: Annotated[
+        Path, typer.Option(help="Folder of everything the demo writes; an earlier demo's is emptied.")
+    ] = Path("runs/demo"),
     data: Annotated[
         str | None, typer.Option(help="A CSV, JSONL or Parquet file of yours, or a data set by name.")
     ] = None,

