@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
-import resource
+import os
 import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import TracebackType
 
 import grpc
@@ -163,7 +164,8 @@ class TeacherApp:
                 "choose another --metrics-port, 0 for a free one, or -1 for none"
             ) from error
         self.metrics_port = self._metrics_server.server_port
-        self.metrics.device_memory.set_function(lambda: _device_memory(self._engine))
+        if self._engine.teacher.device.type == "cuda" or sys.platform == "linux":
+            self.metrics.device_memory.set_function(lambda: _device_memory(self._engine))
         card = self.actor.card
         self.metrics.model.info(
             {"name": card.model_name, "family": card.family, "hash": card.model_hash[:12], "dtype": card.dtype}
@@ -182,5 +184,5 @@ class TeacherApp:
 def _device_memory(engine: Engine) -> float:
     if engine.teacher.device.type == "cuda":
         return float(torch.cuda.memory_allocated(engine.teacher.device))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return float(peak if sys.platform == "darwin" else peak * 1024)
+    resident_pages = Path("/proc/self/statm").read_text().split()[1]
+    return float(int(resident_pages) * os.sysconf("SC_PAGE_SIZE"))
