@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TEST_FLAGS ?= -n 2
 PIP_FLAGS := --disable-pip-version-check --no-warn-script-location
+SHELL := /bin/bash
+.SHELLFLAGS := -o pipefail -c
 
 .PHONY: setup demo test test-slow lint type proto bench serve clean
 
@@ -18,7 +20,8 @@ $(STAMP): pyproject.toml constraints.txt
 	if [ -n "$$found" ]; then sed "s/^torch==.*/torch==$$found/" constraints.txt > $(VENV)/constraints.txt; \
 	else cp constraints.txt $(VENV)/constraints.txt; fi
 	@echo "installing into $(VENV) (a few minutes the first time)"
-	@$(BIN)/python -m pip install $(PIP_FLAGS) --constraint $(VENV)/constraints.txt --editable '.[dev]'
+	@$(BIN)/python -m pip install $(PIP_FLAGS) --constraint $(VENV)/constraints.txt --editable '.[dev]' \
+	| grep --line-buffered -E '^(Collecting|Installing|Successfully|ERROR)' | cut -c1-100
 	@touch $(STAMP)
 
 demo: setup ## one teacher server, three students at once, on real weights and data
