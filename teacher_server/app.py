@@ -147,7 +147,8 @@ class TeacherApp:
             self.port = server.add_insecure_port(f"{host}:{self.config.port}")
         except RuntimeError as error:
             raise PortInUse(
-                f"{host}:{self.config.port} cannot be bound: {error}; choose another --port, or 0 for a free one"
+                f"{host}:{self.config.port} cannot be bound: it is in use, or no address of this machine; "
+                "choose another --port, or 0 for a free one"
             ) from error
         return server
 
