@@ -118,6 +118,7 @@ def test_fashion_mnist_reads_idx_files(tmp_path: Path) -> None:
         (gzip.compress(struct.pack(">4I", 0x0D03, 1, 1, 1) + b"\0"), "do not make an IDX file"),
         (gzip.compress(struct.pack(">4I", 0x0803, 1, 1, 1) + b"\0"), "one label under 10 was expected for each image"),
     ],
+    ids=["no gzip", "no header", "too few bytes", "another dtype", "no label"],
 )
 def test_bad_idx_files_are_refused(tmp_path: Path, content: bytes, words: str) -> None:
     write_idx(tmp_path, "train", np.zeros((2, 28, 28)), np.zeros(2))
