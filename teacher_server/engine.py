@@ -230,13 +230,15 @@ class Engine:
         for parameter, grad in zip(parameters, session.gathered, strict=bool(session.gathered)):
             parameter.grad = None if grad is None else grad * request.grad_scale
         try:
-            limit = request.max_grad_norm or math.inf
-            norm = float(torch.nn.utils.clip_grad_norm_(parameters, limit, error_if_nonfinite=False))
+            total = torch.nn.utils.get_total_norm(p.grad for p in parameters if p.grad is not None)
+            norm = float(total)
             if not math.isfinite(norm):
                 raise NonFiniteError(
                     "the gathered gradients are NaN or infinity in sum; lower the loss scale, and send a Step "
                     "with grad_scale 0, which lets them go"
                 )
+            if request.max_grad_norm:
+                torch.nn.utils.clip_grads_with_norm_(parameters, request.max_grad_norm, total)
             for group in session.optimizer.param_groups:
                 group["lr"] = request.lr
             session.optimizer.step()
