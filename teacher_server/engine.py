@@ -84,7 +84,10 @@ class Engine:
                 job.timing.compute_s = time.perf_counter() - started
                 self._metrics.compute_seconds.labels(job.method).observe(job.timing.compute_s)
             job.future.set_result(reply)
-            self._keep(job.session, job.request, reply)  # while the reply travels; before the next job of the session
+            try:  # while the reply travels; the thread that owns the model must outlive whatever happens here
+                self._keep(job.session, job.request, reply)
+            except Exception as error:
+                typed(error, job.method)
 
     def _retried(self, job: Job) -> Any:
         """Runs a job, once more with all graphs let go when the device has no room."""

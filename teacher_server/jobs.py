@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from teacher_server.sessions import Session
-from teaching_protocol.verbs import BackwardRequest, Call, ForwardRequest, ImportRequest
+from teaching_protocol.verbs import Call, ForwardRequest, ImportRequest
 
 __all__ = ["Batch", "Job", "Timing"]
 
@@ -57,11 +57,6 @@ class Job:
     def begins(self) -> bool:
         """Whether it begins something new, which a draining server refuses."""
         return isinstance(self.request, ForwardRequest | ImportRequest)
-
-    @property
-    def is_model_work(self) -> bool:
-        """Whether the body runs for it (and not the codec alone)."""
-        return isinstance(self.request, ForwardRequest | BackwardRequest)
 
     def is_dead(self, now: float) -> bool:
         """Whether nobody waits for the reply any more."""

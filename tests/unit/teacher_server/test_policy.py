@@ -28,5 +28,3 @@ def test_what_frees_memory_goes_before_an_older_forward(kind: type) -> None:
 def test_rows_and_tokens_of_a_batch() -> None:
     batch = next_batch([job(verbs.BackwardRequest(), 1.0, 2, 6)])
     assert (batch.rows, batch.tokens) == (2, 6)
-    assert batch.jobs[0].is_model_work
-    assert not job(verbs.StepRequest(), 1.0).is_model_work
