@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
@@ -63,13 +64,13 @@ class StudentCodec(nn.Module):
     def __init__(self, shape: CodecShape, seed: int = 0) -> None:
         super().__init__()
         self.shape = shape
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the accelerators too
+        with torch.device("meta"):
             encoder = _mlp(shape.width, shape.message_width, shape.depth)
             self.encoder = nn.Sequential(*encoder, nn.LayerNorm(shape.message_width))
             self.decoder = nn.Sequential(*_mlp(shape.message_width, shape.width, shape.depth))
             learned = shape.message_tokens if shape.pooling == "attention" else 0
-            self.queries = nn.Parameter(torch.randn(learned, shape.width)) if learned else None
+            self.queries = nn.Parameter(torch.empty(learned, shape.width)) if learned else None
+        _draw(self.to_empty(device="cpu"), torch.Generator().manual_seed(seed))
 
     def pool(self, states: States) -> States:
         """Pools states [batch, tokens, d_g] to [batch, M, d_g]; with M = 0 they come back as they are.
@@ -110,6 +111,19 @@ class StudentCodec(nn.Module):
             first = torch.eye(self.shape.message_tokens, states.mask.shape[1], device=states.mask.device)
             return (first * states.mask[:, None, :]).to(states.hidden.dtype)
         return _segments(states.mask, self.shape.message_tokens).to(states.hidden.dtype)
+
+
+def _draw(codec: StudentCodec, generator: torch.Generator) -> None:
+    """PyTorch's own initial weights, from this generator."""
+    for module in codec.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.kaiming_uniform_(module.weight, a=math.sqrt(5), generator=generator)
+            bound = 1 / math.sqrt(module.in_features)
+            nn.init.uniform_(module.bias, -bound, bound, generator=generator)
+        elif isinstance(module, nn.LayerNorm):
+            module.reset_parameters()
+    if codec.queries is not None:
+        nn.init.normal_(codec.queries, generator=generator)
 
 
 def _mlp(width_in: int, width_out: int, depth: int) -> list[nn.Module]:

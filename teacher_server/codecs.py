@@ -5,6 +5,7 @@ Lives at the body's edge, always in float32, any shape per student. Knows no ses
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -31,21 +32,31 @@ class TeacherCodec(nn.Module):
     One encoder and one decoder serve both ends of the span where the widths agree, as in Talking
     Models section 3; where they do not (CNNs) there is one a width (ours). The layers follow
     methods.md: a `depth`-layer MLP of width max(state, message), messages LayerNormed (ours).
+
+    Args:
+        shape: of the states and of the messages.
+        seed: of the initial weights, which come from a generator of the codec's own: enrolling at the same time as
+            another session, or beside any other thread that draws, changes nothing. None allocates no weights.
     """
 
-    def __init__(self, shape: CodecShape, seed: int) -> None:
+    def __init__(self, shape: CodecShape, seed: int | None) -> None:
         super().__init__()
         self.shape = shape
+        with torch.device("meta"):
+            self._build()
+        if seed is not None:
+            _draw(self.to_empty(device="cpu"), torch.Generator().manual_seed(seed))
+
+    def _build(self) -> None:
+        shape = self.shape
         widths = sorted({shape.enter_width, shape.exit_width})
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the accelerators, too
-            self.encoders = nn.ModuleDict({str(w): _encoder(w, shape.message_width, shape.depth) for w in widths})
-            self.decoders = nn.ModuleDict({str(w): _mlp(shape.message_width, w, shape.depth) for w in widths})
-            self.queries = nn.ParameterDict(
-                {str(w): nn.Parameter(torch.randn(shape.message_tokens, w) / w**0.5) for w in widths}
-                if shape.pooling == "attention" and shape.message_tokens
-                else {}
-            )
+        self.encoders = nn.ModuleDict({str(w): _encoder(w, shape.message_width, shape.depth) for w in widths})
+        self.decoders = nn.ModuleDict({str(w): _mlp(shape.message_width, w, shape.depth) for w in widths})
+        self.queries = nn.ParameterDict(
+            {str(w): nn.Parameter(torch.empty(shape.message_tokens, w)) for w in widths}
+            if shape.pooling == "attention" and shape.message_tokens
+            else {}
+        )
 
     def encode(self, states: torch.Tensor) -> torch.Tensor:
         """Enc_h: states [batch, tokens, width] -> message [batch, tokens, message_width]."""
@@ -84,8 +95,22 @@ class TeacherCodec(nn.Module):
 
 def codec_parameters(shape: CodecShape) -> int:
     """Parameters a codec of this shape has; allocates nothing."""
-    with torch.device("meta"):
-        return sum(parameter.numel() for parameter in TeacherCodec(shape, seed=0).parameters())
+    return sum(parameter.numel() for parameter in TeacherCodec(shape, seed=None).parameters())
+
+
+def _draw(codec: TeacherCodec, generator: torch.Generator) -> None:
+    """PyTorch's own initial weights, from this generator."""
+    for module in codec.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.kaiming_uniform_(module.weight, a=math.sqrt(5), generator=generator)
+            bound = 1 / math.sqrt(module.in_features)
+            nn.init.uniform_(module.bias, -bound, bound, generator=generator)
+        elif isinstance(module, nn.LayerNorm):
+            module.reset_parameters()
+    for queries in codec.queries.values():
+        nn.init.normal_(queries, generator=generator)
+        with torch.no_grad():
+            queries /= queries.shape[-1] ** 0.5
 
 
 def _segments(mask: torch.Tensor, count: int) -> torch.Tensor:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 
@@ -18,6 +20,14 @@ def test_the_seed_decides_the_weights_and_leaves_the_global_generator() -> None:
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), same.parameters(), strict=True))
     other = TeacherCodec(one.shape, seed=4)
     assert not torch.equal(next(iter(one.decoders["6"].parameters())), next(iter(other.decoders["6"][1].parameters())))
+
+
+def test_codecs_drawn_at_the_same_time_are_those_drawn_alone() -> None:
+    alone = {seed: TeacherCodec(codec().shape, seed) for seed in range(4)}
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda seed: (seed, TeacherCodec(codec().shape, seed)), list(alone) * 100))
+    for seed, drawn in found:
+        assert all(torch.equal(*pair) for pair in zip(drawn.parameters(), alone[seed].parameters(), strict=True))
 
 
 @pytest.mark.parametrize("depth", [1, 2, 3])
