@@ -38,7 +38,6 @@ from teaching_protocol.errors import (
     StepOutOfOrder,
     UnknownCall,
 )
-from teaching_protocol.tensors import is_finite
 from teaching_protocol.verbs import (
     BackwardReply,
     BackwardRequest,
@@ -85,6 +84,10 @@ class Engine:
                 job.timing.compute_s = time.perf_counter() - started
                 self._metrics.compute_seconds.labels(job.method).observe(job.timing.compute_s)
             job.future.set_result(reply)
+            try:  # while the reply travels; the thread that owns the model must outlive whatever happens here
+                self._keep(job.session, job.request, reply)
+            except Exception as error:
+                typed(error, job.method)
 
     def _retried(self, job: Job) -> Any:
         """Runs a job, once more with all graphs let go when the device has no room."""
@@ -101,20 +104,23 @@ class Engine:
             return self._control(session, request)
         if isinstance(request, ForwardRequest) and not request.backward_follows:
             return self._forward(session, request)
-        mark = fingerprint(request)
-        known = session.replies.find(request.call_id, mark)
-        if known is not None:
-            return known
+        if request.call_id in session.replies:
+            return session.replies.find(request.call_id, fingerprint(request))
         if isinstance(request, ForwardRequest) and request.call_id in session.calls:
             raise CallConflict(
                 f"Forward {request.call_id!r} was made before and its reply was let go; give each call an id of its own"
             )
-        reply = (
-            self._forward(session, request) if isinstance(request, ForwardRequest) else self._backward(session, request)
-        )
+        if isinstance(request, ForwardRequest):
+            return self._forward(session, request)
+        return self._backward(session, request)
+
+    def _keep(self, session: Session | None, request: Any, reply: Any) -> None:
+        """Keeps the reply of a call that has an effect, for its repeat."""
+        effective = isinstance(request, BackwardRequest) or getattr(request, "backward_follows", False)
+        if session is None or not effective or request.call_id in session.replies:
+            return
         tensors = reply.outputs if isinstance(reply, ForwardReply) else reply.grads
-        session.replies.keep(request.call_id, mark, reply, _size(tensors))
-        return reply
+        session.replies.keep(request.call_id, fingerprint(request), reply, _size(tensors))
 
     def _control(self, session: Session, request: Any) -> Any:
         match request:
@@ -164,7 +170,8 @@ class Engine:
         outputs = [cohort.outputs[name] for name in grads]
         targets = [*wanted.values(), *session.parameters()]
         found = torch.autograd.grad(outputs, targets, list(grads.values()), allow_unused=True)
-        if not all(grad is None or is_finite(grad) for grad in found):
+        # one number tells of all: a gradient too large to be squared and summed is refused, too
+        if not bool(torch.isfinite(torch.nn.utils.get_total_norm(grad for grad in found if grad is not None))):
             raise NonFiniteError("the gradients came out as NaN or infinity and were not applied; lower the loss scale")
         session.gathered = _sum(session.gathered, list(found[len(wanted) :]))
         call.finished, call.request = True, None
@@ -230,13 +237,15 @@ class Engine:
         for parameter, grad in zip(parameters, session.gathered, strict=bool(session.gathered)):
             parameter.grad = None if grad is None else grad * request.grad_scale
         try:
-            limit = request.max_grad_norm or math.inf
-            norm = float(torch.nn.utils.clip_grad_norm_(parameters, limit, error_if_nonfinite=False))
+            total = torch.nn.utils.get_total_norm(p.grad for p in parameters if p.grad is not None)
+            norm = float(total)
             if not math.isfinite(norm):
                 raise NonFiniteError(
                     "the gathered gradients are NaN or infinity in sum; lower the loss scale, and send a Step "
                     "with grad_scale 0, which lets them go"
                 )
+            if request.max_grad_norm:
+                torch.nn.utils.clip_grads_with_norm_(parameters, request.max_grad_norm, total)
             for group in session.optimizer.param_groups:
                 group["lr"] = request.lr
             session.optimizer.step()

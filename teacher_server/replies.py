@@ -42,6 +42,9 @@ class Replies:
         self.size_bytes = 0
         self._kept: OrderedDict[str, tuple[int, Any, int]] = OrderedDict()
 
+    def __contains__(self, call_id: str) -> bool:
+        return call_id in self._kept
+
     def find(self, call_id: str, fingerprint: int) -> Any | None:
         """The reply given to this call before, or None.
 
