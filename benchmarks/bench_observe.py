@@ -15,9 +15,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 from processes import started
 
 from student_client import RemoteTeacher
-from student_client.config import DataConfig
-from student_client.data import load_data, teacher_view
-from student_client.data.packages import wheel_folder
+from task_data import load_data, teacher_view
+from task_data.config import DataConfig
+from task_data.packages import wheel_folder
 
 ROWS, BATCHES = 32, 12
 

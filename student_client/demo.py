@@ -20,9 +20,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from student_client.config import DataConfig
-from student_client.data.packages import wheel_folder
 from student_client.report import Run, plot_curves, read_run, table, write_report
+from task_data.config import DataConfig
+from task_data.packages import wheel_folder
 from teaching_protocol.errors import ConfigError, ServiceError, TeacherUnavailable
 
 __all__ = ["DEMO_CLASSES", "Demo", "run_demo"]

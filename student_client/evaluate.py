@@ -12,9 +12,9 @@ from typing import Literal
 import torch
 
 from student_client.config import load_run_config
-from student_client.data import Split, batches, load_data
 from student_client.losses import task_loss
-from student_client.students import Student, Tensors, load_student
+from student_models import Student, Tensors, load_student
+from task_data import Split, batches, load_data
 from teaching_protocol.errors import DataError
 
 __all__ = ["Scores", "SplitName", "evaluate", "evaluate_run"]
@@ -53,7 +53,7 @@ def evaluate(student: Student, view: Tensors, split: Split, batch_size: int = 12
 
     Args:
         student: on any device.
-        view: its input tensors for the N examples (`student.view(split)`).
+        view: its input tensors for the N examples (`student.view(split.columns)`).
         split: the N examples; unlabelled rows are left out.
         batch_size: examples at once.
 
@@ -83,7 +83,7 @@ def evaluate_run(folder: Path, split: SplitName = "test", batch_size: int = 128)
     config = load_run_config(folder / "config.json", {})
     student = load_student(folder / "student")
     rows: Split = getattr(load_data(config.data), split)
-    return evaluate(student, student.view(rows), rows, batch_size)
+    return evaluate(student, student.view(rows.columns), rows, batch_size)
 
 
 def _outputs(student: Student, view: Tensors, split: Split, batch_size: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -11,13 +11,13 @@ from pathlib import Path
 import torch
 
 from student_client.config import RunConfig, TeacherConfig
-from student_client.data import TaskData, load_data
 from student_client.methods import build_methods, check_card, session_options
 from student_client.progress import Progress
 from student_client.remote import InProcessTeacher, RemoteTeacher, SessionOptions, Teacher
 from student_client.result import Result
 from student_client.students import build_student
 from student_client.trainer import Trainer
+from task_data import TaskData, load_data
 from teaching_protocol.errors import ConfigError
 from teaching_protocol.verbs import OptimizerSettings, TeacherVerbs
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 import torch
 
 from student_client.config import TrainingConfig
-from student_client.data import Batch, Split, batches, count_batches, teacher_view
-from student_client.students import Student
+from student_models import Student
+from task_data import Batch, Split, batches, count_batches, teacher_view
 
 __all__ = ["Place", "Stream"]
 
@@ -41,7 +41,7 @@ class Stream:
         self.epoch_batches = count_batches(split, training.batch_size, training.labelled_share)
         """Batches of one epoch."""
         self._training, self._device = training, device
-        self._view: Mapping[str, torch.Tensor] = student.view(split)
+        self._view: Mapping[str, torch.Tensor] = student.view(split.columns)
         self._teacher_view: Mapping[str, torch.Tensor] = teacher_view(split) if for_teacher else {}
         self._epoch: Iterator[Batch] | None = None
 

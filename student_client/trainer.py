@@ -13,7 +13,6 @@ from torch import nn
 from student_client.acceleration import build_accelerator, exact_algorithms, random_state, set_random_state
 from student_client.checkpoints import Checkpoint, load_checkpoint, replace_folder, save_checkpoint
 from student_client.config import RunConfig
-from student_client.data import TaskData
 from student_client.evaluate import Scores, evaluate
 from student_client.interrupts import Interrupts
 from student_client.methods import Methods, Outcome
@@ -22,7 +21,8 @@ from student_client.progress import Journal, Progress, Records
 from student_client.remote import Teacher
 from student_client.result import Result
 from student_client.stream import Place, Stream
-from student_client.students import Student, load_student
+from student_models import Student, load_student
+from task_data import TaskData
 from teaching_protocol.errors import ConfigError, NonFiniteError, StateMismatch
 
 __all__ = ["Position", "Trainer"]
@@ -79,7 +79,7 @@ class Trainer:
         self.position = Position()
         self.interrupts = Interrupts()
         self.records = Records(Journal(config.output / "metrics.jsonl"), self.progress, self.accelerator)
-        self._validation_view = student.view(data.validation)
+        self._validation_view = student.view(data.validation.columns)
         self._saved_step = -1
         self._clock_start = self._teacher_start = 0.0
 
@@ -231,7 +231,7 @@ class Trainer:
     def _finish(self) -> Result:
         """Scores the best student on the test split, this once, and writes result.json."""
         best = load_student(self.config.output / "student").to(self.accelerator.device)
-        scores = evaluate(best, best.view(self.data.test), self.data.test)
+        scores = evaluate(best, best.view(self.data.test.columns), self.data.test)
         self._look_at_clocks()
         result = Result(
             method=self.name,

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = ("teaching_protocol", "teacher_server", "student_client")
+PACKAGES = ("teaching_protocol", "task_data", "student_models", "teacher_server", "student_client")
 FILES = [path for name in PACKAGES for path in sorted((ROOT / name).rglob("*.py")) if "v1" not in path.parts]
 FILE_LINES, FUNCTION_LINES, MEDIAN_LINES, P90_LINES, CONSTRUCTOR_PARAMETERS = 350, 60, 10, 35, 8
 
@@ -108,7 +108,8 @@ DOCS = [
 def test_docs_name_only_what_exists(path: Path) -> None:
     text = path.read_text()
     named = re.findall(
-        r"`((?:tests|benchmarks|examples|docs|protos|teacher_server|student_client|teaching_protocol)/[^` ]*)", text
+        r"`((?:tests|benchmarks|examples|docs|protos|teacher_server|student_client|student_models|task_data|teaching_protocol)/[^` ]*)",
+        text,
     )
     for name in (name.partition("::")[0] for name in named):
         if not any(sign in name for sign in "*<N"):

@@ -7,7 +7,7 @@ from student_client.methods.method import Method, Methods, Outcome
 from student_client.methods.one_way import OneWay
 from student_client.methods.talking import Talking
 from student_client.remote import SessionOptions
-from student_client.students import Student
+from student_models import Student
 from teaching_protocol.errors import ConfigError, IncompatibleTeacher
 from teaching_protocol.verbs import DescribeReply
 

@@ -6,10 +6,10 @@ import torch
 from torch.nn import functional
 
 from student_client.config import MethodConfig
-from student_client.data import Batch
 from student_client.losses import answer_labels, interact, message_variance, task_loss
 from student_client.methods.method import Seen, Terms
-from student_client.students import States
+from student_models import States
+from task_data import Batch
 
 __all__ = ["add_answer_terms"]
 

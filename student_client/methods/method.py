@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from student_client.data import Batch
 from student_client.losses import task_loss
 from student_client.remote import Teacher
-from student_client.students import States, Student
+from student_models import States, Student
+from task_data import Batch
 
 __all__ = ["Method", "Methods", "Outcome", "Seen", "Terms", "needed"]
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from student_client.codecs import CodecShape, StudentCodec
 from student_client.config import MethodConfig
-from student_client.data import Batch
 from student_client.losses import state_consistency
 from student_client.methods.answer import add_answer_terms
 from student_client.methods.method import Method, Seen, Terms, needed
 from student_client.remote import Teacher
-from student_client.students import Student
+from student_models import Student
+from task_data import Batch
 
 __all__ = ["OneWay"]
 

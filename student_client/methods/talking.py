@@ -6,12 +6,12 @@ import torch
 
 from student_client.codecs import CodecShape, StudentCodec
 from student_client.config import MethodConfig
-from student_client.data import Batch
 from student_client.losses import message_consistency, message_variance, state_consistency
 from student_client.methods.answer import add_answer_terms
 from student_client.methods.method import Method, Seen, Terms, needed
 from student_client.remote import Teacher
-from student_client.students import States, Student
+from student_models import States, Student
+from task_data import Batch
 
 __all__ = ["Talking"]
 

@@ -1,28 +1,20 @@
-"""Builds and loads students without touching the global random state; knows no method."""
+"""Builds a new student for a data set without touching the global random state; knows no method."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Callable
 
 import torch
 
 from student_client.config import StudentConfig
-from student_client.data.splits import TaskData
-from student_client.students.card import StudentCard
-from student_client.students.image import ImageStudent
-from student_client.students.ratings import RatingsStudent
-from student_client.students.student import Student
-from student_client.students.text import TextStudent
+from student_client.students.presets import sizes_of
+from student_models import ImageStudent, RatingsStudent, Student, StudentCard, TextStudent
+from student_models.columns import tensor_column, text_column
+from student_models.tokenizer import train_tokenizer
+from task_data import Split, Task, TaskData
 from teaching_protocol.errors import ConfigError, DataError
 
-__all__ = ["STUDENTS", "build_student", "load_student"]
-
-STUDENTS: dict[str, type[TextStudent] | type[RatingsStudent] | type[ImageStudent]] = {
-    "text": TextStudent,
-    "ratings": RatingsStudent,
-    "image": ImageStudent,
-}
-"""The students by modality."""
+__all__ = ["build_student"]
 
 
 def build_student(config: StudentConfig, data: TaskData) -> Student:
@@ -32,24 +24,77 @@ def build_student(config: StudentConfig, data: TaskData) -> Student:
         ConfigError: sizes that do not fit together, or a modality without a student.
         DataError: the training split is empty or lacks the student's columns.
     """
-    if data.modality not in STUDENTS:
+    if data.modality not in _BUILDERS:
         raise ConfigError(
-            f"modality: received {data.modality!r}, but students exist for {', '.join(STUDENTS)}; use one of them"
+            f"modality: received {data.modality!r}, but students exist for {', '.join(_BUILDERS)}; use one of them"
         )
     if len(data.train) == 0:
         raise DataError("the training split has no rows, a student needs one at least; give more data")
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(config.seed)  # torch.manual_seed would seed the accelerators too
-        return STUDENTS[data.modality].build(config, data)
+        student = _BUILDERS[data.modality](config, data)
+    student.output.centre.copy_(_target_centre(data.task, data.train))
+    return student
 
 
-def load_student(folder: Path) -> Student:
-    """The student that `Student.save` wrote to `folder`, in evaluation mode.
+def _build_text(config: StudentConfig, data: TaskData) -> TextStudent:
+    """Its vocabulary holds the training split's words, labelled or not."""
+    card = _card(config, data, {})
+    texts = text_column(data.train.columns, "text")
+    return TextStudent(card, train_tokenizer(texts, card.sizes["vocabulary_size"], card.sizes["max_tokens"]))
 
-    Raises:
-        ModelLoadError: a file is missing or broken.
-    """
-    folder = Path(folder)
-    card = StudentCard.read(folder)
-    with torch.random.fork_rng(devices=[]):
-        return STUDENTS[card.modality].load(folder, card).eval()
+
+def _build_ratings(config: StudentConfig, data: TaskData) -> RatingsStudent:
+    """It knows the users and items of the training split."""
+    users, items = (torch.unique(tensor_column(data.train.columns, name)) for name in ("user", "item"))
+    student = RatingsStudent(_card(config, data, {"users": len(users), "items": len(items)}))
+    student.user_ids.copy_(users)
+    student.item_ids.copy_(items)
+    return student
+
+
+def _build_image(config: StudentConfig, data: TaskData) -> ImageStudent:
+    """For images of the training split's shape, standardised by its pixels."""
+    images = tensor_column(data.train.columns, "image")  # [N, channels, height, width] uint8
+    shape = dict(zip(("channels", "image_height", "image_width"), images.shape[1:], strict=True))
+    student = ImageStudent(_card(config, data, shape))
+    mean, std = _pixel_statistics(images)
+    student.pixel_mean.copy_(mean)
+    student.pixel_std.copy_(std)
+    return student
+
+
+_BUILDERS: dict[str, Callable[[StudentConfig, TaskData], TextStudent | RatingsStudent | ImageStudent]] = {
+    "text": _build_text,
+    "ratings": _build_ratings,
+    "image": _build_image,
+}
+
+
+def _card(config: StudentConfig, data: TaskData, found: dict[str, int]) -> StudentCard:
+    sizes = sizes_of(config, data.modality) | found
+    task = data.task
+    return StudentCard(
+        modality=data.modality,  # type: ignore[arg-type]
+        task=task.name,
+        labels=task.labels,
+        sizes=sizes,
+        dropout=config.dropout,
+    )
+
+
+def _target_centre(task: Task, train: Split) -> torch.Tensor:
+    """Mean of the labelled training targets, a scalar; 0 for classes or where no row has its label."""
+    if not task.is_regression or not train.labelled.any():
+        return torch.zeros(())
+    return train.labels[train.labelled].float().mean()
+
+
+def _pixel_statistics(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and deviation [channels, 1, 1], in one pass and without a float copy of all images."""
+    counts = torch.stack([torch.bincount(channel.flatten().long(), minlength=256) for channel in images.unbind(1)])
+    values = torch.arange(256, dtype=torch.float64)
+    share = counts / counts.sum(1, keepdim=True)
+    mean = (share * values).sum(1)
+    std = (share * (values - mean[:, None]) ** 2).sum(1).sqrt().clamp(min=1e-3)
+    return mean.float()[:, None, None], std.float()[:, None, None]

@@ -30,7 +30,16 @@ def demo(folder: Path, model: Path, steps: int) -> subprocess.Popen[str]:
         "--validation": 30,
         "--steps": steps,
     }
-    command = [sys.executable, "-m", "student_client", "demo", *(str(part) for pair in flags.items() for part in pair)]
+    # a test runner in the background of a shell hands SIGINT down as ignored
+    command = [
+        "env",
+        "--default-signal=INT",
+        sys.executable,
+        "-m",
+        "student_client",
+        "demo",
+        *(str(part) for pair in flags.items() for part in pair),
+    ]
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
     )

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 
 from student_client.config import StudentConfig
-from student_client.data.splits import Split, Task, TaskData
-from student_client.students import Student, build_student
+from student_client.students import build_student
+from student_models import Student
+from task_data.splits import Split, Task, TaskData
 
 __all__ = ["data_of", "image_data", "split_of", "text_data", "texts", "tiny", "train"]
 
@@ -64,7 +65,7 @@ def tiny(modality: str, **overrides: Any) -> tuple[Student, TaskData]:
 def train(student: Student, data: TaskData, steps: int) -> float:
     torch.manual_seed(0)
     optimizer = torch.optim.Adam(student.parameters(), lr=3e-3)
-    view, labels = student.view(data.train), data.train.labels
+    view, labels = student.view(data.train.columns), data.train.labels
     loss = torch.zeros(())
     for _ in range(steps):
         outputs = student(view)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from student_client.codecs import CodecShape, StudentCodec
-from student_client.students.student import States
+from student_models.student import States
 from teaching_protocol.errors import InvalidSetting, InvalidTensor
 
 WIDTH, MESSAGE = 6, 4

@@ -18,7 +18,7 @@ from tests.unit.student_client.student_data import tiny
 @pytest.mark.parametrize("modality", ["text", "image"])
 def test_classes_are_scored_as_scikit_learn_scores_them(modality: str) -> None:
     student, data = tiny(modality)
-    view = student.view(data.train)
+    view = student.view(data.train.columns)
     student.eval()
     with torch.no_grad():
         logits = student(view).double()
@@ -34,7 +34,7 @@ def test_classes_are_scored_as_scikit_learn_scores_them(modality: str) -> None:
 
 def test_a_regression_is_scored_by_rmse() -> None:
     student, data = tiny("ratings")
-    view = student.view(data.test)
+    view = student.view(data.test.columns)
     student.eval()
     with torch.no_grad():
         error = student(view).double() - data.test.labels.double()
@@ -50,7 +50,7 @@ def test_restores_the_mode_and_leaves_no_gradient_and_no_random_number(training:
     student, data = tiny("text")
     student.train(training)
     before = torch.get_rng_state()
-    evaluate(student, student.view(data.test), data.test)
+    evaluate(student, student.view(data.test.columns), data.test)
     assert student.training is training
     assert torch.equal(torch.get_rng_state(), before)
     assert all(parameter.grad is None for parameter in student.parameters())
@@ -60,9 +60,9 @@ def test_unlabelled_rows_are_left_out() -> None:
     student, data = tiny("text")
     half = torch.arange(len(data.train)) < 10
     split = replace(data.train, labelled=half, labels=data.train.labels.masked_fill(~half, -1))
-    assert evaluate(student, student.view(split), split).rows == 10
+    assert evaluate(student, student.view(split.columns), split).rows == 10
     with pytest.raises(DataError, match="has a label"):
-        evaluate(student, student.view(split), replace(split, labelled=torch.zeros_like(half)))
+        evaluate(student, student.view(split.columns), replace(split, labelled=torch.zeros_like(half)))
 
 
 def test_accuracy_rises_and_rmse_falls() -> None:

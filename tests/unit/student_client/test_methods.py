@@ -13,11 +13,11 @@ import torch
 
 from student_client import InProcessTeacher
 from student_client.config import MethodConfig
-from student_client.data import Batch, TaskData, batches, teacher_view
 from student_client.losses import answer_labels, interact, task_loss
 from student_client.methods import METHODS, Methods, build_methods, check_card, session_options
 from student_client.remote import Teacher
-from student_client.students import States, Student, load_student
+from student_models import States, Student, load_student
+from task_data import Batch, TaskData, batches, teacher_view
 from teacher_server.actor import TeacherActor
 from teacher_server.local import local_teacher
 from teacher_server.split import FrozenTeacher
@@ -61,7 +61,7 @@ def student_and_data(modality: str) -> tuple[Student, TaskData]:
 
 def one_batch(student: Student, data: TaskData, rows: int = 8, epoch: int = 0) -> Batch:
     split = data.train
-    return next(batches(student.view(split), teacher_view(split), split, rows, seed=0, epoch=epoch))
+    return next(batches(student.view(split.columns), teacher_view(split), split, rows, seed=0, epoch=epoch))
 
 
 @contextmanager

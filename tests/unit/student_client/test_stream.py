@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from student_client.data import load_data
 from student_client.stream import Place, Stream
 from student_client.students import build_student
+from task_data import load_data
 from tests.unit.student_client.run_setup import run_config
 
 

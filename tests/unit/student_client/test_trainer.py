@@ -16,7 +16,7 @@ from student_client.config import RunConfig
 from student_client.progress import Progress
 from student_client.result import Result
 from student_client.runs import open_run, train
-from student_client.students import load_student
+from student_models import load_student
 from teacher_server.actor import TeacherActor
 from teacher_server.local import local_teacher
 from teaching_protocol.errors import ConfigError, NonFiniteError, StateMismatch

@@ -7,7 +7,7 @@ import pytest
 import torch
 import transformers as hf
 
-from student_client.data.packages import wheel_folder
+from task_data.packages import wheel_folder
 from teacher_server.loading import load_teacher
 from teacher_server.split import FrozenTeacher
 from teaching_protocol.errors import ModelLoadError, UnsupportedFamily

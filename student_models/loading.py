@@ -1,0 +1,34 @@
+"""Finds and loads the student a folder holds, without touching the global random state."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from student_models.card import StudentCard
+from student_models.image import ImageStudent
+from student_models.ratings import RatingsStudent
+from student_models.student import Student
+from student_models.text import TextStudent
+
+__all__ = ["STUDENTS", "load_student"]
+
+STUDENTS: dict[str, type[TextStudent] | type[RatingsStudent] | type[ImageStudent]] = {
+    "text": TextStudent,
+    "ratings": RatingsStudent,
+    "image": ImageStudent,
+}
+"""The students by modality."""
+
+
+def load_student(folder: Path) -> Student:
+    """The student that `Student.save` wrote to `folder`, in evaluation mode.
+
+    Raises:
+        ModelLoadError: a file is missing or broken.
+    """
+    folder = Path(folder)
+    card = StudentCard.read(folder)
+    with torch.random.fork_rng(devices=[]):
+        return STUDENTS[card.modality].load(folder, card).eval()

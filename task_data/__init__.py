@@ -1,0 +1,38 @@
+"""Data sets as three splits without leakage, and their batches; knows no student and no method."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from task_data.batches import Batch, batches, count_batches, teacher_view
+from task_data.config import DataConfig
+from task_data.digits import load_digits
+from task_data.fashion_mnist import load_fashion_mnist
+from task_data.files import load_file, load_sentence_polarity
+from task_data.movielens import load_movielens
+from task_data.orange import load_newsgroups, load_reuters_r8
+from task_data.splits import Split, Task, TaskData
+from task_data.uci_sentiment import load_uci_sentiment
+
+__all__ = ["LOADERS", "Batch", "Split", "Task", "TaskData", "batches", "count_batches", "load_data", "teacher_view"]
+
+LOADERS: dict[str, Callable[[DataConfig], TaskData]] = {
+    "newsgroups": load_newsgroups,
+    "reuters_r8": load_reuters_r8,
+    "uci_sentiment": load_uci_sentiment,
+    "sentence_polarity": load_sentence_polarity,
+    "movielens": load_movielens,
+    "digits": load_digits,
+    "fashion_mnist": load_fashion_mnist,
+    "file": load_file,
+}
+"""Every data set by the name a config calls it."""
+
+
+def load_data(config: DataConfig) -> TaskData:
+    """Gives the data set a config names, split by its seed; the same config gives the same splits.
+
+    Raises:
+        DataError: a file or package that cannot be had or read, or rows that cannot be used.
+    """
+    return LOADERS[config.name](config)

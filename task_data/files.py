@@ -1,0 +1,62 @@
+"""A user's own file of texts and labels, or a folder with a file for each part; draws no splits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from task_data.assembly import TextRows, text_data
+from task_data.config import DataConfig
+from task_data.division import Part
+from task_data.splits import TaskData
+from task_data.tables import READERS, column_strings, read_table
+from teaching_protocol.errors import DataError
+
+__all__ = ["load_file", "load_sentence_polarity"]
+
+
+def load_file(config: DataConfig) -> TaskData:
+    """Loads `config.path`: a CSV, TSV, JSON-lines or Parquet file, or a folder of such files.
+
+    A folder has a `train` file (such as `train.csv`) and may have `validation` and `test` ones; parts it does
+    not have are drawn from the training rows.
+
+    Raises:
+        DataError: no path, a file that cannot be read, a column that is not there, or rows that cannot be used.
+    """
+    texts: list[str] = []
+    labels: list[str] = []
+    parts: list[Part] = []
+    for part, path in _files(config):
+        frame = read_table(path)
+        texts += column_strings(frame, config.text_column, path, "text_column")
+        labels += column_strings(frame, config.label_column, path, "label_column")
+        parts += [part] * len(frame)
+    return text_data(TextRows(texts, labels, parts), config)
+
+
+def load_sentence_polarity(config: DataConfig) -> TaskData:
+    """Loads 10,662 sentences of film reviews from the JSON-lines file at `config.path`, labels 0 and 1.
+
+    Sentence polarity dataset v1.0, Pang and Lee (ACL 2005).
+
+    Raises:
+        DataError: as `load_file`.
+    """
+    return load_file(config)
+
+
+def _files(config: DataConfig) -> Sequence[tuple[Part, Path]]:
+    if config.path is None:
+        raise DataError(f"{config.name}: `path` is not set; give the file or folder to read")
+    if not config.path.is_dir():
+        return [("train", config.path)]
+    found: list[tuple[Part, Path]] = []
+    for part in ("train", "validation", "test"):
+        there = [path for ending in READERS if (path := config.path / f"{part}{ending}").is_file()]
+        if len(there) > 1:
+            raise DataError(f"{config.path}: {there[0].name} and {there[1].name} are both there; keep one of them")
+        found += [(part, path) for path in there]
+    if not any(part == "train" for part, _ in found):
+        raise DataError(f"{config.path}: the folder has no train file, such as train.csv or train.jsonl")
+    return found
