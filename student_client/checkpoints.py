@@ -25,11 +25,11 @@ __all__ = ["VERSION", "Checkpoint", "checkpoint_folders", "load_checkpoint", "re
 
 Tensors = Mapping[str, torch.Tensor]
 
-VERSION = 1
+VERSION = 2
 """Version of the layout on disk."""
 
 _KEPT = 2
-_MANIFEST, _SESSION, _BEST = "checkpoint.json", "session.safetensors", "best"
+_MANIFEST, _BEST = "checkpoint.json", "best"
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Checkpoint:
         config: what a resumed run must share (`RunConfig.identity`).
         facts: positions and bookkeeping, JSON values.
         tensors: groups of tensors by name, such as student, method, optimizer, random.
-        session: the exported session of the teacher at the same step; None without a teacher.
+        sessions: the exported session of each teacher at the same step, in the order of the teachers.
         best: folder of the best student so far; None before the first validation.
     """
 
@@ -49,7 +49,7 @@ class Checkpoint:
     config: Mapping[str, Any]
     facts: Mapping[str, Any]
     tensors: Mapping[str, Tensors]
-    session: bytes | None = None
+    sessions: tuple[bytes, ...] = ()
     best: Path | None = None
 
 
@@ -119,8 +119,8 @@ class _Damaged(Exception):
 def _write(draft: Path, checkpoint: Checkpoint) -> None:
     for group, tensors in checkpoint.tensors.items():
         save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, draft / _file(group))
-    if checkpoint.session is not None:
-        (draft / _SESSION).write_bytes(checkpoint.session)
+    for place, session in enumerate(checkpoint.sessions):
+        (draft / _file(f"session-{place}")).write_bytes(session)
     if checkpoint.best is not None:
         shutil.copytree(checkpoint.best, draft / _BEST)
     manifest = {
@@ -129,6 +129,7 @@ def _write(draft: Path, checkpoint: Checkpoint) -> None:
         "config": checkpoint.config,
         "facts": checkpoint.facts,
         "groups": sorted(checkpoint.tensors),
+        "sessions": len(checkpoint.sessions),
         "files": {name: _mark(draft / name) for name in _files(draft)},
     }
     (draft / _MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
@@ -144,13 +145,13 @@ def _read(place: Path, config: Mapping[str, Any]) -> Checkpoint:
         tensors = {group: load_file(place / _file(group)) for group in manifest["groups"]}
     except (OSError, SafetensorError) as error:
         raise _Damaged(f"{place}: {error}") from error
-    session, best = place / _SESSION, place / _BEST
+    best = place / _BEST
     return Checkpoint(
         manifest["step"],
         manifest["config"],
         manifest["facts"],
         tensors,
-        session.read_bytes() if _SESSION in manifest["files"] else None,
+        tuple((place / _file(f"session-{number}")).read_bytes() for number in range(manifest["sessions"])),
         best if best.is_dir() else None,
     )
 

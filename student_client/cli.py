@@ -18,6 +18,7 @@ from student_client.checkpoints import checkpoint_folders
 from student_client.config import RunConfig, load_run_config
 from student_client.demo import Demo, run_demo
 from student_client.evaluate import SplitName, evaluate_run
+from student_client.methods import METHODS
 from student_client.progress import Progress
 from student_client.runs import open_run
 from student_client.transport import GrpcTransport
@@ -75,8 +76,12 @@ def train(
     label_column: Annotated[str | None, typer.Option(help="Column of your file that holds the label.")] = None,
     labelled: Annotated[int | None, typer.Option(help="Training rows that keep their label.")] = None,
     unlabelled: Annotated[int | None, typer.Option(help="Training rows that join without a label.")] = None,
-    method: Annotated[str | None, typer.Option(help="task_only, one_way, talking, or several with commas.")] = None,
+    method: Annotated[str | None, typer.Option(help=f"One of {', '.join(METHODS)}, or several with commas.")] = None,
     teacher: Annotated[str | None, typer.Option(help="Address of the teacher server, HOST:PORT.")] = None,
+    complementary: Annotated[
+        list[str] | None, typer.Option(help="Address of a further teacher of a committee; may be repeated.")
+    ] = None,
+    size: Annotated[str | None, typer.Option(help="Size of the student: tiny, small or complementary.")] = None,
     output: Annotated[Path | None, typer.Option(help="Folder of the run.")] = None,
     seed: Annotated[
         int | None, typer.Option(help="Seed of student, codecs and order; the splits keep data.seed.")
@@ -97,6 +102,8 @@ def train(
         "data.unlabelled": unlabelled,
         "method.names": method,
         "teacher.address": teacher,
+        "complementary": [{"address": address} for address in complementary or ()] or None,
+        "student.size": size,
         "output": output,
         "training.max_steps": max_steps,
         **dict.fromkeys(("student.seed", "method.seed", "training.seed"), seed),

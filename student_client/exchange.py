@@ -11,7 +11,7 @@ import torch
 from student_client.session import Session
 from teaching_protocol.verbs import has_gradient
 
-__all__ = ["exchange"]
+__all__ = ["exchange", "placed"]
 
 Tensors = Mapping[str, torch.Tensor]
 
@@ -51,7 +51,7 @@ class _Call:
         self.grad_inputs = tuple(name for name, grad in wants if grad and self.backward_follows)
         inputs = dict(zip(self.names, values, strict=True))
         self.id, found = self.session.forward(inputs, self.outputs, self.backward_follows, self.grad_inputs)
-        return [_placed(found[name], values[0].device) for name in self.outputs]
+        return [placed(found[name], values[0].device) for name in self.outputs]
 
     def backward(self, grads: Sequence[torch.Tensor | None], values: Sequence[torch.Tensor]) -> Tensors:
         """Sends the Backward of the outputs that have a gradient."""
@@ -82,10 +82,10 @@ class _Exchange(torch.autograd.Function):
 
 
 def _gradient(found: Tensors, name: str, value: torch.Tensor) -> torch.Tensor | None:
-    return _placed(found[name], value.device).to(value.dtype) if name in found else None
+    return placed(found[name], value.device).to(value.dtype) if name in found else None
 
 
-def _placed(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """In memory of our own (received memory is read-only), floats as float32."""
+def placed(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A received tensor in memory of our own (received memory is read-only), floats as float32."""
     dtype = torch.float32 if tensor.is_floating_point() else tensor.dtype
     return torch.empty(tensor.shape, dtype=dtype, device=device).copy_(tensor)

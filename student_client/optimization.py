@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from student_client.config import RunConfig, TrainingConfig
-from student_client.remote import Teacher
+from student_client.teachers import Teachers
 from teaching_protocol.errors import NonFiniteError, StateMismatch
 
 __all__ = ["JointOptimizer", "schedule_factor"]
@@ -36,7 +36,7 @@ class JointOptimizer:
         accelerator: accumulates microbatches and scales losses.
         student: the student.
         method: with the codec.
-        teacher: enrolled, or None.
+        teachers: enrolled, or none.
         total_steps: of the run, which the schedule spans.
     """
 
@@ -46,11 +46,11 @@ class JointOptimizer:
         accelerator: Accelerator,
         student: nn.Module,
         method: nn.Module,
-        teacher: Teacher | None,
+        teachers: Teachers,
         total_steps: int,
     ) -> None:
         self._training, self._total_steps = config.training, total_steps
-        self._accelerator, self._teacher = accelerator, teacher
+        self._accelerator, self._teachers = accelerator, teachers
         self._modules = {"grad_norm": student, "codec_grad_norm": method}
         self._teacher_lr = config.training.lr
         if config.teacher is not None and config.teacher.lr is not None:
@@ -92,14 +92,11 @@ class JointOptimizer:
             group["lr"] = self._training.lr * factor
         self._optimizer.step()
         self._optimizer.zero_grad()
-        if self._teacher is None:
-            return norms
         limit = self._training.max_grad_norm
         if self._optimizer.step_was_skipped:
-            self._teacher.step(lr=0.0, grad_scale=0.0, max_grad_norm=limit)
+            self._teachers.step(lr=0.0, grad_scale=0.0, max_grad_norm=limit)
             return norms
-        norm = self._teacher.step(lr=self._teacher_lr * factor, grad_scale=1.0 / scale, max_grad_norm=limit)
-        return norms | {"teacher_grad_norm": norm}
+        return norms | self._teachers.step(self._teacher_lr * factor, grad_scale=1.0 / scale, max_grad_norm=limit)
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """The moments of all parameters, flat."""

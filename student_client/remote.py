@@ -9,7 +9,7 @@ from typing import Self, Unpack
 import torch
 from torch import nn
 
-from student_client.exchange import exchange
+from student_client.exchange import exchange, placed
 from student_client.session import Session, SessionOptions
 from student_client.transport import GrpcTransport
 from teaching_protocol import verbs
@@ -63,8 +63,15 @@ class Teacher(nn.Module):
         return self._session.seconds
 
     @property
+    def costs(self) -> tuple[float, int, int, int]:
+        """Compute seconds of the teacher for this session, rows it was asked about, bytes sent and received."""
+        transport = self._session.transport
+        sent, received = getattr(transport, "bytes_sent", 0), getattr(transport, "bytes_received", 0)
+        return self._session.seconds, self._session.rows, sent, received
+
+    @property
     def wait_s(self) -> float:
-        """Seconds this side has waited for Forward and Backward."""
+        """Seconds this side has waited for Forward and Backward; `observe` is not counted."""
         return self._session.wait_s
 
     def enroll(self, state: bytes = b"", resume: str = "") -> Self:
@@ -86,9 +93,10 @@ class Teacher(nn.Module):
         return exchange(self._session, self._anchor, inputs, outputs)
 
     def observe(self, inputs: Tensors, outputs: Sequence[str]) -> dict[str, torch.Tensor]:
-        """What the teacher knows about raw inputs: no gradient, cached by the server."""
-        with torch.no_grad():
-            return self.forward_ports(inputs, outputs)
+        """What the teacher knows about raw inputs: no gradient, cached by the server; may run in another thread."""
+        device = next(iter(inputs.values())).device
+        _, found = self._session.forward(inputs, tuple(outputs), False, (), counted=False)
+        return {name: placed(found[name], device) for name in outputs}
 
     def step(self, lr: float, grad_scale: float = 1.0, max_grad_norm: float = 0.0) -> float:
         """Applies the teacher-side codec's gathered gradients; gives their norm after `grad_scale`."""

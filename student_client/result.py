@@ -16,7 +16,8 @@ class Result:
     """Scores of the best student, and what they cost.
 
     `validation` chose the best student, after step `best_step`; `test` was scored once, at the end. `parameters` are
-    the student's alone; `codec_parameters` those it trained with and has left behind.
+    the student's alone; `codec_parameters` those it trained with and has left behind. `teacher_rows` are the rows teachers
+    were asked about, `teacher_rows_saved` those a method chose not to send.
     """
 
     method: str
@@ -32,6 +33,10 @@ class Result:
     epochs: int
     wall_s: float
     teacher_s: float
+    teacher_rows: int
+    teacher_rows_saved: int
+    bytes_sent: int
+    bytes_received: int
     device: str
     seed: int
 

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-import torch
-
 from student_client.config import RunConfig, TeacherConfig
-from student_client.methods import build_methods, check_card, session_options
+from student_client.methods import Context, build_methods, named, session_options
 from student_client.progress import Progress
 from student_client.remote import InProcessTeacher, RemoteTeacher, SessionOptions, Teacher
 from student_client.result import Result
 from student_client.students import build_student
+from student_client.teachers import Member, Teachers, reads
 from student_client.trainer import Trainer
-from task_data import TaskData, load_data
+from task_data import TaskData, load_data, teacher_ports
 from teaching_protocol.errors import ConfigError
 from teaching_protocol.verbs import OptimizerSettings, TeacherVerbs
 
@@ -31,7 +30,7 @@ def train(
     *,
     resume: bool = False,
     overwrite: bool = False,
-    teacher: TeacherVerbs | None = None,
+    teachers: Sequence[TeacherVerbs] = (),
     progress: Progress | None = None,
 ) -> Result | None:
     """Trains one student to its end; None if a signal ended it before, with a checkpoint to resume from.
@@ -40,7 +39,8 @@ def train(
         config: of the run.
         resume: go on from the newest checkpoint of the output folder.
         overwrite: remove what an earlier run left in the output folder.
-        teacher: a teacher in this process (`teacher_server.local.local_teacher`) in place of the one at the address.
+        teachers: teachers in this process (`teacher_server.local.local_teacher`) in place of those at the addresses, the
+            foundation first.
         progress: where to report; None reports to the standard output.
 
     Raises:
@@ -48,7 +48,7 @@ def train(
         DataError: data that cannot be had.
         TeachingError: the teacher refuses or cannot go on.
     """
-    with open_run(config, resume=resume, overwrite=overwrite, teacher=teacher, progress=progress) as trainer:
+    with open_run(config, resume=resume, overwrite=overwrite, teachers=teachers, progress=progress) as trainer:
         return trainer.run()
 
 
@@ -58,21 +58,29 @@ def open_run(
     *,
     resume: bool = False,
     overwrite: bool = False,
-    teacher: TeacherVerbs | None = None,
+    teachers: Sequence[TeacherVerbs] = (),
     progress: Progress | None = None,
 ) -> Iterator[Trainer]:
     """Gives the trainer of a run, ready to `run`, with its session open; arguments and errors as of `train`."""
     _claim(config.output, resume, overwrite)
     data = load_data(config.data)
     student = build_student(config.student, data)
-    method = build_methods(config.method, student, config.method.seed)
+    wanted = named(config.method).values()
+    asked = [] if not any(method.needs_teacher for method in wanted) else _teachers(config, data, teachers)
+    if not any(method.asks_all for method in wanted):
+        asked = asked[:1]
     with ExitStack() as stack:
-        session = _session(config, data, teacher) if method.needs_teacher else None
-        if session is not None:
-            stack.callback(session.leave)
-            check_card(session.card, ("image",) if isinstance(data.train.teacher, torch.Tensor) else ("text",))
-            session.enroll()
-        trainer = Trainer(config, data, student, method, session, progress)
+        for each in asked:
+            stack.callback(each.leave)
+        served = teacher_ports(data.train)
+        names = ["teacher", *(f"complementary {place}" for place in range(1, len(asked)))]
+        members = [Member(each, reads(each.card, served), place, names[place]) for place, each in enumerate(asked)]
+        context = Context(config.method, student, tuple(each.card for each in asked), config.method.seed)
+        method = build_methods(context)
+        for each in asked:
+            each.enroll()
+        together = Teachers(members, converse=any(each.converses for each in wanted))
+        trainer = Trainer(config, data, student, method, together, progress)
         if resume:
             trainer.resume()
         yield trainer
@@ -96,14 +104,26 @@ def _claim(output: Path, resume: bool, overwrite: bool) -> None:
             path.unlink()
 
 
-def _session(config: RunConfig, data: TaskData, teacher: TeacherVerbs | None) -> Teacher:
-    if config.teacher is None and teacher is None:
+def _teachers(config: RunConfig, data: TaskData, given: Sequence[TeacherVerbs]) -> list[Teacher]:
+    """A session with each teacher of the run, the foundation first; none is enrolled yet."""
+    if config.teacher is None and not given:
         raise ConfigError(
             f"teacher: received none, expected one for the method {', '.join(config.method.names)}; "
             "start `teacher-server serve` and give its address by --teacher HOST:PORT"
         )
-    wanted = config.teacher or TeacherConfig.model_validate({})
-    options = session_options(config.method, data.task.name, config.method.seed)
+    first = config.teacher or TeacherConfig.model_validate({})
+    wanted = [first, *config.complementary]
+    wanted += [first] * (len(given) - len(wanted))
+    return [
+        _session(config, data, each, place, given[place] if place < len(given) else None)
+        for place, each in enumerate(wanted)
+    ]
+
+
+def _session(
+    config: RunConfig, data: TaskData, wanted: TeacherConfig, place: int, teacher: TeacherVerbs | None
+) -> Teacher:
+    options = session_options(config.method, data.task.name, config.method.seed + place)
     options |= SessionOptions(
         optimizer=OptimizerSettings(name=wanted.optimizer, weight_decay=wanted.weight_decay),
     )

@@ -50,6 +50,7 @@ class Session:
         steps: number of the last Step.
         seconds: seconds the teacher has computed for this session.
         wait_s: seconds this side has waited for Forward and Backward.
+        rows: rows the teacher was asked about.
     """
 
     def __init__(self, transport: TeacherVerbs, student: str, compression: str, deadline_s: float) -> None:
@@ -59,6 +60,7 @@ class Session:
         self.settings = SessionSettings()
         self.steps = 0
         self.seconds = self.wait_s = 0.0
+        self.rows = 0
         self._compression = compression
         self._deadline_s = deadline_s
         self._card: verbs.DescribeReply | None = None
@@ -105,16 +107,22 @@ class Session:
             self.transport.close()
 
     def forward(
-        self, inputs: Tensors, outputs: tuple[str, ...], backward_follows: bool, grad_inputs: tuple[str, ...]
+        self,
+        inputs: Tensors,
+        outputs: tuple[str, ...],
+        backward_follows: bool,
+        grad_inputs: tuple[str, ...],
+        counted: bool = True,
     ) -> tuple[str, Tensors]:
-        """Sends a Forward; gives its call id and its outputs."""
+        """Sends a Forward; gives its call id and its outputs. `counted`: whether it adds to `wait_s`."""
         call_id = self._next_id()
         request = verbs.ForwardRequest(
             self.ref, call_id, outputs, backward_follows, grad_inputs, inputs, self._compression
         )
-        with self._waiting():
+        with self._waiting() if counted else contextlib.nullcontext():
             reply = self.transport.forward(request, self._call())
         self.seconds += reply.compute_s
+        self.rows += len(next(iter(inputs.values())))
         return call_id, reply.outputs
 
     def backward(self, forward_id: str, grads: Tensors, again: Mapping[str, Any]) -> Tensors:

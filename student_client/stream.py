@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -29,12 +29,12 @@ class Stream:
         split: the training rows.
         student: makes its view of them.
         training: batch size, labelled share and seed.
-        for_teacher: whether the teacher's view comes along.
+        ports: input ports of teachers to bring along.
         device: where the student's inputs and the labels go; the teacher's view stays, it is packed from there.
     """
 
     def __init__(
-        self, split: Split, student: Student, training: TrainingConfig, for_teacher: bool, device: torch.device
+        self, split: Split, student: Student, training: TrainingConfig, ports: Sequence[str], device: torch.device
     ) -> None:
         self.split = split
         self.place = Place()
@@ -42,7 +42,7 @@ class Stream:
         """Batches of one epoch."""
         self._training, self._device = training, device
         self._view: Mapping[str, torch.Tensor] = student.view(split.columns)
-        self._teacher_view: Mapping[str, torch.Tensor] = teacher_view(split) if for_teacher else {}
+        self._teacher_view: Mapping[str, torch.Tensor] = teacher_view(split, ports)
         self._epoch: Iterator[Batch] | None = None
 
     def go_to(self, place: Place) -> None:

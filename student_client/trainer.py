@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import shutil
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from student_client.acceleration import build_accelerator, exact_algorithms, random_state, set_random_state
+from student_client.ahead import Ahead
 from student_client.checkpoints import Checkpoint, load_checkpoint, replace_folder, save_checkpoint
 from student_client.config import RunConfig
 from student_client.evaluate import Scores, evaluate
@@ -18,9 +19,9 @@ from student_client.interrupts import Interrupts
 from student_client.methods import Methods, Outcome
 from student_client.optimization import JointOptimizer
 from student_client.progress import Journal, Progress, Records
-from student_client.remote import Teacher
 from student_client.result import Result
 from student_client.stream import Place, Stream
+from student_client.teachers import Account, Teachers
 from student_models import Student, load_student
 from task_data import TaskData
 from teaching_protocol.errors import ConfigError, NonFiniteError, StateMismatch
@@ -37,7 +38,7 @@ class Position:
 
     step: int = 0
     seconds: float = 0.0
-    teacher_s: float = 0.0
+    account: Account = field(default_factory=Account)
     best: float | None = None
     best_step: int = 0
     waited: int = 0
@@ -51,7 +52,7 @@ class Trainer:
         data: with the three splits.
         student: trained in place.
         method: its codec is trained by the same optimizer.
-        teacher: enrolled; it steps with the student, on the same schedule.
+        teachers: enrolled; they step with the student, on the same schedule.
         progress: where to report; None reports to the standard output.
     """
 
@@ -61,27 +62,30 @@ class Trainer:
         data: TaskData,
         student: Student,
         method: Methods,
-        teacher: Teacher | None = None,
+        teachers: Teachers | None = None,
         progress: Progress | None = None,
     ) -> None:
-        self.config, self.data, self.teacher = config, data, teacher
+        self.config, self.data = config, data
+        self.teachers = Teachers() if teachers is None else teachers
         self.name = "+".join(config.method.names)
         self.progress = Progress(self.name) if progress is None else progress
         self.accelerator = build_accelerator(config.training, config.output)
         device = self.accelerator.device
         self.student: Student = student.to(device)
         self.method: Methods = method.to(device)
-        learns_from_all = method.uses_unlabelled and config.method.is_active
-        training = config.training if learns_from_all else config.training.model_copy(update={"labelled_share": 1.0})
-        self.stream = Stream(data.train, student, training, teacher is not None, device)
+        whole = method.uses_unlabelled
+        training = config.training if whole else config.training.model_copy(update={"labelled_share": 1.0})
+        ports = sorted({port for member in self.teachers.members for port in member.ports})
+        self.stream = Stream(data.train, student, training, ports, device)
+        self.batches = Ahead(self.stream, self.teachers, method.observed)
         self.total_steps = _total_steps(config, self.stream.epoch_batches)
-        self.optimizer = JointOptimizer(config, self.accelerator, student, method, teacher, self.total_steps)
+        self.optimizer = JointOptimizer(config, self.accelerator, student, method, self.teachers, self.total_steps)
         self.position = Position()
         self.interrupts = Interrupts()
         self.records = Records(Journal(config.output / "metrics.jsonl"), self.progress, self.accelerator)
         self._validation_view = student.view(data.validation.columns)
         self._saved_step = -1
-        self._clock_start = self._teacher_start = 0.0
+        self._clock_start, self._account_start = 0.0, Account()
 
     @property
     def is_done(self) -> bool:
@@ -109,6 +113,7 @@ class Trainer:
                 self.save()
                 return self._finish() if self.is_done else None
             finally:
+                self.batches.close()
                 self.progress.close()
                 self.accelerator.end_training()
 
@@ -120,14 +125,14 @@ class Trainer:
         checkpoint = Checkpoint(
             self.position.step,
             self.config.identity(),
-            {"position": asdict(self.position), "place": asdict(self.stream.place), **self.optimizer.facts()},
+            {"position": asdict(self.position), "place": asdict(self.batches.place), **self.optimizer.facts()},
             {
                 "student": self.student.state_dict(),
                 "method": self.method.state_dict(),
                 "optimizer": self.optimizer.tensors(),
                 "random": random_state(),
             },
-            None if self.teacher is None else self.teacher.export_state(),
+            self.teachers.export_states(),
             self.config.output / "student" if self.position.best_step else None,
         )
         save_checkpoint(self.config.output / "checkpoints", checkpoint)
@@ -145,13 +150,13 @@ class Trainer:
             self.student.load_state_dict(found.tensors["student"])
             self.method.load_state_dict(found.tensors["method"])
             self.optimizer.load(found.tensors["optimizer"], found.facts)
-            self.position = Position(**found.facts["position"])
-            self.stream.go_to(Place(**found.facts["place"]))
+            position = dict(found.facts["position"])
+            self.position = Position(**position | {"account": Account(**position["account"])})
+            self.batches.go_to(Place(**found.facts["place"]))
             set_random_state(found.tensors["random"])
         except (RuntimeError, KeyError, TypeError, ValueError) as error:
             raise StateMismatch(f"the checkpoint of step {found.step} does not fit this run: {error}") from error
-        if self.teacher is not None and found.session is not None:
-            self.teacher.import_state(found.session)
+        self.teachers.import_states(found.sessions)
         if found.best is not None:
             shutil.copytree(found.best, self._draft())
             self._keep_best()
@@ -172,23 +177,23 @@ class Trainer:
         self.student.train()
         self.method.train()
         self._clock_start = time.monotonic() - self.position.seconds
-        self._teacher_start = self._teacher_seconds() - self.position.teacher_s
+        self._account_start = self.teachers.account - self.position.account
         self.progress.start(self.total_steps, self.position.step)
 
     def _step(self) -> None:
         """One step of both sides: the diagram of docs/architecture.md, from the student's end."""
-        waited_s = self._waited_s()
-        for _ in range(self.config.training.accumulation):
-            batch = self.stream.next()
+        waited_s, microbatches = self.teachers.wait_s, self.config.training.accumulation
+        for microbatch in range(1, microbatches + 1):
+            batch = self.batches.next(last=self.position.step + 1 >= self.total_steps and microbatch == microbatches)
             with self.accelerator.accumulate(self.method):
                 with self.accelerator.autocast():
-                    outcome = self.method.loss(self.student, batch, self.teacher)
+                    outcome = self.method.loss(self.student, batch, self.teachers)
                 self._check(outcome)
                 self.optimizer.backward(outcome.loss)
             self.records.add(outcome.loss, outcome.parts, outcome.monitors)
         monitors = self.optimizer.step(self.position.step)
-        if self.teacher is not None:
-            monitors |= {"teacher_latency_s": self._waited_s() - waited_s}
+        if self.teachers:
+            monitors |= {"teacher_latency_s": self.teachers.wait_s - waited_s}
         self.records.watch(monitors)
         self.position.step += 1
 
@@ -201,9 +206,9 @@ class Trainer:
         scores = self._validate() if ends or step % training.evaluate_every == 0 else None
         if scores is not None or step % training.log_every == 0:
             facts = {
-                "epoch": self.stream.place.epoch,
+                "epoch": self.batches.place.epoch,
                 "seconds": round(self.position.seconds, 3),
-                "teacher_s": round(self.position.teacher_s, 3),
+                "teacher_s": round(self.position.account.seconds, 3),
             }
             monitors = self.records.write(step, facts, None if scores is None else scores.as_dict())
             if step > training.warmup_steps:
@@ -233,6 +238,7 @@ class Trainer:
         best = load_student(self.config.output / "student").to(self.accelerator.device)
         scores = evaluate(best, best.view(self.data.test.columns), self.data.test)
         self._look_at_clocks()
+        account = self.position.account
         result = Result(
             method=self.name,
             metric=scores.metric,
@@ -244,9 +250,13 @@ class Trainer:
             parameters=_count(best),
             codec_parameters=_count(self.method),
             steps=self.position.step,
-            epochs=self.stream.place.epoch + 1,
+            epochs=self.batches.place.epoch + 1,
             wall_s=round(self.position.seconds, 3),
-            teacher_s=round(self.position.teacher_s, 3),
+            teacher_s=round(account.seconds, 3),
+            teacher_rows=account.rows,
+            teacher_rows_saved=account.rows_saved,
+            bytes_sent=account.bytes_sent,
+            bytes_received=account.bytes_received,
             device=str(self.accelerator.device),
             seed=self.config.training.seed,
         )
@@ -263,13 +273,7 @@ class Trainer:
 
     def _look_at_clocks(self) -> None:
         self.position.seconds = time.monotonic() - self._clock_start
-        self.position.teacher_s = self._teacher_seconds() - self._teacher_start
-
-    def _teacher_seconds(self) -> float:
-        return 0.0 if self.teacher is None else self.teacher.seconds
-
-    def _waited_s(self) -> float:
-        return 0.0 if self.teacher is None else self.teacher.wait_s
+        self.position.account = self.teachers.account - self._account_start
 
 
 def _total_steps(config: RunConfig, epoch_batches: int) -> int:

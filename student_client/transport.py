@@ -52,6 +52,7 @@ class GrpcTransport:
         self.compression = compression
         self.patience_s = patience_s
         self.message_bytes = _CHANNEL_BYTES
+        self.bytes_sent = self.bytes_received = 0
         self._channel = grpc.insecure_channel(address, options=channel_options(_CHANNEL_BYTES))
         self._stubs = {method.verb: self._stub(method) for method in METHODS}
 
@@ -112,7 +113,9 @@ class GrpcTransport:
             reraise=True,
         ):
             with attempt:
+                self.bytes_sent += len(data)
                 reply = self._once(stub, data, deadline)
+                self.bytes_received += len(reply)
         return read(method.reply, reply)
 
     def _once(self, stub: Callable[..., bytes], data: bytes, deadline: float) -> bytes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from task_data.batches import Batch, batches, count_batches, teacher_view
+from task_data.batches import Batch, batches, count_batches, teacher_ports, teacher_view
 from task_data.config import DataConfig
 from task_data.digits import load_digits
 from task_data.fashion_mnist import load_fashion_mnist
@@ -14,7 +14,18 @@ from task_data.orange import load_newsgroups, load_reuters_r8
 from task_data.splits import Split, Task, TaskData
 from task_data.uci_sentiment import load_uci_sentiment
 
-__all__ = ["LOADERS", "Batch", "Split", "Task", "TaskData", "batches", "count_batches", "load_data", "teacher_view"]
+__all__ = [
+    "LOADERS",
+    "Batch",
+    "Split",
+    "Task",
+    "TaskData",
+    "batches",
+    "count_batches",
+    "load_data",
+    "teacher_ports",
+    "teacher_view",
+]
 
 LOADERS: dict[str, Callable[[DataConfig], TaskData]] = {
     "newsgroups": load_newsgroups,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ import torch
 from task_data.splits import Split
 from teaching_protocol.errors import DataError, InvalidSetting
 
-__all__ = ["Batch", "batches", "count_batches", "teacher_view"]
+__all__ = ["Batch", "batches", "count_batches", "teacher_ports", "teacher_view"]
 
 Tensors = Mapping[str, torch.Tensor]
 
@@ -20,9 +20,10 @@ _MAX_TEXT_BYTES = 2048
 
 @dataclass(frozen=True)
 class Batch:
-    """B examples: `rows` [B] int64 in their split, the student's `inputs` and the `teacher`'s, both B first.
+    """B examples: `rows` [B] int64 in their split, the student's `inputs` and the teachers', both B first.
 
-    `labels` [B] and `labelled` [B] bool are as in `Split`.
+    `labels` [B] and `labelled` [B] bool are as in `Split`. `known` is what was observed of a teacher ahead of
+    time: output ports by the teacher's place.
     """
 
     rows: torch.Tensor
@@ -30,6 +31,7 @@ class Batch:
     teacher: Tensors
     labels: torch.Tensor
     labelled: torch.Tensor
+    known: Mapping[int, Tensors] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -117,16 +119,39 @@ def _take(tensors: Tensors, rows: torch.Tensor) -> dict[str, torch.Tensor]:
     return taken
 
 
-def teacher_view(split: Split) -> Tensors:
-    """Gives the teacher's input ports for the N examples of a split.
+def teacher_ports(split: Split) -> tuple[str, ...]:
+    """Names of the teachers' input ports that a split can fill: `image` or `text`, and the columns of numbers."""
+    own = "image" if isinstance(split.teacher, torch.Tensor) else "text"
+    return own, *(name for name, column in split.columns.items() if _is_number(column))
+
+
+def teacher_view(split: Split, ports: Sequence[str] | None = None) -> Tensors:
+    """Gives the teachers' input ports for the N examples of a split.
+
+    Args:
+        split: the N examples.
+        ports: some of `teacher_ports`; None takes the data set's own view for a teacher.
 
     Returns:
-        {"image": uint8 [N, channels, height, width]}, or {"text": uint8 [N, bytes]}: UTF-8 padded with zeros,
-        cut after 2048 bytes on the border of a character. The server's tokenizer reads it.
+        `image`: uint8 [N, channels, height, width]; `text`: uint8 [N, bytes], UTF-8 padded with zeros and cut after
+        2048 bytes on the border of a character (the server's tokenizer reads it); a column of numbers, such as
+        `user`: int64 [N, 1].
     """
-    if isinstance(split.teacher, torch.Tensor):
-        return {"image": split.teacher}
-    return {"text": _pad([_cut(text) for text in split.teacher])}
+    found: dict[str, torch.Tensor] = {}
+    for port in teacher_ports(split)[:1] if ports is None else ports:
+        if port == "text":
+            found[port] = _pad([_cut(str(text)) for text in split.teacher])
+        elif port == "image" and isinstance(split.teacher, torch.Tensor):
+            found[port] = split.teacher
+        else:
+            column = split.columns[port]
+            assert isinstance(column, torch.Tensor), "teacher_ports names columns of numbers only"
+            found[port] = column[:, None]
+    return found
+
+
+def _is_number(column: Sequence[str] | torch.Tensor) -> bool:
+    return isinstance(column, torch.Tensor) and column.dim() == 1
 
 
 def _cut(text: str) -> bytes:

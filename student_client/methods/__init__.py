@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from student_client.config import MethodConfig
-from student_client.methods.method import Method, Methods, Outcome
+from student_client.method_config import MethodConfig
+from student_client.methods.method import Context, Method, Methods, Outcome
 from student_client.methods.one_way import OneWay
 from student_client.methods.talking import Talking
 from student_client.remote import SessionOptions
-from student_models import Student
-from teaching_protocol.errors import ConfigError, IncompatibleTeacher
-from teaching_protocol.verbs import DescribeReply
+from teaching_protocol.errors import ConfigError
 
-__all__ = ["METHODS", "Method", "Methods", "Outcome", "build_methods", "check_card", "session_options"]
+__all__ = ["METHODS", "Context", "Method", "Methods", "Outcome", "build_methods", "named", "session_options"]
 
-METHODS: dict[str, type[OneWay] | type[Talking] | None] = {
+METHODS: dict[str, type[Method] | None] = {
     "task_only": None,
     "one_way": OneWay,
     "talking": Talking,
@@ -21,8 +19,8 @@ METHODS: dict[str, type[OneWay] | type[Talking] | None] = {
 """Methods by name. `task_only` adds no term."""
 
 
-def build_methods(config: MethodConfig, student: Student, seed: int) -> Methods:
-    """Builds the methods of a run; the global random state is neither read nor moved.
+def named(config: MethodConfig) -> dict[str, type[Method]]:
+    """The methods a configuration names, without task only.
 
     Raises:
         ConfigError: an unknown method.
@@ -31,7 +29,17 @@ def build_methods(config: MethodConfig, student: Student, seed: int) -> Methods:
         if name not in METHODS:
             raise ConfigError(f"method.names: received {name!r}, expected some of {', '.join(METHODS)}")
     found = {name: METHODS[name] for name in config.names}
-    return Methods({name: method(config, student, seed) for name, method in found.items() if method is not None})
+    return {name: method for name, method in found.items() if method is not None}
+
+
+def build_methods(context: Context) -> Methods:
+    """Builds the methods of a run; the global random state is neither read nor moved.
+
+    Raises:
+        ConfigError: an unknown method.
+        IncompatibleTeacher: a method needs what a teacher does not serve.
+    """
+    return Methods({name: method(context) for name, method in named(context.config).items()})
 
 
 def session_options(config: MethodConfig, task: str, seed: int) -> SessionOptions:
@@ -46,17 +54,3 @@ def session_options(config: MethodConfig, task: str, seed: int) -> SessionOption
         inject=config.inject,
         seed=seed,
     )
-
-
-def check_card(card: DescribeReply, teacher_inputs: tuple[str, ...]) -> None:
-    """Refuses a teacher that cannot read the student's view for it.
-
-    Raises:
-        IncompatibleTeacher: with the ports that are missing.
-    """
-    missing = [name for name in teacher_inputs if name not in card.input_ports]
-    if missing:
-        raise IncompatibleTeacher(
-            f"the teacher {card.model_name} reads {', '.join(card.input_ports)}, but this data set speaks to it in "
-            f"{', '.join(missing)}; serve a teacher of that modality"
-        )

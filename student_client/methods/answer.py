@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch.nn import functional
 
-from student_client.config import MethodConfig
 from student_client.losses import answer_labels, interact, message_variance, task_loss
+from student_client.method_config import MethodConfig
 from student_client.methods.method import Seen, Terms
 from student_models import States
 from task_data import Batch

@@ -10,21 +10,42 @@ import torch
 from torch import nn
 
 from student_client.losses import task_loss
-from student_client.remote import Teacher
+from student_client.method_config import MethodConfig
+from student_client.teachers import Teachers
 from student_models import States, Student
 from task_data import Batch
+from teaching_protocol.verbs import DescribeReply
 
-__all__ = ["Method", "Methods", "Outcome", "Seen", "Terms", "needed"]
+__all__ = ["Context", "Method", "Methods", "Outcome", "Seen", "Terms"]
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a method is built from: the student it serves, and the cards of the run's teachers, the foundation first."""
+
+    config: MethodConfig
+    student: Student
+    cards: tuple[DescribeReply, ...]
+    seed: int
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What the student makes of a batch: H^g_l, H^g_u and y = g_out(H^g_u)."""
+    """What the student makes of a batch: its states at every cut, 0 to `student.layers`, and y = g_out(H^g_u)."""
 
     student: Student
-    lower: States
-    upper: States
+    states: Sequence[States]
     outputs: torch.Tensor
+
+    @property
+    def lower(self) -> States:
+        """H^g_l, at the entry tap."""
+        return self.states[self.student.cut]
+
+    @property
+    def upper(self) -> States:
+        """H^g_u, at the exit tap."""
+        return self.states[-1]
 
 
 @dataclass
@@ -50,13 +71,40 @@ class Outcome:
 
 
 class Method(nn.Module, ABC):
-    """One method: terms beside the task loss. Its own parameters are trained with the student's."""
+    """One method: terms beside the task loss. Its own parameters are trained with the student's.
 
-    needs_teacher = False
-    uses_unlabelled = False
+    Args:
+        context: what it is built from; what it draws, it draws from `context.seed`.
+
+    Raises:
+        IncompatibleTeacher: a teacher does not serve what the method needs; the text names the port.
+    """
+
+    needs_teacher = True
+    """Whether it asks the foundation teacher."""
+    asks_all = False
+    """Whether it asks the complementary teachers too."""
+    converses = False
+    """Whether it sends messages, so that a codec is trained at the teacher."""
+    uses_unlabelled = True
+    """Whether rows without a label teach anything."""
+
+    def __init__(self, context: Context) -> None:
+        super().__init__()
+        self.config, self.seed = context.config, context.seed
+
+    @property
+    def is_active(self) -> bool:
+        """Whether any of its terms has a weight, so that the teacher is asked at all."""
+        return True
+
+    @property
+    def observed(self) -> Mapping[int, tuple[str, ...]]:
+        """Output ports it wants to know of every batch, by the teacher's place: they are fetched ahead."""
+        return {}
 
     @abstractmethod
-    def terms(self, seen: Seen, batch: Batch, teacher: Teacher | None) -> Terms:
+    def terms(self, seen: Seen, batch: Batch, teachers: Teachers) -> Terms:
         """The method's terms on a batch."""
 
 
@@ -68,36 +116,36 @@ class Methods(nn.Module):
         self.methods = nn.ModuleDict(methods)
 
     @property
-    def needs_teacher(self) -> bool:
-        """Whether any term asks a teacher."""
-        return any(method.needs_teacher for method in self._each())
-
-    @property
     def uses_unlabelled(self) -> bool:
         """Whether rows without a label teach anything."""
-        return any(method.uses_unlabelled for method in self._each())
+        return any(method.uses_unlabelled for method in self._active())
 
-    def loss(self, student: Student, batch: Batch, teacher: Teacher | None) -> Outcome:
+    @property
+    def observed(self) -> dict[int, tuple[str, ...]]:
+        """What all methods want to know of every batch, by the teacher's place."""
+        wanted: dict[int, tuple[str, ...]] = {}
+        for method in self._active():
+            for place, ports in method.observed.items():
+                known = wanted.get(place, ())
+                wanted[place] = known + tuple(port for port in ports if port not in known)
+        return wanted
+
+    def loss(self, student: Student, batch: Batch, teachers: Teachers) -> Outcome:
         """The loss of one batch: task loss on its labelled rows, and every method's terms."""
-        lower = student.lower(batch.inputs)
-        upper = student.upper(lower)
-        seen = Seen(student, lower, upper, student.head(upper))
+        states = [student.embed(batch.inputs)]
+        for layer in range(student.layers):
+            states.append(student.run(states[-1], layer, layer + 1))
+        seen = Seen(student, states, student.head(states[-1]))
         task = task_loss(seen.outputs, batch.labels, batch.labelled)
         loss, parts = task, {"task": task.detach()}
         monitors: dict[str, float] = {}
-        for method in self._each():
-            terms = method.terms(seen, batch, teacher)
+        for method in self._active():
+            terms = method.terms(seen, batch, teachers)
             monitors |= terms.monitors
             for name, (weight, term) in terms.losses.items():
                 loss = loss + weight * term
                 parts[name] = term.detach()
         return Outcome(loss, parts, monitors)
 
-    def _each(self) -> Sequence[Method]:
-        return [method for method in self.methods.values() if isinstance(method, Method)]
-
-
-def needed(teacher: Teacher | None) -> Teacher:
-    """The teacher of a method that cannot do without."""
-    assert teacher is not None, "the trainer connects a teacher for methods that need one"
-    return teacher
+    def _active(self) -> Sequence[Method]:
+        return [method for method in self.methods.values() if isinstance(method, Method) and method.is_active]

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from student_client.codecs import CodecShape, StudentCodec
-from student_client.config import MethodConfig
 from student_client.losses import state_consistency
 from student_client.methods.answer import add_answer_terms
-from student_client.methods.method import Method, Seen, Terms, needed
-from student_client.remote import Teacher
-from student_models import Student
+from student_client.methods.method import Context, Method, Seen, Terms
+from student_client.teachers import Teachers
 from task_data import Batch
 
 __all__ = ["OneWay"]
@@ -21,22 +19,25 @@ class OneWay(Method):
     Models, so that a difference between the two is the question's and not the parameters'.
     """
 
-    needs_teacher = True
-    uses_unlabelled = True
+    converses = True
 
-    def __init__(self, config: MethodConfig, student: Student, seed: int) -> None:
-        super().__init__()
-        self.config = config
+    def __init__(self, context: Context) -> None:
+        super().__init__(context)
+        config, width = context.config, context.student.width
         tokens = max(1, config.message_tokens)
-        shape = CodecShape(student.width, config.message_width, tokens, config.pooling, config.codec_depth)
-        self.codec = StudentCodec(shape, seed)
+        shape = CodecShape(width, config.message_width, tokens, config.pooling, config.codec_depth)
+        self.codec = StudentCodec(shape, context.seed)
 
-    def terms(self, seen: Seen, batch: Batch, teacher: Teacher | None) -> Terms:
+    @property
+    def is_active(self) -> bool:
+        """Whether any term has a weight."""
+        return self.config.is_active
+
+    def terms(self, seen: Seen, batch: Batch, teachers: Teachers) -> Terms:
         """L_interact, L_SC and answer labels on what the teacher says of x unasked."""
         config, terms = self.config, Terms()
-        if not config.is_active:
-            return terms
-        views = needed(teacher).forward_ports(batch.teacher, ["teacher_message.exit", "state_consistency"])
+        member = teachers.first
+        views = member.teacher.forward_ports(member.own(batch), ["teacher_message.exit", "state_consistency"])
         answer = self.codec.decode(views["teacher_message.exit"])
         add_answer_terms(terms, config, seen, batch, self.codec.pool(seen.upper), answer)
         returned = views["state_consistency"]

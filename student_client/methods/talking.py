@@ -5,12 +5,11 @@ from __future__ import annotations
 import torch
 
 from student_client.codecs import CodecShape, StudentCodec
-from student_client.config import MethodConfig
 from student_client.losses import message_consistency, message_variance, state_consistency
 from student_client.methods.answer import add_answer_terms
-from student_client.methods.method import Method, Seen, Terms, needed
-from student_client.remote import Teacher
-from student_models import States, Student
+from student_client.methods.method import Context, Method, Seen, Terms
+from student_client.teachers import Member, Teachers
+from student_models import States
 from task_data import Batch
 
 __all__ = ["Talking"]
@@ -26,30 +25,29 @@ class Talking(Method):
     reconstruction and what the paper's is said in docs/methods.md.
     """
 
-    needs_teacher = True
-    uses_unlabelled = True
+    converses = True
     calls: torch.Tensor
 
-    def __init__(self, config: MethodConfig, student: Student, seed: int) -> None:
-        super().__init__()
-        self.config = config
-        self.seed = seed
-        shape = CodecShape(
-            student.width, config.message_width, config.message_tokens, config.pooling, config.codec_depth
-        )
-        self.codec = StudentCodec(shape, seed)
+    def __init__(self, context: Context) -> None:
+        super().__init__(context)
+        config, width = context.config, context.student.width
+        shape = CodecShape(width, config.message_width, config.message_tokens, config.pooling, config.codec_depth)
+        self.codec = StudentCodec(shape, context.seed)
         self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
 
-    def terms(self, seen: Seen, batch: Batch, teacher: Teacher | None) -> Terms:
+    @property
+    def is_active(self) -> bool:
+        """Whether any term of the conversation has a weight."""
+        return self.config.is_active
+
+    def terms(self, seen: Seen, batch: Batch, teachers: Teachers) -> Terms:
         """All rounds of the conversation on one batch; the terms are their mean over rounds."""
         config, total = self.config, Terms()
-        if not config.is_active:
-            return total
         lower, upper = self.codec.pool(seen.lower), self.codec.pool(seen.upper)
         question = lower
         for _ in range(config.rounds):
             message = self.codec.encode(question.hidden)  # m_g = Enc_g(H^g_l): the student speaks
-            views = self._ask(message, question.mask, upper, batch, needed(teacher))
+            views = self._ask(message, question.mask, upper, batch, teachers.first)
             answer = self.codec.decode(views["answer"])  # A = Dec_g(m_h): the student reads the answer
             terms = Terms()
             add_answer_terms(terms, config, seen, batch, upper, answer)
@@ -62,7 +60,7 @@ class Talking(Method):
         return total
 
     def _ask(
-        self, message: torch.Tensor, mask: torch.Tensor, upper: States, batch: Batch, teacher: Teacher
+        self, message: torch.Tensor, mask: torch.Tensor, upper: States, batch: Batch, member: Member
     ) -> dict[str, torch.Tensor]:
         """One exchange with the teacher: the answer, and what the consistency terms need."""
         config = self.config
@@ -73,7 +71,7 @@ class Talking(Method):
         if config.message_dropout or config.question_scale != 1.0:
             inputs["message_gate"] = self._gate(message)
         if config.asks_about_input:
-            inputs |= batch.teacher
+            inputs |= member.own(batch)
         if config.w_message_consistency and config.pairing == "same_input":
             outputs += ["teacher_message.enter", "teacher_message.exit"]
             if config.consistency == "cross":
@@ -81,7 +79,7 @@ class Talking(Method):
                 inputs["message_exit"] = self.codec.encode(upper.hidden)
         if config.w_state_consistency:
             outputs.append("state_consistency")
-        return teacher.forward_ports(inputs, outputs)
+        return member.teacher.forward_ports(inputs, outputs)
 
     def _gate(self, message: torch.Tensor) -> torch.Tensor:
         """[batch]: `question_scale`, and 0 for rows whose message is dropped (ours: breaks the shortcut)."""

@@ -19,7 +19,7 @@ def checkpoint(step: int, best: Path | None = None) -> Checkpoint:
         "random": {"cpu": torch.get_rng_state()},
         "empty": {},
     }
-    return Checkpoint(step, CONFIG, {"step": step, "seconds": 0.1 + 0.2}, tensors, b"session", best)
+    return Checkpoint(step, CONFIG, {"step": step, "seconds": 0.1 + 0.2}, tensors, (b"session", b"other"), best)
 
 
 def test_reads_back_what_was_written(tmp_path: Path) -> None:
@@ -29,7 +29,7 @@ def test_reads_back_what_was_written(tmp_path: Path) -> None:
     written = checkpoint(7, best)
     save_checkpoint(tmp_path / "checkpoints", written)
     found = load_checkpoint(tmp_path / "checkpoints", CONFIG)
-    assert (found.step, found.facts, found.session) == (7, written.facts, b"session")
+    assert (found.step, found.facts, found.sessions) == (7, written.facts, (b"session", b"other"))
     assert found.tensors.keys() == written.tensors.keys()
     for group, tensors in written.tensors.items():
         assert found.tensors[group].keys() == tensors.keys()
@@ -41,9 +41,9 @@ def test_reads_back_what_was_written(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_without_teacher_and_best_has_neither(tmp_path: Path) -> None:
-    save_checkpoint(tmp_path, replace(checkpoint(1), session=None))
+    save_checkpoint(tmp_path, replace(checkpoint(1), sessions=()))
     found = load_checkpoint(tmp_path, CONFIG)
-    assert found.session is None
+    assert found.sessions == ()
     assert found.best is None
 
 
@@ -61,7 +61,7 @@ def test_writes_a_step_again(tmp_path: Path) -> None:
     assert load_checkpoint(tmp_path, CONFIG).facts == {"again": True}
 
 
-@pytest.mark.parametrize("victim", ["student.safetensors", "session.safetensors", "checkpoint.json"])
+@pytest.mark.parametrize("victim", ["student.safetensors", "session-1.safetensors", "checkpoint.json"])
 @pytest.mark.parametrize("harm", ["cut", "gone"])
 def test_passes_over_a_damaged_checkpoint(tmp_path: Path, victim: str, harm: str) -> None:
     for step in (1, 2):

@@ -2,40 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from student_client import InProcessTeacher
-from student_client.config import MethodConfig
 from student_client.losses import answer_labels, interact, task_loss
-from student_client.methods import METHODS, Methods, build_methods, check_card, session_options
-from student_client.remote import Teacher
+from student_client.methods import METHODS, Context, Methods, build_methods
+from student_client.teachers import Teachers, reads
 from student_models import States, Student, load_student
-from task_data import Batch, TaskData, batches, teacher_view
+from task_data import TaskData
 from teacher_server.actor import TeacherActor
 from teacher_server.local import local_teacher
-from teacher_server.split import FrozenTeacher
 from teaching_protocol.errors import ConfigError, IncompatibleTeacher
-from tests.unit.student_client.student_data import tiny
-from tests.unit.teacher_server.tiny_models import tiny_model, tiny_tokenizer
-
-MODALITIES = ("text", "ratings", "image")
-
-
-def settings(**overrides: Any) -> MethodConfig:
-    return MethodConfig(**({"names": ("talking",), "message_width": 16, "message_tokens": 2} | overrides))
-
-
-def frozen(modality: str) -> FrozenTeacher:
-    if modality == "image":
-        return FrozenTeacher(tiny_model("vit"))
-    return FrozenTeacher(tiny_model("bert"), tokenizer=tiny_tokenizer())
+from tests.unit.student_client.method_setup import (
+    MODALITIES,
+    enrolled,
+    frozen,
+    one_batch,
+    settings,
+    student_and_data,
+)
 
 
 @pytest.fixture(scope="module", params=MODALITIES)
@@ -48,35 +36,12 @@ def actor(modality: str) -> TeacherActor:
     return local_teacher(frozen(modality))
 
 
-def student_and_data(modality: str) -> tuple[Student, TaskData]:
-    """A tiny student; half of its training rows have no label."""
-    student, data = tiny(modality)
-    if modality == "ratings":
-        said = replace(data.train, teacher=[f"film {row}" for row in range(len(data.train))])
-        data = replace(data, train=said)
-    labelled = torch.arange(len(data.train)) % 2 == 0
-    hidden = data.train.labels.masked_fill(~labelled, -1)
-    return student, replace(data, train=replace(data.train, labelled=labelled, labels=hidden))
-
-
-def one_batch(student: Student, data: TaskData, rows: int = 8, epoch: int = 0) -> Batch:
-    split = data.train
-    return next(batches(student.view(split.columns), teacher_view(split), split, rows, seed=0, epoch=epoch))
-
-
-@contextmanager
-def enrolled(actor: TeacherActor, config: MethodConfig, name: str = "tiny") -> Iterator[Teacher]:
-    with InProcessTeacher(actor, student=name, **session_options(config, "task", seed=0)) as teacher:
-        yield teacher
-
-
 @pytest.mark.parametrize("name", METHODS)
 def test_each_method_moves_the_student_on_every_modality(actor: TeacherActor, modality: str, name: str) -> None:
     config = settings(names=(name,))
     student, data = student_and_data(modality)
-    methods = build_methods(config, student, seed=0)
-    with enrolled(actor, config) as teacher:
-        outcome = methods.loss(student, one_batch(student, data), teacher)
+    with enrolled(actor, config, student, data) as (methods, teachers):
+        outcome = methods.loss(student, one_batch(student, data), teachers)
         outcome.loss.backward()
     assert torch.isfinite(outcome.loss)
     assert all(parameter.grad is not None for parameter in student.parameters() if parameter.requires_grad)
@@ -107,13 +72,12 @@ def test_each_method_moves_the_student_on_every_modality(actor: TeacherActor, mo
 def test_every_switch_of_talking_reaches_all_four_codec_parts(switch: dict[str, Any]) -> None:
     config = settings(**switch)
     student, data = student_and_data("text")
-    methods = build_methods(config, student, seed=0)
-    with enrolled(local_teacher(frozen("text")), config) as teacher:
-        before = teacher.export_state()
-        outcome = methods.loss(student, one_batch(student, data), teacher)
+    with enrolled(local_teacher(frozen("text")), config, student, data) as (methods, teachers):
+        before = teachers.first.teacher.export_state()
+        outcome = methods.loss(student, one_batch(student, data), teachers)
         outcome.loss.backward()
-        norm = teacher.step(lr=0.1)
-        assert teacher.export_state() != before
+        norm = teachers.first.teacher.step(lr=0.1)
+        assert teachers.first.teacher.export_state() != before
     assert norm > 0
     assert torch.isfinite(outcome.loss)
     for name, parameter in methods.named_parameters():  # Enc_g, Dec_g and, where there are any, the queries
@@ -125,10 +89,9 @@ def test_gradients_of_all_four_codec_parts_are_non_zero() -> None:
     """Enc_g and Dec_g here, Enc_h and Dec_h in the session, parameter by parameter."""
     config = settings(message_dropout=0.0)
     student, data = student_and_data("text")
-    methods = build_methods(config, student, seed=0)
     actor = local_teacher(frozen("text"))
-    with enrolled(actor, config) as teacher:
-        methods.loss(student, one_batch(student, data), teacher).loss.backward()
+    with enrolled(actor, config, student, data) as (methods, teachers):
+        methods.loss(student, one_batch(student, data), teachers).loss.backward()
         session = actor.sessions.live()[0]
         theirs = dict(zip((name for name, _ in session.codec.named_parameters()), session.gathered, strict=True))
     ours = {name: parameter.grad for name, parameter in methods.named_parameters()}
@@ -143,15 +106,16 @@ def test_the_terms_are_the_equations() -> None:
     config = settings(message_dropout=0.0, question_scale=1.0, answer_dropout=0.0)
     student, data = student_and_data("text")
     student.eval()
-    methods = build_methods(config, student, seed=0)
     batch = one_batch(student, data)
-    with enrolled(local_teacher(frozen("text")), config) as teacher:
-        found = methods.loss(student, batch, teacher)
+    with enrolled(local_teacher(frozen("text")), config, student, data) as (methods, teachers):
+        found = methods.loss(student, batch, teachers)
         codec = methods.methods["talking"].codec
         lower = student.lower(batch.inputs)
         upper = student.upper(lower)
         message = codec.encode(codec.pool(lower).hidden)
-        answer = codec.decode(teacher.forward_ports({"message": message, **batch.teacher}, ["answer"])["answer"])
+        own = teachers.first.own(batch)
+        views = teachers.first.teacher.forward_ports({"message": message, **own}, ["answer"])
+        answer = codec.decode(views["answer"])
     target = codec.pool(upper)
     outputs, labels = student.head(upper), student.head(States(answer, target.mask))
     wanted = {
@@ -164,16 +128,14 @@ def test_the_terms_are_the_equations() -> None:
         torch.testing.assert_close(found.parts[name], value.detach(), msg=name)
 
 
-def train(student: Student, data: TaskData, config: MethodConfig, teacher: Teacher | None) -> Methods:
+def train(student: Student, data: TaskData, methods: Methods, teachers: Teachers) -> None:
     torch.manual_seed(7)  # dropout
-    methods = build_methods(config, student, seed=3)
     optimizer = torch.optim.AdamW(student.parameters(), lr=1e-2)
     for epoch in range(6):
-        outcome = methods.loss(student, one_batch(student, data, epoch=epoch), teacher)
+        outcome = methods.loss(student, one_batch(student, data, epoch=epoch), teachers)
         optimizer.zero_grad()
         outcome.loss.backward()
         optimizer.step()
-    return methods
 
 
 @pytest.mark.parametrize("name", ["one_way", "talking"])
@@ -182,13 +144,13 @@ def test_zero_weights_train_bit_equal_to_task_only(name: str) -> None:
         ("w_interact", "w_message_consistency", "w_state_consistency", "w_answer_task", "w_answer_labels"), 0.0
     )
     alone, data = student_and_data("text")
-    train(alone, data, settings(names=("task_only",)), None)
+    train(alone, data, Methods({}), Teachers())
     other, _ = student_and_data("text")
     config = settings(names=(name,), **zeros)
     actor = local_teacher(frozen("text"))
-    with enrolled(actor, config) as teacher:
-        train(other, data, config, teacher)
-        assert teacher.seconds == 0.0, "what counts for nothing is not asked"
+    with enrolled(actor, config, other, data) as (methods, teachers):
+        train(other, data, methods, teachers)
+        assert teachers.account.seconds == 0.0, "what counts for nothing is not asked"
     for (key, ours), (_, theirs) in zip(alone.state_dict().items(), other.state_dict().items(), strict=True):
         assert torch.equal(ours, theirs), key
     fresh, _ = student_and_data("text")
@@ -202,11 +164,11 @@ def test_the_student_is_the_same_with_codecs_and_teacher_gone(
 ) -> None:
     student, data = student_and_data(modality)
     config = settings()
-    with enrolled(actor, config) as teacher:
-        methods = train(student, data, config, teacher)
+    with enrolled(actor, config, student, data) as (methods, teachers):
+        train(student, data, methods, teachers)
         student.eval()
         with_codecs = student(one_batch(student, data).inputs)
-    del methods, teacher
+    del methods, teachers
     student.save(tmp_path / "student")
     alone = load_student(tmp_path / "student")
     assert torch.equal(with_codecs, alone(one_batch(student, data).inputs))
@@ -216,18 +178,16 @@ def test_the_student_is_the_same_with_codecs_and_teacher_gone(
 def test_methods_compose_and_count_the_task_once() -> None:
     student, data = student_and_data("text")
     config = settings(names=("one_way", "talking", "task_only"))
-    methods = build_methods(config, student, seed=0)
-    with enrolled(local_teacher(frozen("text")), config) as teacher:
-        outcome = methods.loss(student, one_batch(student, data), teacher)
+    with enrolled(local_teacher(frozen("text")), config, student, data) as (methods, teachers):
+        outcome = methods.loss(student, one_batch(student, data), teachers)
     assert list(outcome.parts).count("task") == 1
-    assert methods.needs_teacher
     assert methods.uses_unlabelled
 
 
 def test_message_dropout_is_drawn_from_the_seed_and_the_call_alone() -> None:
     student, _ = student_and_data("text")
     config = settings(message_dropout=0.5, question_scale=0.3)
-    first, second = (build_methods(config, student, seed=5).methods["talking"] for _ in range(2))
+    first, second = (build_methods(Context(config, student, (), 5)).methods["talking"] for _ in range(2))
     message = torch.zeros(64, 1, 16)
     state = torch.get_rng_state()
     gates = [first._gate(message) for _ in range(2)]
@@ -241,11 +201,11 @@ def test_message_dropout_is_drawn_from_the_seed_and_the_call_alone() -> None:
 def test_an_unknown_method_is_refused_with_the_known_ones() -> None:
     student, _ = student_and_data("text")
     with pytest.raises(ConfigError, match=r"telepathy.*talking"):
-        build_methods(settings(names=("telepathy",)), student, seed=0)
+        build_methods(Context(settings(names=("telepathy",)), student, (), 0))
 
 
 def test_a_teacher_of_another_modality_is_refused_with_the_ports_it_reads() -> None:
     card = local_teacher(frozen("image")).card
     with pytest.raises(IncompatibleTeacher, match=r"pixel_values.*text"):
-        check_card(card, ("text",))
-    check_card(card, ("image",))
+        reads(card, ("text", "user", "item"))
+    assert reads(card, ("image",)) == ("image",)

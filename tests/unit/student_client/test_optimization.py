@@ -14,6 +14,7 @@ from student_client.acceleration import build_accelerator
 from student_client.config import RunConfig, TeacherConfig, TrainingConfig, load_run_config
 from student_client.optimization import JointOptimizer, schedule_factor
 from student_client.remote import InProcessTeacher
+from student_client.teachers import Member, Teachers
 from teacher_server.actor import TeacherActor
 from teacher_server.local import local_teacher
 from teaching_protocol.errors import NonFiniteError, StateMismatch
@@ -64,7 +65,7 @@ def open_sides(actor: TeacherActor, tmp_path: Path) -> Iterator[Any]:
             accelerator.state._mixed_precision = "fp16"
             accelerator.native_amp = True
             accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
-        optimizer = JointOptimizer(config, accelerator, student, codec, teacher, total_steps=4)
+        optimizer = JointOptimizer(config, accelerator, student, codec, Teachers([Member(teacher, ())]), total_steps=4)
         return Sides(student, codec, teacher, optimizer, accelerator)
 
     yield make

@@ -35,9 +35,9 @@ def teach(model_folder: Callable[[str], Path]) -> Teach:
 
 def trained(config: RunConfig, teach: Teach, steps: int | None = None, resume: bool = False) -> dict[str, Any]:
     """Weights of student and codec, and the exported session, after a run; and what it returned."""
-    with open_run(config, teacher=teach(), progress=quiet(), resume=resume) as trainer:
+    with open_run(config, teachers=[teach()], progress=quiet(), resume=resume) as trainer:
         result = trainer.run(steps)
-        session = b"" if trainer.teacher is None else trainer.teacher.export_state()
+        session = trainer.teachers.export_states()
         weights = {"student": trainer.student.state_dict(), "method": trainer.method.state_dict()}
     return {"result": result, "session": session, "trainer": trainer, **weights}
 
@@ -62,7 +62,7 @@ def test_resumed_equals_unbroken(tmp_path: Path, teach: Teach, method: str) -> N
     assert_same(whole["student"], resumed["student"])
     assert_same(whole["method"], resumed["method"])
     assert whole["session"] == resumed["session"]
-    drop = {"wall_s": 0.0, "teacher_s": 0.0}
+    drop = {"wall_s": 0.0, "teacher_s": 0.0, "teacher_rows": 0}
     assert replace(whole["result"], **drop) == replace(resumed["result"], **drop)
     validations = [
         [
@@ -108,13 +108,12 @@ def test_with_zero_weights_training_is_bit_equal_to_task_only(tmp_path: Path, te
 @pytest.mark.parametrize("method", ["one_way", "talking"])
 def test_both_codecs_learn_and_the_run_folder_is_whole(tmp_path: Path, teach: Teach, method: str) -> None:
     config = run_config(tmp_path, "run", method)
-    with open_run(config, teacher=teach(), progress=quiet()) as trainer:
-        assert trainer.teacher is not None
+    with open_run(config, teachers=[teach()], progress=quiet()) as trainer:
         codec = {name: value.clone() for name, value in trainer.method.state_dict().items()}
-        session = trainer.teacher.export_state()
+        session = trainer.teachers.first.teacher.export_state()
         result = trainer.run()
-        assert trainer.teacher.steps == 20
-        assert trainer.teacher.export_state() != session
+        assert trainer.teachers.first.teacher.steps == 20
+        assert trainer.teachers.first.teacher.export_state() != session
     assert result is not None
     assert result == Result.read(config.output)
     assert result.steps == 20
@@ -210,7 +209,7 @@ def test_a_loss_that_is_no_number_is_refused(tmp_path: Path) -> None:
 def test_collapsed_messages_are_reported_once(tmp_path: Path, teach: Teach) -> None:
     said = io.StringIO()
     config = run_config(tmp_path, "run", "talking")
-    with open_run(config, teacher=teach(), progress=Progress("run", file=said)) as trainer:
+    with open_run(config, teachers=[teach()], progress=Progress("run", file=said)) as trainer:
         for parameter in trainer.method.methods["talking"].codec.encoder.parameters():
             with torch.no_grad():
                 parameter.zero_()
@@ -251,6 +250,6 @@ def test_a_method_that_asks_needs_a_teacher(tmp_path: Path) -> None:
 
 def test_a_method_that_learns_nothing_from_unlabelled_rows_gets_none(tmp_path: Path, teach: Teach) -> None:
     for method in METHODS:
-        with open_run(run_config(tmp_path, method, method), teacher=teach(), progress=quiet()) as trainer:
+        with open_run(run_config(tmp_path, method, method), teachers=[teach()], progress=quiet()) as trainer:
             batches = [trainer.stream.next() for _ in range(trainer.stream.epoch_batches)]
         assert all(batch.labelled.all() for batch in batches) is (method == "task_only")
