@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError
 
 from task_data.splits import Task
 from teaching_protocol.errors import ModelLoadError
@@ -26,7 +26,7 @@ class StudentCard(BaseModel):
     """Name of the task it was trained for."""
     labels: tuple[str, ...]
     """The classes in the order of its logits; empty for a regression."""
-    sizes: dict[str, int]
+    sizes: dict[str, PositiveInt]
     """Its sizes: those of the preset, and what the data fixed (users, items, the images' shape)."""
     dropout: float
     """Dropout in training."""

@@ -9,8 +9,11 @@ from task_data.config import DataConfig
 from task_data.digits import load_digits
 from task_data.fashion_mnist import load_fashion_mnist
 from task_data.files import load_file, load_sentence_polarity
+from task_data.glue import load_glue
+from task_data.mnist import load_mnist
 from task_data.movielens import load_movielens
 from task_data.orange import load_newsgroups, load_reuters_r8
+from task_data.spam_assassin import load_spam_assassin
 from task_data.splits import Split, Task, TaskData
 from task_data.uci_sentiment import load_uci_sentiment
 
@@ -32,8 +35,11 @@ LOADERS: dict[str, Callable[[DataConfig], TaskData]] = {
     "reuters_r8": load_reuters_r8,
     "uci_sentiment": load_uci_sentiment,
     "sentence_polarity": load_sentence_polarity,
+    "spam_assassin": load_spam_assassin,
+    "glue": load_glue,
     "movielens": load_movielens,
     "digits": load_digits,
+    "mnist": load_mnist,
     "fashion_mnist": load_fashion_mnist,
     "file": load_file,
 }

@@ -7,11 +7,23 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-__all__ = ["DataConfig", "DataName"]
+__all__ = ["DataConfig", "DataName", "GlueTask"]
 
 DataName = Literal[
-    "newsgroups", "reuters_r8", "uci_sentiment", "sentence_polarity", "movielens", "digits", "fashion_mnist", "file"
+    "newsgroups",
+    "reuters_r8",
+    "uci_sentiment",
+    "sentence_polarity",
+    "spam_assassin",
+    "glue",
+    "movielens",
+    "digits",
+    "mnist",
+    "fashion_mnist",
+    "file",
 ]
+
+GlueTask = Literal["cola", "mnli", "mrpc", "qnli", "qqp", "rte", "sst2"]
 
 
 class DataConfig(BaseModel):
@@ -44,6 +56,10 @@ class DataConfig(BaseModel):
     )
     seed: int = Field(0, ge=0, description="Seed of every draw of rows; the same seed gives the same splits.")
     genre: str = Field("Sci-Fi", min_length=1, description="MovieLens only: whose ratings the student predicts.")
+    other_genres: bool = Field(
+        False, description="MovieLens only: the ratings of all other films join the training rows, with their labels."
+    )
+    glue_task: GlueTask = Field("sst2", description="GLUE only: which of its tasks.")
     max_rows: int | None = Field(
         None, ge=1, description="Upper limit on the rows taken from each part of the data set, drawn by the seed."
     )

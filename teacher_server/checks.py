@@ -26,6 +26,12 @@ _NUMBER_DIGITS = 10
 _POOLINGS = ("mean", "cls", "attention")
 _SOURCES = ("message", "message_and_input")
 _INJECTIONS = ("replace", "add", "prefix")
+_NO_SEQUENCE = {
+    "efficientnet": "a grid",
+    "image_student": "a grid",
+    "ratings_student": "one token",
+    "resnet": "a grid",
+}
 
 
 def check_student(name: str) -> None:
@@ -51,9 +57,10 @@ def check_settings(settings: SessionSettings, card: DescribeReply) -> None:
     _one_of("pooling", settings.pooling, _POOLINGS)
     _one_of("answer_from", settings.answer_from, _SOURCES)
     _one_of("inject", settings.inject, _INJECTIONS)
-    if settings.inject == "prefix" and card.family in ("efficientnet", "resnet"):
+    if settings.inject == "prefix" and card.family in _NO_SEQUENCE:
         raise InvalidSetting(
-            "inject 'prefix' needs a sequence, but this teacher's states are a grid; use replace or add"
+            f"inject 'prefix' needs a sequence, but this teacher's states are {_NO_SEQUENCE[card.family]}; "
+            "use replace or add"
         )
     optimizer = settings.optimizer
     for name in ("weight_decay", "eps", "momentum"):
@@ -115,12 +122,20 @@ def _check_output(name: str, card: DescribeReply) -> None:
     if name in card.output_ports and "<" not in name:
         return
     kind, _, rest = name.partition(".")
-    if kind == "hidden" and _is_number(rest) and int(rest) <= card.layers:
+    if kind == "hidden" and _is_hidden(rest, card):
         return
     count = rest.removeprefix("top")
     if kind == "logits" and rest.startswith("top") and card.heads and _is_number(count) and int(count) > 0:
         return
     raise UnknownPort(f"output port {name!r} is not served; this teacher serves {', '.join(card.output_ports)}")
+
+
+def _is_hidden(rest: str, card: DescribeReply) -> bool:
+    """Whether `hidden.` goes on as <layer> or <layer>.mean<tokens>."""
+    layer, mean, tokens = rest.partition(".mean")
+    if not _is_number(layer) or int(layer) > card.layers:
+        return False
+    return not mean or (_is_number(tokens) and 1 <= int(tokens) <= card.limits.tokens)
 
 
 def _is_number(text: str) -> bool:

@@ -1,4 +1,4 @@
-"""The command `teacher-server`: serve, check-config, describe; reads flags and prints."""
+"""The command `teacher-server`: serve, finetune, check-config, describe; reads flags and prints."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from teacher_server.app import TeacherApp
 from teacher_server.config import load_config
 from teaching_protocol import verbs
 from teaching_protocol.channel import channel_options, error_from
-from teaching_protocol.errors import TeacherUnavailable, TeachingError
+from teaching_protocol.errors import ConfigError, TeacherUnavailable, TeachingError
 from teaching_protocol.memory import keep_freed_memory
 from teaching_protocol.wire import METHODS, read, write
 
@@ -33,7 +33,10 @@ app = typer.Typer(
 )
 
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML or TOML file; flags go before it.")]
-Model = Annotated[str | None, typer.Option(help="Hugging Face model name, or a folder.")]
+Model = Annotated[
+    str | None,
+    typer.Option(help="Hugging Face model name, a packaged teacher's name, a model folder, or a run folder."),
+]
 
 
 @app.command()
@@ -42,6 +45,7 @@ def serve(
     config: ConfigFile = None,
     entry: Annotated[int | None, typer.Option(help="Default layer where a message enters.")] = None,
     exit: Annotated[int | None, typer.Option(help="Default layer where the answer is read.")] = None,
+    image_size: Annotated[int | None, typer.Option(help="Side of a convolutional teacher's images, in pixels.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = None,
     host: Annotated[str | None, typer.Option(help="Address to bind; loopback unless you say otherwise.")] = None,
@@ -76,6 +80,39 @@ def serve(
         server.wait()
 
 
+@app.command()
+def finetune(
+    model: Annotated[str, typer.Option(help="Model to start from: whatever serve takes, but no trained student.")],
+    data: Annotated[str, typer.Option(help="Data set by name, or a CSV, JSONL or Parquet file of yours.")],
+    out: Annotated[Path, typer.Option(help="Folder of the new model, to be served.")],
+    train: Annotated[str | None, typer.Option(help="What learns: head, body or lora.")] = None,
+    text_column: Annotated[str | None, typer.Option(help="Column of your file that holds the text.")] = None,
+    label_column: Annotated[str | None, typer.Option(help="Column of your file that holds the label.")] = None,
+    labelled: Annotated[int | None, typer.Option(help="Training rows that have their label: as the students'.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Most passes over them, each learning rate.")] = None,
+    lr: Annotated[list[float] | None, typer.Option(help="Peak learning rate to try; may be repeated.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of weights and order; the rows keep data.seed.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="Any field, as data.validation=200; may be repeated.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Give up the fine-tuned model OUT holds.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Show no epochs, only the result.")] = False,
+) -> None:
+    """Trains a head, and more on request, on a data set's labelled rows; writes a folder that serve takes."""
+    flags: dict[str, Any] = {
+        "model": model,
+        "output": out,
+        "train": train,
+        "data.text_column": text_column,
+        "data.label_column": label_column,
+        "data.labelled": labelled,
+        "epochs": epochs,
+        "learning_rates": lr or None,
+        "seed": seed,
+    }
+    _finetune(flags, data, settings or [], overwrite, quiet)
+
+
 @app.command("check-config")
 def check_config(
     config: Annotated[Path, typer.Argument(help="YAML or TOML file.")],
@@ -105,6 +142,34 @@ def describe(
         value = getattr(card, name)
         table.add_row(name, ", ".join(map(str, value)) if isinstance(value, tuple) else str(value))
     Console().print(table)
+
+
+def _finetune(flags: dict[str, Any], data: str, settings: list[str], overwrite: bool, quiet: bool) -> None:
+    # imported here: data sets need packages that serving does not
+    try:
+        from teacher_server.finetune import finetune
+        from teacher_server.finetune_config import data_fields, load_finetune_config
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"finetune needs the package {error.name}; install it with: pip install 'talking-models[finetune]'"
+        ) from error
+    keep_freed_memory()
+    transformers_logging.disable_progress_bar()
+    console = Console(quiet=quiet, highlight=False)
+    config = load_finetune_config(flags | data_fields(data), settings)
+    result = finetune(
+        config,
+        overwrite,
+        lambda each: console.print(
+            f"learning rate {each.learning_rate:g}  epoch {each.epoch:>2}  train {each.train:.4f}  "
+            f"validation {each.validation:.4f}"
+        ),
+    )
+    typer.echo(
+        f"validation {result.metric} {result.best.validation:.4f} (epoch {result.best.epoch}, learning rate "
+        f"{result.best.learning_rate:g}, {result.labelled} labelled rows, {result.validation} that chose); serve it: "
+        f"teacher-server serve --model {result.output}"
+    )
 
 
 def _card(address: str, timeout_s: float) -> verbs.DescribeReply:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from teacher_server.families import segments
+
 __all__ = ["CodecShape", "TeacherCodec", "codec_parameters"]
 
 
@@ -90,7 +92,7 @@ class TeacherCodec(nn.Module):
         if self.shape.pooling == "cls":
             weights = torch.eye(count, tokens, dtype=states.dtype, device=states.device).expand(batch, -1, -1)
             return weights * mask[:, None, :]
-        return _segments(mask, count).to(states.dtype)
+        return segments(mask, count).to(states.dtype)
 
 
 def codec_parameters(shape: CodecShape) -> int:
@@ -111,16 +113,6 @@ def _draw(codec: TeacherCodec, generator: torch.Generator) -> None:
         nn.init.normal_(queries, generator=generator)
         with torch.no_grad():
             queries /= queries.shape[-1] ** 0.5
-
-
-def _segments(mask: torch.Tensor, count: int) -> torch.Tensor:
-    """Mean pooling: message token j takes the real tokens from floor(j n / M) to ceil((j + 1) n / M), never none."""
-    lengths = mask.sum(1)[:, None, None]  # [batch, 1, 1]
-    rank = (mask.cumsum(1) - 1)[:, None, :]
-    j = torch.arange(count, device=mask.device)[None, :, None]
-    inside = (rank >= j * lengths // count) & (rank < ((j + 1) * lengths + count - 1) // count)
-    member = (inside & mask[:, None, :]).float()  # [batch, message tokens, tokens]
-    return member / member.sum(-1, keepdim=True).clamp_min(1)
 
 
 def _mlp(width_in: int, width_out: int, depth: int) -> nn.Sequential:

@@ -22,9 +22,16 @@ class ServerConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
-    model: str = Field(description="Hugging Face model name, or a folder with config.json and safetensors.")
+    model: str = Field(
+        description="Hugging Face model name, a folder with config.json and safetensors, or the folder of a student's run."
+    )
     entry: int | None = Field(None, ge=0, description="Default layer at which a message enters; a third of the way in.")
     exit: int | None = Field(None, ge=1, description="Default layer at which the answer is read; the last one.")
+    image_size: int | None = Field(
+        None,
+        ge=32,
+        description="Side in pixels of a convolutional teacher's images; the model's own, smaller is faster.",
+    )
     dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="Dtype of the teacher's weights.")
     device: str = Field("auto", description="Device of the teacher: auto, cpu, cuda, cuda:1, mps.")
     trust_remote_code: bool = Field(False, description="Whether a model folder may bring Python code of its own.")

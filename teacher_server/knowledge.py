@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
+from teacher_server.families import segment_means
 from teacher_server.knowledge_cache import KnowledgeCache, Row, row_keys
 from teacher_server.split import FrozenTeacher
 
@@ -41,9 +42,10 @@ class Knowledge:
         return found if len(found) == len(rows) else None
 
     def rows(self, inputs: Tensors, ports: Sequence[str]) -> list[Row]:
-        """The ports (`hidden.<l>`, `pooled`, `logits`, `attention_mask`) of every row; computes the missing ones.
+        """The ports of every row; computes the missing ones.
 
-        A row's hidden states are [its own tokens, width]: padding is not kept.
+        They are `hidden.<l>`, `hidden.<l>.mean<M>`, `pooled`, `logits`, `attention_mask`. A row's hidden states
+        are [its own tokens, width]: padding is not kept. Its means are [M, width].
         """
         keys = row_keys(inputs)
         rows = self._cache.find(keys, ports)
@@ -58,8 +60,12 @@ class Knowledge:
 
     def _compute(self, inputs: Tensors, ports: Sequence[str]) -> list[Row]:
         prepared = self._teacher.prepare(inputs, self._max_tokens)
-        layers = [int(port.removeprefix("hidden.")) for port in ports if port.startswith("hidden.")]
+        layers = [_layer(port) for port in ports if port.startswith("hidden.")]
         found = dict(self._teacher.states(prepared, layers, "logits" in ports, "pooled" in ports))
+        for port in filter(_is_mean, ports):
+            states = found[f"hidden.{_layer(port)}"]
+            mask = self._teacher.family.own_mask(prepared, states)
+            found[port] = segment_means(states, mask, int(port.partition(".mean")[2]))
         batch = len(next(iter(prepared.values())))
         lengths = [_ALL] * batch
         if MASK in prepared:
@@ -87,7 +93,18 @@ def stack_rows(rows: Sequence[Row], port: str, tokens: int | None = None) -> tor
 
 def _is_ragged(port: str, row: torch.Tensor) -> bool:
     """Whether the row's first dimension is the teacher's own tokens."""
-    return port == MASK or port.startswith("hidden.") or (port == "logits" and row.dim() == 2)
+    if port.startswith("hidden."):
+        return not _is_mean(port)
+    return port == MASK or (port == "logits" and row.dim() == 2)
+
+
+def _layer(port: str) -> int:
+    """Of `hidden.<layer>` and `hidden.<layer>.mean<M>`."""
+    return int(port.split(".")[1])
+
+
+def _is_mean(port: str) -> bool:
+    return port.startswith("hidden.") and ".mean" in port
 
 
 def _lengths(mask: torch.Tensor) -> list[int]:

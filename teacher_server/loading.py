@@ -1,8 +1,9 @@
-"""From a model's name or folder to a frozen teacher, through transformers and accelerate; knows no session."""
+"""From a name or folder to a frozen teacher: a transformers model or a trained student; knows no session."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,41 +21,83 @@ from transformers import (
 )
 from transformers.utils import cached_file
 
-from teacher_server.families import ImageSettings, family_class
-from teacher_server.split import FrozenTeacher, head_of
-from teaching_protocol.errors import ModelLoadError
+from student_models import Student, load_student
+from teacher_server.families import ImageSettings, family_class, head_of
+from teacher_server.families.cnn import GridFamily
+from teacher_server.packaged import packaged_folder
+from teacher_server.split import FrozenTeacher
+from teaching_protocol.errors import ModelLoadError, TeachingError
 
 __all__ = ["load_teacher"]
 
 
 def load_teacher(
-    name_or_folder: str | Path, dtype: str = "float32", device: str = "auto", trust_remote_code: bool = False
+    name_or_folder: str | Path,
+    dtype: str = "float32",
+    device: str = "auto",
+    trust_remote_code: bool = False,
+    image_size: int | None = None,
 ) -> FrozenTeacher:
     """Loads, places and freezes a teacher; with its head where its config names one that gives logits.
 
     Args:
-        name_or_folder: a Hugging Face model name, or a folder with config.json and safetensors weights.
+        name_or_folder: a Hugging Face model name, a folder with config.json and safetensors weights, the folder of a
+            training run, a folder that `Student.save` wrote, or the name of a packaged teacher.
         dtype: float32 | bfloat16 | float16.
         device: auto (the first GPU, or else the CPU), or a torch device.
         trust_remote_code: whether code that comes with the model may run.
+        image_size: side in pixels that a convolutional teacher's images are brought to; None is the model's own.
 
     Raises:
         UnsupportedFamily: a model type without an adapter.
         ModelLoadError: whatever else keeps the model from loading; the text says what to do.
     """
-    name = str(name_or_folder)
+    shown = _shown(str(name_or_folder))
+    name = str(packaged_folder(str(name_or_folder)) or name_or_folder)
     place, kind = _device(device), _dtype(dtype)
+    student = _student_folder(Path(name))
+    if student is not None:
+        _check_resized(image_size, shown, resizable=False)
+        return FrozenTeacher(_student(student, place, kind), shown)
     config = _config(name)
-    family = family_class(str(config.get("model_type", "")))
+    family = family_class(str(config["model_type"]))
+    _check_resized(image_size, shown, resizable=issubclass(family, GridFamily))
     model = _model(name, config, place, dtype=kind, trust_remote_code=trust_remote_code)
     if family.modality == "text":
-        return FrozenTeacher(model, _shown(name), tokenizer=_tokenizer(name, trust_remote_code))
-    return FrozenTeacher(model, _shown(name), image=_image_settings(name, model))
+        return FrozenTeacher(model, shown, tokenizer=_tokenizer(name, trust_remote_code))
+    image = _image_settings(name, model)
+    return FrozenTeacher(model, shown, image=image if image_size is None else replace(image, size=image_size))
+
+
+def _check_resized(image_size: int | None, shown: str, resizable: bool) -> None:
+    if image_size is not None and not resizable:
+        raise ModelLoadError(
+            f"image_size is {image_size}, but {shown} is no convolutional image model and takes one size only; "
+            "leave image_size away"
+        )
 
 
 def _shown(name: str) -> str:
     """What students are told: a hub's name as it is, of a folder no more than its own name."""
     return Path(name).resolve().name if Path(name).is_dir() else name
+
+
+def _student_folder(folder: Path) -> Path | None:
+    """Where the trained student of a run folder or a student's own folder lies, if it is one."""
+    if (folder / "student.json").is_file():
+        return folder
+    return folder / "student" if (folder / "student").is_dir() else None
+
+
+def _student(folder: Path, place: torch.device, dtype: torch.dtype) -> Student:
+    try:
+        return load_student(folder).to(place, dtype)
+    except TeachingError:
+        raise
+    except Exception as error:  # sizes of a card can be wrong in as many ways as there are layers
+        raise ModelLoadError(
+            f"the student in {folder} does not load ({type(error).__name__}: {_line(error)}); train or save it again"
+        ) from error
 
 
 def _dtype(dtype: str) -> torch.dtype:
@@ -78,7 +121,9 @@ def _device(device: str) -> torch.device:
 def _config(name: str) -> dict[str, Any]:
     folder = Path(name)
     if folder.is_dir() and not (folder / "config.json").is_file():
-        raise ModelLoadError(f"{name} has no config.json; give a folder written by save_pretrained()")
+        raise ModelLoadError(
+            f"{name} has no config.json; give a folder written by save_pretrained(), or of a run that saved a student"
+        )
     if not folder.is_dir() and (folder.is_absolute() or name.startswith((".", "~"))):
         raise ModelLoadError(f"{name} is no folder; give a Hugging Face model name or an existing folder")
     try:
@@ -88,6 +133,10 @@ def _config(name: str) -> dict[str, Any]:
             f"no configuration of {name} could be read ({_line(error)}); give an existing folder, "
             "or a model name that this machine has or can fetch"
         ) from error
+    if "model_type" not in config:
+        raise ModelLoadError(
+            f"config.json of {name} names no model_type; give a model, or a run that has saved its `student`"
+        )
     return config
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from teacher_server.actor import TeacherActor, build_card
@@ -15,21 +16,22 @@ from teacher_server.split import FrozenTeacher
 __all__ = ["local_teacher", "make_engine"]
 
 
-def local_teacher(model: str | FrozenTeacher, **settings: Any) -> TeacherActor:
+def local_teacher(model: str | Path | FrozenTeacher, **settings: Any) -> TeacherActor:
     """Loads a teacher to be used from this process, through `student_client.InProcessTeacher`.
 
     Args:
-        model: a Hugging Face name or folder, or a teacher that is loaded already.
+        model: a Hugging Face name, a folder with a model or a trained student, or a teacher that is loaded already.
         settings: fields of `ServerConfig`.
     """
-    config = ServerConfig(model=model if isinstance(model, str) else model.name or "local", **settings)
+    teacher = model if isinstance(model, FrozenTeacher) else None
+    config = ServerConfig(model=str(model) if teacher is None else teacher.name or "local", **settings)
     metrics = Metrics()
-    engine = make_engine(config, metrics, None if isinstance(model, str) else model)
+    engine = make_engine(config, metrics, teacher)
     return TeacherActor(build_card(engine, config), engine, InlineScheduler(engine), config, metrics)
 
 
 def make_engine(config: ServerConfig, metrics: Metrics, teacher: FrozenTeacher | None = None) -> Engine:
     """Loads the configured model, unless one is given, and builds the engine around it."""
     if teacher is None:
-        teacher = load_teacher(config.model, config.dtype, config.device, config.trust_remote_code)
+        teacher = load_teacher(config.model, config.dtype, config.device, config.trust_remote_code, config.image_size)
     return Engine(teacher, config, metrics)

@@ -10,24 +10,25 @@ from itertools import chain
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+from tokenizers import Tokenizer
+from torch import nn
 
-from teacher_server.families import ImageInputs, ImageSettings, LayerSpan, TextInputs, family_for
+from teacher_server.families import ImageSettings, LayerSpan, family_for
 from teaching_protocol.errors import InvalidSetting, InvalidTensor, UnknownPort
 
-__all__ = ["FrozenTeacher", "LayerSpan", "freeze", "head_of"]
+__all__ = ["FrozenTeacher", "LayerSpan", "freeze"]
 
 Tensors = Mapping[str, torch.Tensor]
 
 
 class FrozenTeacher:
-    """A loaded transformers model, frozen and cut. One thread uses `states`, `upper` and the family at a time.
+    """A loaded model, frozen and cut. One thread uses `states`, `upper` and the family at a time.
 
     Args:
-        model: a model of a supported family, on its device; it is frozen in place.
+        model: a transformers model of a supported family or a trained student, on its device; frozen in place.
         name: shown on the teacher's card.
-        tokenizer: its transformers tokenizer; without one a text teacher has no port `text`.
-        image: how an image teacher wants its pixels; None takes size from the config.
+        tokenizer: its transformers tokenizer; without one a text teacher has no port `text`. A student has its own.
+        image: how an image teacher wants its pixels; None takes size from the config. A student knows its own.
 
     Raises:
         UnsupportedFamily: no adapter for the model.
@@ -35,28 +36,25 @@ class FrozenTeacher:
 
     def __init__(
         self,
-        model: PreTrainedModel,
+        model: nn.Module,
         name: str = "",
         tokenizer: Any | None = None,
         image: ImageSettings | None = None,
     ) -> None:
         self.name = name
         self.model = freeze(model)
-        self.tokenizer = tokenizer
-        self.family = family_for(model)
-        self._inputs = self._text_inputs() if self.family.modality == "text" else self._image_inputs(image)
+        self.family = family_for(model, tokenizer, image)
+        self._inputs = self.family.build_inputs()
 
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of the body's states."""
-        dtype: torch.dtype = self.model.dtype
-        return dtype
+        return next(weight.dtype for weight in self.model.parameters() if weight.is_floating_point())
 
     @property
     def device(self) -> torch.device:
         """The device states enter on."""
-        device: torch.device = self.model.device
-        return device
+        return next(self.model.parameters()).device
 
     @property
     def input_ports(self) -> tuple[str, ...]:
@@ -66,23 +64,17 @@ class FrozenTeacher:
     @property
     def heads(self) -> tuple[str, ...]:
         """The head that gives `logits`, as a tuple of one name or none."""
-        head = head_of(type(self.model).__name__)
-        return (head,) if head and self.model.config.model_type != "t5" else ()
+        return self.family.heads
 
     @property
     def labels(self) -> tuple[str, ...]:
         """The classes of a classification head in order; empty for any other teacher."""
-        if not self.heads or self.heads == ("causal_lm",):
-            return ()
-        names = self.model.config.id2label
-        return tuple(str(names[number]) for number in range(len(names)))
+        return self.family.labels
 
     @property
     def vocabulary_size(self) -> int:
-        """Rows of the token table; 0 for an image teacher."""
-        if self.family.modality != "text":
-            return 0
-        return int(self.model.get_input_embeddings().num_embeddings)
+        """Rows of the token table; 0 for a teacher that reads no text."""
+        return self.family.vocabulary_size
 
     @functools.cached_property
     def model_hash(self) -> str:
@@ -90,15 +82,15 @@ class FrozenTeacher:
         digest = hashlib.sha256()
         for name, tensor in sorted(chain(self.model.named_parameters(), self.model.named_buffers())):
             digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
         return digest.hexdigest()
 
     @functools.cached_property
     def tokenizer_hash(self) -> str:
         """SHA-256 of what the tokenizer does to a text, as hex digits; empty without a tokenizer."""
-        if self.tokenizer is None:
+        if self.family.tokenizer is None:
             return ""
-        return hashlib.sha256(_tokenizer_json(self.tokenizer).encode()).hexdigest()
+        return hashlib.sha256(_tokenizer_json(self.family.tokenizer).encode()).hexdigest()
 
     def default_span(self) -> LayerSpan:
         """From a third of the way up (the input of block `layers // 3`, not below 1) to the last cut."""
@@ -117,6 +109,10 @@ class FrozenTeacher:
         """
         return {name: tensor.to(self.device) for name, tensor in self._inputs.prepare(inputs, max_tokens).items()}
 
+    def example(self) -> dict[str, torch.Tensor]:
+        """One row of the teacher's own input, as a student would send it."""
+        return self._inputs.example()
+
     def states(
         self, inputs: Tensors, layers: Sequence[int], with_logits: bool = False, with_pooled: bool = False
     ) -> dict[str, torch.Tensor]:
@@ -134,10 +130,9 @@ class FrozenTeacher:
         outputs: dict[str, torch.Tensor] = {}
         with torch.no_grad():
             if with_logits:
-                with self.family.captured(cuts) as found:
-                    outputs["logits"] = self.model(**inputs).logits
+                outputs["logits"], found = self.family.logits(inputs, cuts)
             else:
-                found = self._climb(inputs, cuts)
+                found = self.family.climb(inputs, cuts)
             if with_pooled:
                 finished = self.family.finish(found[self.family.layers])
                 outputs["pooled"] = self.family.pool(finished, self.family.own_mask(inputs, finished))
@@ -155,17 +150,6 @@ class FrozenTeacher:
         self._check_states(states, mask, span)
         mask = None if mask is None else mask.to(self.device, torch.bool)
         return self.family.run(states.to(self.device, self.dtype), mask, span)
-
-    def _climb(self, inputs: Tensors, cuts: Sequence[int]) -> dict[int, torch.Tensor]:
-        found: dict[int, torch.Tensor] = {}
-        if not cuts:
-            return found
-        states, position = self.family.embed(inputs), 0
-        mask = self.family.own_mask(inputs, states)
-        for cut in cuts:
-            states = self.family.run(states, mask, LayerSpan(position, cut))
-            found[cut], position = states, cut
-        return found
 
     def _check_ports(self, layers: Sequence[int], with_logits: bool) -> None:
         for layer in layers:
@@ -190,58 +174,16 @@ class FrozenTeacher:
         if mask is not None and mask.shape != states.shape[:2]:
             raise InvalidTensor(f"mask is {list(mask.shape)}, expected {list(states.shape[:2])}, one value a token")
 
-    def _text_inputs(self) -> TextInputs:
-        config, tokenizer = self.model.config, self.tokenizer
-        eos = getattr(config, "eos_token_id", None)
-        pad = _first_id(getattr(config, "pad_token_id", None), getattr(tokenizer, "pad_token_id", None), eos)
-        if getattr(config, "pad_token_id", None) is None:
-            config.pad_token_id = pad  # a decoder's classification head finds the last real token by it
-        empty = _first_id(getattr(tokenizer, "bos_token_id", None), getattr(config, "bos_token_id", None), eos, pad)
-        return TextInputs(self.tokenizer, self.vocabulary_size, pad, empty, self.family.max_tokens)
 
-    def _image_inputs(self, image: ImageSettings | None) -> ImageInputs:
-        config = self.model.config
-        if image is None:
-            channels = int(config.num_channels)
-            size = getattr(config, "image_size", ImageSettings.size)
-            image = ImageSettings(
-                size if isinstance(size, int) else int(size[0]), mean=(0.5,) * channels, std=(0.5,) * channels
-            )
-        return ImageInputs(image, int(config.num_channels), self.dtype)
-
-
-def freeze(model: PreTrainedModel) -> PreTrainedModel:
-    """Switches off the parameters' gradients, dropout and the key-value cache, in place; gradients still pass."""
-    model.requires_grad_(False)
-    model.eval()
-    if getattr(model.config, "use_cache", False):
-        model.config.use_cache = False
-    return model
-
-
-def head_of(architecture: str) -> str:
-    """The name of the head an architecture's class name tells: one that `logits` can come from, or empty."""
-    suffixes = {
-        "ForSequenceClassification": "sequence_classification",
-        "ForCausalLM": "causal_lm",
-        "LMHeadModel": "causal_lm",
-        "ForImageClassification": "image_classification",
-    }
-    return next((head for suffix, head in suffixes.items() if architecture.endswith(suffix)), "")
-
-
-def _first_id(*candidates: int | Sequence[int] | None) -> int:
-    for candidate in candidates:
-        number = candidate[0] if isinstance(candidate, Sequence) and candidate else candidate
-        if isinstance(number, int) and number >= 0:
-            return number
-    return 0
+def freeze(model: nn.Module) -> nn.Module:
+    """Switches off the parameters' gradients and dropout, in place; gradients still pass."""
+    return model.requires_grad_(False).eval()
 
 
 def _tokenizer_json(tokenizer: Any) -> str:
     """Everything but truncation and padding, which are settings of a call."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
+    backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
+    if not isinstance(backend, Tokenizer):
         return json.dumps([type(tokenizer).__name__, sorted(tokenizer.get_vocab().items())])
     whole = json.loads(backend.to_str())
     return json.dumps({key: value for key, value in whole.items() if key not in ("truncation", "padding")})

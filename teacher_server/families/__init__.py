@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from transformers import PreTrainedModel
+from typing import Any
 
+from torch import nn
+
+from student_models import ImageStudent, RatingsStudent, TextStudent
 from teacher_server.families.bert import Bert, DistilBert, Electra, MPNet, Roberta
 from teacher_server.families.cnn import EfficientNet, ResNet
-from teacher_server.families.family import Family, LayerSpan, masked_mean
+from teacher_server.families.family import Family, LayerSpan
 from teacher_server.families.gpt2 import GPT2
-from teacher_server.families.inputs import ImageInputs, ImageSettings, TextInputs
+from teacher_server.families.inputs import ImageSettings, Inputs
 from teacher_server.families.llama import Llama
+from teacher_server.families.pooling import masked_mean, segment_means, segments
+from teacher_server.families.pretrained import PretrainedFamily, head_of
+from teacher_server.families.student import ImageStudentFamily, RatingsStudentFamily, TextStudentFamily
 from teacher_server.families.t5 import T5
 from teacher_server.families.vit import ViT
 from teaching_protocol.errors import UnsupportedFamily
@@ -17,16 +23,18 @@ from teaching_protocol.errors import UnsupportedFamily
 __all__ = [
     "FAMILIES",
     "Family",
-    "ImageInputs",
     "ImageSettings",
+    "Inputs",
     "LayerSpan",
-    "TextInputs",
     "family_class",
     "family_for",
+    "head_of",
     "masked_mean",
+    "segment_means",
+    "segments",
 ]
 
-FAMILIES: dict[str, type[Family]] = {
+FAMILIES: dict[str, type[PretrainedFamily]] = {
     "bert": Bert,
     "distilbert": DistilBert,
     "efficientnet": EfficientNet,
@@ -43,8 +51,8 @@ FAMILIES: dict[str, type[Family]] = {
 }
 
 
-def family_class(model_type: str) -> type[Family]:
-    """The family of a config's `model_type`.
+def family_class(model_type: str) -> type[PretrainedFamily]:
+    """The family of a transformers config's `model_type`.
 
     Raises:
         UnsupportedFamily: no adapter; the text names those there are.
@@ -57,10 +65,20 @@ def family_class(model_type: str) -> type[Family]:
     return FAMILIES[model_type]
 
 
-def family_for(model: PreTrainedModel) -> Family:
-    """The adapter of a loaded model, a base model or one with a head; of T5 only the encoder is used.
+def family_for(model: nn.Module, tokenizer: Any | None = None, image: ImageSettings | None = None) -> Family:
+    """The adapter of a loaded model: a trained student, or a transformers model with or without a head.
+
+    Of T5 only the encoder is used. A student brings its own tokenizer and image size.
 
     Raises:
         UnsupportedFamily: no adapter for its `model_type`.
     """
-    return family_class(str(model.config.model_type))(model)
+    match model:
+        case TextStudent():
+            return TextStudentFamily(model)
+        case RatingsStudent():
+            return RatingsStudentFamily(model)
+        case ImageStudent():
+            return ImageStudentFamily(model)
+    config: Any = model.config
+    return family_class(str(config.model_type))(model, tokenizer, image)

@@ -9,24 +9,19 @@ from typing import Any
 import torch
 from torch import nn
 
-from teacher_server.families.family import Family, LayerSpan
+from teacher_server.families.family import LayerSpan
+from teacher_server.families.image import ImageFamily
 from teaching_protocol.errors import InvalidTensor
 
 __all__ = ["EfficientNet", "GridFamily", "ResNet"]
 
 
-class GridFamily(Family):
+class GridFamily(ImageFamily):
     """A state [batch, channels, side, side] is presented as tokens [batch, side * side, channels], row by row.
 
     Blocks with a stride give fewer tokens than they take. Only square grids without masked tokens have a layout.
     Pooled by the mean over the whole grid.
     """
-
-    modality = "image"
-
-    def own_mask(self, inputs: Mapping[str, torch.Tensor], states: torch.Tensor) -> torch.Tensor:
-        """All ones: an image has no padding."""
-        return torch.ones(states.shape[:2], dtype=torch.bool, device=states.device)
 
     def pool(self, finished: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         """Global average, [batch, width]."""

@@ -1,20 +1,19 @@
-"""What every teacher family can do: embed, run a span of blocks, finish, pool; knows no session and no codec."""
+"""What every teacher family can do: embed, run a span of blocks, finish, pool, give logits; knows no session and no codec."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
-from torch import nn
-from transformers import PreTrainedModel
 
-from teaching_protocol.errors import InvalidSetting, InvalidTensor
+from teacher_server.families.inputs import Inputs
+from teacher_server.families.pooling import masked_mean
+from teaching_protocol.errors import InvalidSetting
 
-__all__ = ["Family", "LayerSpan", "masked_mean"]
+__all__ = ["Family", "LayerSpan"]
 
 
 @dataclass(frozen=True)
@@ -37,32 +36,44 @@ class LayerSpan:
 
 
 class Family(ABC):
-    """One loaded transformers model, cut at its blocks. Nothing in here switches gradients off.
+    """One loaded model, cut at its blocks. Nothing in here switches gradients off.
 
     Hidden states are [batch, tokens, width] at every cut; a mask [batch, tokens] bool is True on real tokens.
-
-    Args:
-        model: a base model or a model with a head; its base is used.
     """
 
-    model_types: ClassVar[tuple[str, ...]]
-    """The config's `model_type`s this family reads."""
-    modality: ClassVar[Literal["text", "image"]] = "text"
-
-    def __init__(self, model: PreTrainedModel) -> None:
-        self.base = self._base(model)
-        self.config = self.base.config
-        self.blocks: Sequence[nn.Module] = self._blocks()
+    modality: ClassVar[Literal["text", "image", "ratings"]] = "text"
+    tokenizer: Any | None = None
+    """What turns texts to ids: of transformers or of tokenizers; None where there is none."""
 
     @property
+    @abstractmethod
+    def name(self) -> str:
+        """The family's name on the teacher's card."""
+
+    @property
+    @abstractmethod
     def layers(self) -> int:
         """Number of blocks."""
-        return len(self.blocks)
 
     @property
+    @abstractmethod
     def widths(self) -> tuple[int, ...]:
         """Width of the hidden states at every cut 0 .. layers."""
-        return (int(self.config.hidden_size),) * (self.layers + 1)
+
+    @property
+    @abstractmethod
+    def heads(self) -> tuple[str, ...]:
+        """The head that gives `logits`, as a tuple of one name or none."""
+
+    @property
+    @abstractmethod
+    def labels(self) -> tuple[str, ...]:
+        """The classes of a classification head in order; empty for any other teacher."""
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Rows of the token table; 0 for a teacher that reads no text."""
+        return 0
 
     @property
     def max_tokens(self) -> int | None:
@@ -70,9 +81,14 @@ class Family(ABC):
         return None
 
     @abstractmethod
+    def build_inputs(self) -> Inputs:
+        """What checks and prepares the teacher's own inputs."""
+
+    @abstractmethod
     def embed(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """The teacher's own states at cut 0, [batch, tokens, width], from its own inputs."""
 
+    @abstractmethod
     def run(self, states: torch.Tensor, mask: torch.Tensor | None, span: LayerSpan) -> torch.Tensor:
         """Runs the blocks of `span` on the states [batch, tokens, width] at cut `span.start`; differentiable.
 
@@ -81,12 +97,6 @@ class Family(ABC):
         Raises:
             InvalidTensor: states that this family cannot lay out (see the family).
         """
-        raw = self._lay_out(states)
-        for block, arguments in zip(
-            self.blocks[span.start : span.stop], self._arguments(states, mask, span), strict=True
-        ):
-            raw = _first(block(raw, **arguments))
-        return self._flatten(raw)
 
     def finish(self, states: torch.Tensor) -> torch.Tensor:
         """From the states at the last cut to the base model's `last_hidden_state`, [batch, tokens, width]."""
@@ -96,74 +106,30 @@ class Family(ABC):
         """One vector a row, [batch, width], from finished states: the mean over real tokens, unless the family says."""
         return masked_mean(finished, mask)
 
-    @abstractmethod
     def own_mask(self, inputs: Mapping[str, torch.Tensor], states: torch.Tensor) -> torch.Tensor:
-        """The mask [batch, tokens] bool of the teacher's own `states`, embedded from `inputs`."""
+        """The mask [batch, tokens] bool of the teacher's own `states`, embedded from `inputs`.
 
-    @contextmanager
-    def captured(self, layers: Sequence[int]) -> Iterator[dict[int, torch.Tensor]]:
-        """While open, a forward of the whole model leaves its states at the cuts `layers` in the dict.
-
-        Hooks the model itself: one thread at a time.
+        That is the attention mask, or all ones where there is none.
         """
+        mask = inputs.get("attention_mask")
+        if mask is None:
+            return torch.ones(states.shape[:2], dtype=torch.bool, device=states.device)
+        return mask.to(states.device, torch.bool)
+
+    def climb(self, inputs: Mapping[str, torch.Tensor], cuts: Sequence[int]) -> dict[int, torch.Tensor]:
+        """The teacher's own states at these cuts; blocks are run only as far as needed."""
         found: dict[int, torch.Tensor] = {}
-        with ExitStack() as stack:
-            for layer in set(layers):
-                stack.callback(self._capture(layer, found).remove)
-            yield found
-
-    def _capture(self, layer: int, found: dict[int, torch.Tensor]) -> Any:
-        def before(module: nn.Module, arguments: tuple[Any, ...]) -> None:
-            found[layer] = self._flatten(arguments[0])
-
-        def after(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
-            found[layer] = self._flatten(_first(output))
-
-        if layer < self.layers:
-            return self.blocks[layer].register_forward_pre_hook(before)
-        return self.blocks[-1].register_forward_hook(after)
-
-    def _base(self, model: PreTrainedModel) -> Any:
-        return model.base_model
+        if not cuts:
+            return found
+        states, position = self.embed(inputs), 0
+        mask = self.own_mask(inputs, states)
+        for cut in sorted(set(cuts)):
+            states = self.run(states, mask, LayerSpan(position, cut))
+            found[cut], position = states, cut
+        return found
 
     @abstractmethod
-    def _blocks(self) -> Sequence[nn.Module]:
-        """The blocks in order."""
-
-    @abstractmethod
-    def _arguments(
-        self, states: torch.Tensor, mask: torch.Tensor | None, span: LayerSpan
-    ) -> Sequence[Mapping[str, Any]]:
-        """What each block of the span takes besides the states, one mapping a block."""
-
-    def _lay_out(self, states: torch.Tensor) -> torch.Tensor:
-        """[batch, tokens, width] -> what a block takes."""
-        return states
-
-    def _flatten(self, raw: torch.Tensor) -> torch.Tensor:
-        """What a block gives -> [batch, tokens, width]."""
-        return raw
-
-
-def masked_mean(states: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-    """Mean of [batch, tokens, width] over the tokens that `mask` [batch, tokens] calls real: [batch, width].
-
-    Summed in float32, given in the states' own dtype.
-
-    Raises:
-        InvalidTensor: a mask of another shape.
-    """
-    if mask is None:
-        return states.mean(dim=1)
-    if mask.shape != states.shape[:2]:
-        raise InvalidTensor(
-            f"mask is {list(mask.shape)}, expected {list(states.shape[:2])}; send one mask value a token"
-        )
-    weights = mask.to(states.device, torch.float32).unsqueeze(-1)  # [batch, tokens, 1]
-    mean = (states.float() * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1.0)
-    return mean.to(states.dtype)
-
-
-def _first(output: Any) -> torch.Tensor:
-    first: torch.Tensor = output[0] if isinstance(output, tuple) else output
-    return first
+    def logits(
+        self, inputs: Mapping[str, torch.Tensor], cuts: Sequence[int]
+    ) -> tuple[torch.Tensor, dict[int, torch.Tensor]]:
+        """What the head says of the teacher's own inputs, and the states at these cuts on the way there."""

@@ -2,18 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Protocol
 
 import torch
 from torch.nn.functional import interpolate
 
 from teaching_protocol.errors import InvalidSetting, InvalidTensor, UnknownPort
 
-__all__ = ["ImageInputs", "ImageSettings", "Tensors", "TextInputs"]
+__all__ = ["ImageInputs", "ImageSettings", "Inputs", "Tensors", "TextInputs", "Tokenize", "check_ports", "expect"]
 
 Tensors = Mapping[str, torch.Tensor]
+
+Tokenize = Callable[[Sequence[str], int], Sequence[Sequence[int]]]
+"""The ids of each text, at most so many a text."""
+
+_KNOWN_PORTS = ("attention_mask", "image", "input_ids", "item", "pixel_values", "text", "user")
+
+
+class Inputs(Protocol):
+    """Checks and prepares a teacher's own inputs."""
+
+    @property
+    def ports(self) -> tuple[str, ...]:
+        """The input ports of the teacher's own input, sorted."""
+        ...
+
+    def prepare(self, inputs: Tensors, max_tokens: int) -> dict[str, torch.Tensor]:
+        """What the model takes, from the ports among `inputs` that are the teacher's own; others pass by."""
+        ...
+
+    def example(self) -> dict[str, torch.Tensor]:
+        """One row that `prepare` takes."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -29,7 +51,7 @@ class TextInputs:
     """Prepares `text` | `input_ids` (+ `attention_mask`) for a text teacher.
 
     Args:
-        tokenizer: a transformers tokenizer, or None: then there is no port `text`.
+        tokenize: from texts to ids, or None: then there is no port `text`.
         vocabulary_size: ids are in [0, vocabulary_size).
         pad_id: the id put under the mask's zeros, whatever was sent there.
         empty_id: the id of the one token that an empty text becomes.
@@ -37,9 +59,9 @@ class TextInputs:
     """
 
     def __init__(
-        self, tokenizer: Any | None, vocabulary_size: int, pad_id: int, empty_id: int, token_limit: int | None
+        self, tokenize: Tokenize | None, vocabulary_size: int, pad_id: int, empty_id: int, token_limit: int | None
     ) -> None:
-        self._tokenizer = tokenizer
+        self._tokenize = tokenize
         self._vocabulary_size = vocabulary_size
         self._pad_id = pad_id
         self._empty_id = empty_id
@@ -48,7 +70,7 @@ class TextInputs:
     @property
     def ports(self) -> tuple[str, ...]:
         """The input ports of the teacher's own input, sorted."""
-        return ("attention_mask", "input_ids") + (("text",) if self._tokenizer is not None else ())
+        return ("attention_mask", "input_ids") + (("text",) if self._tokenize is not None else ())
 
     def prepare(self, inputs: Tensors, max_tokens: int) -> dict[str, torch.Tensor]:
         """`input_ids` and `attention_mask`, both [batch, tokens] int64.
@@ -60,18 +82,21 @@ class TextInputs:
             InvalidSetting: `text` and `input_ids` together.
             InvalidTensor: no input, or one whose dtype, shape or values do not fit.
         """
-        _check_ports(inputs, self.ports, ("image", "pixel_values", "text"))
+        check_ports(inputs, self.ports)
         if "text" in inputs and "input_ids" in inputs:
             raise InvalidSetting("received `text` and `input_ids`, which exclude each other; send one of them")
         limit = min(max_tokens, self._token_limit or max_tokens)
         if "text" in inputs:
-            return self._check(self._tokenize(inputs["text"], limit), limit)
+            return self._check(self._ids(inputs["text"], limit), limit)
         return self._check(inputs, limit)
 
-    def _tokenize(self, text: torch.Tensor, limit: int) -> dict[str, torch.Tensor]:
-        assert self._tokenizer is not None  # else there is no such port
-        rows = _decode(text)
-        encoded: Sequence[Sequence[int]] = self._tokenizer(rows, truncation=True, max_length=limit)["input_ids"]
+    def example(self) -> dict[str, torch.Tensor]:
+        """Two ids."""
+        return {name: torch.full((1, 2), value) for name, value in (("input_ids", 0), ("attention_mask", 1))}
+
+    def _ids(self, text: torch.Tensor, limit: int) -> dict[str, torch.Tensor]:
+        assert self._tokenize is not None  # else there is no such port
+        encoded = self._tokenize(_decode(text), limit)
         tokens = [torch.tensor(list(row) or [self._empty_id]) for row in encoded]
         ids = torch.nn.utils.rnn.pad_sequence(tokens, batch_first=True, padding_value=self._pad_id)
         lengths = torch.tensor([len(row) for row in tokens])
@@ -82,12 +107,12 @@ class TextInputs:
         ids = inputs.get("input_ids")
         if ids is None:
             raise InvalidTensor(f"no `input_ids` received; send one of {', '.join(self.ports)}")
-        _expect(ids, "input_ids", (torch.int64,), "[batch, tokens] int64", ids.dim() == 2 and ids.numel() > 0)
+        expect(ids, "input_ids", (torch.int64,), "[batch, tokens] int64", ids.dim() == 2 and ids.numel() > 0)
         if ids.shape[1] > limit:
             raise InvalidTensor(f"`input_ids` has {ids.shape[1]} tokens a row, the limit is {limit}; send fewer")
         mask = inputs.get("attention_mask", torch.ones_like(ids))
         like = f"{list(ids.shape)} int64 or bool, as `input_ids`"
-        _expect(mask, "attention_mask", (torch.int64, torch.bool), like, mask.shape == ids.shape)
+        expect(mask, "attention_mask", (torch.int64, torch.bool), like, mask.shape == ids.shape)
         low, high = int(ids.min()), int(ids.max())
         if low < 0 or high >= self._vocabulary_size:
             raise InvalidTensor(
@@ -128,17 +153,21 @@ class ImageInputs:
             InvalidSetting: `image` and `pixel_values` together.
             InvalidTensor: no input, or one whose dtype, shape or values do not fit.
         """
-        _check_ports(inputs, self.ports, ("attention_mask", "input_ids", "text"))
+        check_ports(inputs, self.ports)
         if "image" in inputs and "pixel_values" in inputs:
             raise InvalidSetting("received `image` and `pixel_values`, which exclude each other; send one of them")
         if "image" in inputs:
             return {"pixel_values": self._normalise(inputs["image"])}
         return {"pixel_values": self._check(inputs)}
 
+    def example(self) -> dict[str, torch.Tensor]:
+        """A black image of 8x8."""
+        return {"image": torch.zeros(1, 1, 8, 8, dtype=torch.uint8)}
+
     def _normalise(self, image: torch.Tensor) -> torch.Tensor:
         channels = " or ".join(str(number) for number in sorted({1, self._channels}))
         fits = image.dim() == 4 and image.shape[1] in (1, self._channels) and image.numel() > 0
-        _expect(image, "image", (torch.uint8,), f"[batch, {channels}, height, width] uint8", fits)
+        expect(image, "image", (torch.uint8,), f"[batch, {channels}, height, width] uint8", fits)
         size = self._settings.size
         pixels = interpolate(image.float(), (size, size), mode="bilinear", antialias=True) / 255.0
         pixels = pixels.expand(-1, self._channels, -1, -1)
@@ -154,27 +183,36 @@ class ImageInputs:
         shape = (self._channels, self._settings.size, self._settings.size)
         fits = pixels.dim() == 4 and tuple(pixels.shape[1:]) == shape and len(pixels) > 0
         kinds = (torch.float32, torch.bfloat16, torch.float16)
-        _expect(pixels, "pixel_values", kinds, f"[batch, {', '.join(map(str, shape))}] float", fits)
+        expect(pixels, "pixel_values", kinds, f"[batch, {', '.join(map(str, shape))}] float", fits)
         if not bool(pixels.isfinite().all()):
             raise InvalidTensor("`pixel_values` holds NaN or infinity; expected finite numbers, or send `image`")
         return pixels.to(self._dtype)
 
 
-def _check_ports(inputs: Tensors, ports: tuple[str, ...], known: tuple[str, ...]) -> None:
-    """Refuses the other modality's ports; ports that are no teacher's own input pass by."""
-    for name in known:
+def check_ports(inputs: Tensors, ports: tuple[str, ...]) -> None:
+    """Refuses the other modalities' ports; ports that are no teacher's own input pass by.
+
+    Raises:
+        UnknownPort: a port that another teacher would read.
+    """
+    for name in _KNOWN_PORTS:
         if name in inputs and name not in ports:
             raise UnknownPort(f"this teacher does not read `{name}`; its inputs are {', '.join(ports)}")
 
 
-def _expect(tensor: torch.Tensor, name: str, dtypes: Sequence[torch.dtype], expected: str, fits: bool) -> None:
+def expect(tensor: torch.Tensor, name: str, dtypes: Sequence[torch.dtype], expected: str, fits: bool) -> None:
+    """Refuses a tensor of another dtype, or one whose shape does not fit.
+
+    Raises:
+        InvalidTensor: what was received, and what was `expected`.
+    """
     if tensor.dtype not in dtypes or not fits:
         received = f"{list(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
         raise InvalidTensor(f"`{name}` is {received}, expected {expected}; send it in that shape and dtype")
 
 
 def _decode(text: torch.Tensor) -> list[str]:
-    _expect(text, "text", (torch.uint8,), "[batch, bytes] uint8, zero padded", text.dim() == 2 and len(text) > 0)
+    expect(text, "text", (torch.uint8,), "[batch, bytes] uint8, zero padded", text.dim() == 2 and len(text) > 0)
     rows: list[str] = []
     for number, row in enumerate(text.cpu()):
         try:

@@ -21,6 +21,11 @@ class T5(TextFamily):
     model_types = ("t5",)
 
     @property
+    def heads(self) -> tuple[str, ...]:
+        """None: a head of T5 reads the decoder."""
+        return ()
+
+    @property
     def max_tokens(self) -> int | None:
         """Relative positions have no end."""
         return None

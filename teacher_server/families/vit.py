@@ -9,16 +9,16 @@ import torch
 from torch import nn
 from transformers.masking_utils import create_bidirectional_mask
 
-from teacher_server.families.family import Family, LayerSpan
+from teacher_server.families.family import LayerSpan
+from teacher_server.families.image import ImageFamily
 
 __all__ = ["ViT"]
 
 
-class ViT(Family):
+class ViT(ImageFamily):
     """Token 0 is the CLS token, the others are patches; pooled by the CLS token."""
 
     model_types = ("vit",)
-    modality = "image"
 
     def embed(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """CLS token and patches of `pixel_values` [batch, channels, height, width], with positions."""
@@ -33,10 +33,6 @@ class ViT(Family):
     def pool(self, finished: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         """The CLS token, [batch, width]."""
         return finished[:, 0]
-
-    def own_mask(self, inputs: Mapping[str, torch.Tensor], states: torch.Tensor) -> torch.Tensor:
-        """All ones: an image has no padding."""
-        return torch.ones(states.shape[:2], dtype=torch.bool, device=states.device)
 
     def _blocks(self) -> Sequence[nn.Module]:
         blocks: Sequence[nn.Module] = self.base.layers

@@ -40,8 +40,7 @@ def load(folder: Path, **changes: object) -> TaskData:
 
 def pairs(split: Split, table: pd.DataFrame) -> list[tuple[str, str]]:
     """The user and film behind a split's numbers."""
-    own = table[table["item_id:token"].str[1:].astype(int) % 2 == 0]
-    users, films = (np.unique(own[name].to_numpy(dtype=object)) for name in ("user_id:token", "item_id:token"))
+    users, films = (np.unique(table[name].to_numpy(dtype=object)) for name in ("user_id:token", "item_id:token"))
     return [(users[u], films[i]) for u, i in zip(split.columns["user"], split.columns["item"], strict=True)]
 
 
@@ -71,7 +70,20 @@ def test_the_student_predicts_the_ratings_of_one_genre(tmp_path: Path) -> None:
         ):
             assert label == rating[pair] if labelled else np.isnan(label)
     assert data.train.columns["user"].dtype == torch.int64
-    assert int(max(split.columns["item"].max() for split in (data.train, data.validation, data.test))) == FILMS // 2 - 1
+
+
+def test_a_number_means_the_same_user_and_film_in_every_genre(tmp_path: Path) -> None:
+    table = ratings().query("`user_id:token` != 'u3' or `item_id:token` in ('i1', 'i3')")  # u3 rated Drama only
+    folder = write(tmp_path / "a", table)
+    rating = {(row[0], row[1]): row[2] for row in table.itertuples(index=False)}
+    seen = {}
+    for genre, parity in (("Sci-Fi", 0), ("Drama", 1)):
+        data = load(folder, genre=genre)
+        found = {(pair, float(label)) for pair, label in zip(pairs(data.test, table), data.test.labels, strict=True)}
+        assert all(rating[pair] == label and int(pair[1][1:]) % 2 == parity for pair, label in found)
+        seen[genre] = {int(number) for number in data.train.columns["item"]}
+    assert not seen["Sci-Fi"] & seen["Drama"]
+    assert max(seen["Sci-Fi"] | seen["Drama"]) == FILMS - 1
 
 
 def test_no_prompt_changes_with_what_is_held_out(tmp_path: Path) -> None:
@@ -115,7 +127,9 @@ def test_no_real_prompt_names_a_film_the_viewer_has_in_a_held_out_row() -> None:
     genre = {item for item, words in films["class:token_seq"].items() if "Sci-Fi" in words.split()}
     own = read["inter"][read["inter"]["item_id:token"].isin(genre)]
     assert len(own) == 12_730
-    users, items = (np.unique(own[name].to_numpy(dtype=object)) for name in ("user_id:token", "item_id:token"))
+    users, items = (
+        np.unique(read["inter"][name].to_numpy(dtype=object)) for name in ("user_id:token", "item_id:token")
+    )
     once = set(names[~names.duplicated(keep=False)])
     held_out: dict[str, set[str]] = {}
     rows = []
@@ -161,3 +175,24 @@ def test_bad_folders_are_refused(tmp_path: Path) -> None:
 def test_an_unknown_genre_is_refused_with_those_there(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no rated film has the genre 'Opera'; there are Drama, Sci-Fi, War"):
         load(write(tmp_path / "a", ratings()), genre="Opera")
+
+
+def test_the_ratings_of_other_genres_join_the_training_rows_alone(tmp_path: Path) -> None:
+    folder = write(tmp_path / "ml", ratings())
+    plain, more = load(folder), load(folder, other_genres=True)
+    for part in ("validation", "test"):
+        own, same = getattr(plain, part), getattr(more, part)
+        assert own.teacher == same.teacher
+        for name in ("user", "item"):
+            assert torch.equal(own.columns[name], same.columns[name])
+    count, outside = len(plain.train), USERS * FILMS // 2
+    assert len(more.train) == count + outside
+    assert torch.equal(more.train.columns["item"][:count], plain.train.columns["item"])
+    assert torch.equal(more.train.labelled[:count], plain.train.labelled)
+    assert more.train.labelled[count:].all()
+    items = {number for part in (plain.validation, plain.test) for number in part.columns["item"].tolist()}
+    assert not items & set(more.train.columns["item"][count:].tolist()), "the films of the genre are in no other row"
+    table = ratings()
+    first = table[table["item_id:token"] == "i1"].iloc[0]
+    rows = (more.train.columns["item"] == sorted({f"i{film}" for film in range(FILMS)}).index("i1")).nonzero()[:, 0]
+    assert float(first["rating:float"]) in more.train.labels[rows].tolist()

@@ -92,6 +92,37 @@ def test_digits_are_bytes_of_one_channel() -> None:
     assert torch.equal(got.train.teacher, image)
 
 
+def test_mnist_is_a_balanced_subset() -> None:
+    got = load_data(DataConfig(name="mnist", labelled=None))
+    assert [len(split) for split in (got.train, got.validation, got.test)] == [3500, 500, 1000]
+    assert got.task.labels == tuple("0123456789")
+    image = got.test.columns["image"]
+    assert image.shape == (1000, 1, 28, 28)
+    assert image.dtype == torch.uint8
+    assert torch.equal(got.test.teacher, image)
+    assert Counter(got.test.labels.tolist()) == dict.fromkeys(range(10), 100)
+    thickness = {digit: float((image[got.test.labels == digit] > 127).float().mean()) for digit in (0, 1)}
+    assert thickness[0] > 1.8 * thickness[1], "a zero has more ink than a one"
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ([[0] * 784 + [10]], "labels of 10 to 10; 784 pixels of 0 to 255 and a digit"),
+        ([[0] * 783 + [256, 1]], "pixels of 0 to 256"),
+        ([[0] * 784], "783 pixels"),
+        ([["a"] * 785], "cannot be read as a table of whole numbers"),
+        ([], "cannot be read as a table of whole numbers"),
+    ],
+    ids=["label", "pixel", "short", "words", "empty"],
+)
+def test_bad_mnist_files_are_refused(tmp_path: Path, rows: list[list[object]], words: str) -> None:
+    path = tmp_path / "images.csv"
+    path.write_text("".join(",".join(map(str, row)) + "\n" for row in rows))
+    with pytest.raises(DataError, match=words):
+        load_data(DataConfig(name="mnist", path=path))
+
+
 def write_idx(folder: Path, part: str, images: np.ndarray, labels: np.ndarray) -> None:
     for name, array in (("images-idx3", images), ("labels-idx1", labels)):
         header = struct.pack(f">{1 + array.ndim}I", 0x0800 + array.ndim, *array.shape)

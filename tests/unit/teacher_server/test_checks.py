@@ -4,6 +4,7 @@ import dataclasses
 import math
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,7 +16,8 @@ from tests.calls import WIDTH, attempt, backward_request, forward_request
 CARD = verbs.DescribeReply(
     layers=4, entry=1, exit=4, widths=(32,) * 5, family="bert", heads=("sequence_classification",),
     input_ports=("message", "message_exit", "message_gate", "message_mask", "attention_mask", "input_ids"),
-    output_ports=("answer", "answer_state", "state_consistency", "hidden.<layer>", "pooled", "logits", "logits.top<k>"),
+    output_ports=("answer", "answer_state", "state_consistency", "hidden.<layer>", "hidden.<layer>.mean<tokens>",
+                  "pooled", "logits", "logits.top<k>"),
     limits=verbs.Limits(rows=16, tokens=32, message_width=64, codec_depth=4),
 )  # fmt: skip
 SETTINGS = verbs.SessionSettings(message_width=WIDTH, entry=1, exit=4)
@@ -39,9 +41,12 @@ def test_inputs_sent_again_are_checked_like_a_forward() -> None:
     check_backward(dataclasses.replace(again, outputs=("answer",)), SETTINGS, CARD)
 
 
-@pytest.mark.parametrize("family", ["efficientnet", "resnet"])
-def test_a_grid_has_no_prefix(family: str) -> None:
-    with pytest.raises(InvalidSetting, match="inject 'prefix' needs a sequence"):
+@pytest.mark.parametrize(
+    ("family", "states"),
+    [("efficientnet", "a grid"), ("resnet", "a grid"), ("image_student", "a grid"), ("ratings_student", "one token")],
+)
+def test_what_is_no_sequence_has_no_prefix(family: str, states: str) -> None:
+    with pytest.raises(InvalidSetting, match=f"inject 'prefix' needs a sequence, but .* are {states}; use replace or"):
         check_settings(dataclasses.replace(SETTINGS, inject="prefix"), dataclasses.replace(CARD, family=family))
 
 
@@ -56,6 +61,27 @@ def test_a_teacher_without_head_serves_no_top() -> None:
 def test_placeholders_and_halves_are_no_ports(port: str) -> None:
     with pytest.raises(UnknownPort):
         check_forward(forward_request(REF, outputs=(port,)), SETTINGS, CARD)
+
+
+@pytest.mark.parametrize("port", ["hidden.0.mean1", "hidden.4.mean32", "hidden.2", "logits.top3"])
+def test_numbered_ports(port: str) -> None:
+    inputs = {"input_ids": torch.ones(1, 2).long()}
+    check_forward(forward_request(REF, outputs=(port,), inputs=inputs, grad_inputs=()), SETTINGS, CARD)
+
+
+@pytest.mark.parametrize(
+    "port",
+    [
+        "hidden.2.mean", "hidden.2.mean0", "hidden.2.mean33", "hidden.2.mean01", "hidden.2.mean-1", "hidden.2.mean1.5",
+        "hidden.2.mean+1", "hidden.2.mean 1", "hidden.2.mean\u0661", "hidden.5.mean1", "hidden..mean1", "hidden.mean1",
+        "hidden.02.mean1", "hidden.2.max1", "hidden.2.mean1.mean1", "pooled.mean1", "hidden.<layer>.mean<tokens>",
+        "hidden.2.mean99999999999999999999",
+    ],
+)  # fmt: skip
+def test_means_that_are_no_ports(port: str) -> None:
+    request = forward_request(REF, outputs=(port,), inputs={"input_ids": torch.ones(1, 2).long()})
+    with pytest.raises(UnknownPort, match="is not served; this teacher serves answer"):
+        check_forward(request, SETTINGS, CARD)
 
 
 @given(st.floats(), st.floats(), st.floats())

@@ -1,0 +1,151 @@
+"""What the families of transformers models share: a base model, its blocks, its head; knows no architecture."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from teacher_server.families.family import Family, LayerSpan
+from teacher_server.families.inputs import ImageSettings
+
+__all__ = ["PretrainedFamily", "head_of"]
+
+
+class PretrainedFamily(Family):
+    """One loaded transformers model, cut at its blocks; its key-value cache is switched off.
+
+    Args:
+        model: a base model or a model with a head; its base is used.
+        tokenizer: its transformers tokenizer; without one a text teacher has no port `text`.
+        image: how an image teacher wants its pixels; None takes the size from the config.
+    """
+
+    model_types: ClassVar[tuple[str, ...]]
+    """The config's `model_type`s this family reads."""
+
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: Any | None = None, image: ImageSettings | None = None
+    ) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.image = image
+        self.base = self._base(model)
+        self.config = self.base.config
+        self.blocks: Sequence[nn.Module] = self._blocks()
+        if getattr(model.config, "use_cache", False):
+            model.config.use_cache = False
+
+    @property
+    def name(self) -> str:
+        """The config's `model_type`."""
+        return str(self.config.model_type)
+
+    @property
+    def layers(self) -> int:
+        """Number of blocks."""
+        return len(self.blocks)
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Width of the hidden states at every cut 0 .. layers."""
+        return (int(self.config.hidden_size),) * (self.layers + 1)
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """The head that the model's class tells."""
+        head = head_of(type(self.model).__name__)
+        return (head,) if head else ()
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The classes of a classification head in order; empty for any other teacher."""
+        if not self.heads or self.heads == ("causal_lm",) or self.model.config.problem_type == "regression":
+            return ()
+        names = self.model.config.id2label
+        return tuple(str(names[number]) for number in range(len(names)))
+
+    def run(self, states: torch.Tensor, mask: torch.Tensor | None, span: LayerSpan) -> torch.Tensor:
+        """Runs the blocks of `span`; see `Family.run`.
+
+        Raises:
+            InvalidTensor: states that this family cannot lay out (see the family).
+        """
+        raw = self._lay_out(states)
+        for block, arguments in zip(
+            self.blocks[span.start : span.stop], self._arguments(states, mask, span), strict=True
+        ):
+            raw = _first(block(raw, **arguments))
+        return self._flatten(raw)
+
+    def logits(
+        self, inputs: Mapping[str, torch.Tensor], cuts: Sequence[int]
+    ) -> tuple[torch.Tensor, dict[int, torch.Tensor]]:
+        """A forward of the whole model, as its own class does it."""
+        with self.captured(cuts) as found:
+            return self.model(**inputs).logits, found
+
+    @contextmanager
+    def captured(self, layers: Sequence[int]) -> Iterator[dict[int, torch.Tensor]]:
+        """While open, a forward of the whole model leaves its states at the cuts `layers` in the dict.
+
+        Hooks the model itself: one thread at a time.
+        """
+        found: dict[int, torch.Tensor] = {}
+        with ExitStack() as stack:
+            for layer in set(layers):
+                stack.callback(self._capture(layer, found).remove)
+            yield found
+
+    def _capture(self, layer: int, found: dict[int, torch.Tensor]) -> Any:
+        def before(module: nn.Module, arguments: tuple[Any, ...]) -> None:
+            found[layer] = self._flatten(arguments[0])
+
+        def after(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
+            found[layer] = self._flatten(_first(output))
+
+        if layer < self.layers:
+            return self.blocks[layer].register_forward_pre_hook(before)
+        return self.blocks[-1].register_forward_hook(after)
+
+    def _base(self, model: PreTrainedModel) -> Any:
+        return model.base_model
+
+    @abstractmethod
+    def _blocks(self) -> Sequence[nn.Module]:
+        """The blocks in order."""
+
+    @abstractmethod
+    def _arguments(
+        self, states: torch.Tensor, mask: torch.Tensor | None, span: LayerSpan
+    ) -> Sequence[Mapping[str, Any]]:
+        """What each block of the span takes besides the states, one mapping a block."""
+
+    def _lay_out(self, states: torch.Tensor) -> torch.Tensor:
+        """[batch, tokens, width] -> what a block takes."""
+        return states
+
+    def _flatten(self, raw: torch.Tensor) -> torch.Tensor:
+        """What a block gives -> [batch, tokens, width]."""
+        return raw
+
+
+def head_of(architecture: str) -> str:
+    """The name of the head an architecture's class name tells: one that `logits` can come from, or empty."""
+    suffixes = {
+        "ForSequenceClassification": "sequence_classification",
+        "ForCausalLM": "causal_lm",
+        "LMHeadModel": "causal_lm",
+        "ForImageClassification": "image_classification",
+    }
+    return next((head for suffix, head in suffixes.items() if architecture.endswith(suffix)), "")
+
+
+def _first(output: Any) -> torch.Tensor:
+    first: torch.Tensor = output[0] if isinstance(output, tuple) else output
+    return first
