@@ -7,22 +7,41 @@ import statistics
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, get_args
 
 import torch
 import typer
-import yaml
 from rich.console import Console
 
 from student_client.checkpoints import checkpoint_folders
-from student_client.config import RunConfig, load_run_config
+from student_client.compare.command import compare
+from student_client.config import RunConfig
 from student_client.demo import Demo, run_demo
 from student_client.evaluate import SplitName, evaluate_run
+from student_client.flags import (
+    ConfigFile,
+    DataFlag,
+    LabelColumn,
+    Labelled,
+    MaxSteps,
+    Output,
+    Quiet,
+    Seed,
+    Settings,
+    Size,
+    TeacherFlag,
+    TextColumn,
+    Unlabelled,
+    data_fields,
+    read_config,
+    run_fields,
+)
 from student_client.methods import METHODS
 from student_client.progress import Progress
 from student_client.runs import open_run
+from student_client.selection.command import select
 from student_client.transport import GrpcTransport
-from task_data.config import DataConfig, DataName
+from task_data.config import DataConfig
 from teaching_protocol.errors import ConfigError, ServiceError, SessionNotFound, TeachingError
 from teaching_protocol.memory import keep_freed_memory
 from teaching_protocol.verbs import Call, DescribeReply, DescribeRequest
@@ -62,58 +81,51 @@ def build_app() -> typer.Typer:
         add_completion=False,
         pretty_exceptions_enable=False,
     )
-    for command in (train, evaluate, ping, demo):
+    for command in (train, select, evaluate, compare, ping, demo):
         app.command()(command)
     return app
 
 
 def train(
-    config: Annotated[Path | None, typer.Option(help="YAML or TOML file; flags are laid over it.")] = None,
-    data: Annotated[
-        str | None, typer.Option(help="Data set by name, or a CSV, JSONL or Parquet file of yours.")
-    ] = None,
-    text_column: Annotated[str | None, typer.Option(help="Column of your file that holds the text.")] = None,
-    label_column: Annotated[str | None, typer.Option(help="Column of your file that holds the label.")] = None,
-    labelled: Annotated[int | None, typer.Option(help="Training rows that keep their label.")] = None,
-    unlabelled: Annotated[int | None, typer.Option(help="Training rows that join without a label.")] = None,
+    config: ConfigFile = None,
+    data: DataFlag = None,
+    text_column: TextColumn = None,
+    label_column: LabelColumn = None,
+    labelled: Labelled = None,
+    unlabelled: Unlabelled = None,
     method: Annotated[str | None, typer.Option(help=f"One of {', '.join(METHODS)}, or several with commas.")] = None,
-    teacher: Annotated[str | None, typer.Option(help="Address of the teacher server, HOST:PORT.")] = None,
+    teacher: TeacherFlag = None,
     complementary: Annotated[
         list[str] | None, typer.Option(help="Address of a further teacher of a committee; may be repeated.")
     ] = None,
-    size: Annotated[str | None, typer.Option(help="Size of the student: tiny, small or complementary.")] = None,
-    output: Annotated[Path | None, typer.Option(help="Folder of the run.")] = None,
-    seed: Annotated[
-        int | None, typer.Option(help="Seed of student, codecs and order; the splits keep data.seed.")
-    ] = None,
-    max_steps: Annotated[int | None, typer.Option(help="Optimizer steps.")] = None,
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", help="Any field, as training.lr=1e-3; may be repeated.")
-    ] = None,
+    size: Size = None,
+    output: Output = None,
+    seed: Seed = None,
+    max_steps: MaxSteps = None,
+    settings: Settings = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint of the output.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Give up the run that the output holds.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress, only the result.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Trains one student; Ctrl-C or SIGTERM ends it after its step, to go on later with --resume."""
-    flags: dict[str, Any] = {
-        "data.text_column": text_column,
-        "data.label_column": label_column,
-        "data.labelled": labelled,
-        "data.unlabelled": unlabelled,
+    flags = run_fields(
+        data=data,
+        text_column=text_column,
+        label_column=label_column,
+        labelled=labelled,
+        unlabelled=unlabelled,
+        teacher=teacher,
+        size=size,
+        seed=seed,
+        max_steps=max_steps,
+    ) | {
         "method.names": method,
-        "teacher.address": teacher,
         "complementary": [{"address": address} for address in complementary or ()] or None,
-        "student.size": size,
         "output": output,
-        "training.max_steps": max_steps,
-        **dict.fromkeys(("student.seed", "method.seed", "training.seed"), seed),
-        **_data_fields(data),
     }
-    given = {field: value for field, value in flags.items() if value is not None}
-    given |= dict(_setting(each) for each in settings or ())
     if resume and config is None and output is not None:
         config = output / "config.json"
-    _train(load_run_config(config, given), resume, overwrite, quiet)
+    _train(read_config(config, flags, settings), resume, overwrite, quiet)
 
 
 def evaluate(
@@ -167,7 +179,7 @@ def demo(
     """Starts a teacher server and three students at once (task only, one-way, talking), and compares them."""
     chosen = Demo().data
     if data is not None:
-        fields = _data_fields(data) | {"data.text_column": text_column, "data.label_column": label_column}
+        fields = data_fields(data) | {"data.text_column": text_column, "data.label_column": label_column}
         chosen = DataConfig.model_validate({name.removeprefix("data."): value for name, value in fields.items()})
     chosen = chosen.model_copy(update={"labelled": labelled, "unlabelled": unlabelled, "validation": validation})
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that every process is ended
@@ -196,23 +208,3 @@ def _train(config: RunConfig, resume: bool, overwrite: bool, quiet: bool) -> Non
         f"{result.method}: test {result.metric} {result.test:.4f} (validation {result.validation:.4f}) after "
         f"{result.steps} steps, {result.wall_s:.0f} s, teacher {result.teacher_s:.0f} s; student in {config.output / 'student'}"
     )
-
-
-def _data_fields(data: str | None) -> dict[str, Any]:
-    if data is None or data in get_args(DataName):
-        return {"data.name": data}
-    if not Path(data).exists():
-        raise ConfigError(
-            f"--data: received {data!r}, expected one of {', '.join(get_args(DataName))}, or a file that exists"
-        )
-    return {"data.name": "file", "data.path": data}
-
-
-def _setting(text: str) -> tuple[str, Any]:
-    field, equals, value = text.partition("=")
-    if not equals or not field:
-        raise ConfigError(f"--set: received {text!r}, expected field=value, such as training.lr=1e-3")
-    try:
-        return field, yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {field}: received {value!r}, expected a YAML value: {error}") from error

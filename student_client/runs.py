@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import shutil
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from student_client.config import RunConfig, TeacherConfig
-from student_client.methods import Context, build_methods, named, session_options
+from student_client.methods import Context, Method, build_methods, named, session_options
 from student_client.progress import Progress
 from student_client.remote import InProcessTeacher, RemoteTeacher, SessionOptions, Teacher
 from student_client.result import Result
 from student_client.students import build_student
-from student_client.teachers import Member, Teachers, reads
+from student_client.teachers import Absence, Member, Teachers
 from student_client.trainer import Trainer
 from task_data import TaskData, load_data, teacher_ports
 from teaching_protocol.errors import ConfigError
 from teaching_protocol.verbs import OptimizerSettings, TeacherVerbs
 
-__all__ = ["open_run", "train"]
+__all__ = ["connected", "open_run", "train"]
 
+_PATIENCE_S, _SHORT_PATIENCE_S = 10.0, 1.0  # a rule for missing teachers has a patience of its own
 _WRITTEN = ("config.json", "metrics.jsonl", "result.json", "checkpoints", "student", "tensorboard")
 
 
@@ -65,25 +66,60 @@ def open_run(
     _claim(config.output, resume, overwrite)
     data = load_data(config.data)
     student = build_student(config.student, data)
-    wanted = named(config.method).values()
-    asked = [] if not any(method.needs_teacher for method in wanted) else _teachers(config, data, teachers)
-    if not any(method.asks_all for method in wanted):
-        asked = asked[:1]
-    with ExitStack() as stack:
-        for each in asked:
-            stack.callback(each.leave)
-        served = teacher_ports(data.train)
-        names = ["teacher", *(f"complementary {place}" for place in range(1, len(asked)))]
-        members = [Member(each, reads(each.card, served), place, names[place]) for place, each in enumerate(asked)]
-        context = Context(config.method, student, tuple(each.card for each in asked), config.method.seed)
-        method = build_methods(context)
-        for each in asked:
-            each.enroll()
-        together = Teachers(members, converse=any(each.converses for each in wanted))
+    progress = progress or Progress("+".join(config.method.names))
+    with connected(config, data, teachers, progress) as together:
+        method = build_methods(Context(config.method, student, together.cards, config.method.seed))
         trainer = Trainer(config, data, student, method, together, progress)
         if resume:
             trainer.resume()
         yield trainer
+
+
+@contextmanager
+def connected(
+    config: RunConfig, data: TaskData, given: Sequence[TeacherVerbs], progress: Progress
+) -> Iterator[Teachers]:
+    """Gives the teachers that the run's methods ask, with open sessions; none where no method asks one.
+
+    Args:
+        config: of the run.
+        data: what is asked about.
+        given: teachers in this process, as of `train`.
+        progress: is told who is missing.
+
+    Raises:
+        ConfigError: a method needs a teacher, and the configuration names none.
+        TeachingError: a teacher refuses or cannot be reached.
+    """
+    wanted = named(config.method).values()
+    asked = [] if not any(method.needs_teacher for method in wanted) else _teachers(config, data, given)
+    if not any(method.asks_all for method in wanted):
+        asked = asked[:1]
+    served = teacher_ports(data.train)
+    names = ["foundation", *(f"complementary {place}" for place in range(1, len(asked)))]
+    members = [Member(each, served, place, names[place]) for place, each in enumerate(asked)]
+    converse = any(method.converses_under(config.method) for method in wanted)
+    together = Teachers(members, converse, _absence(config, progress))
+    with ExitStack() as stack:
+        stack.callback(together.leave)
+        together.enroll()
+        _check_everybody(together, wanted)
+        yield together
+
+
+def _absence(config: RunConfig, progress: Progress) -> Absence:
+    """What is done when a teacher cannot be reached: raise, unless a method of the run can go on without it."""
+    if not any(method.bears_missing for method in named(config.method).values()):
+        return Absence(say=progress.say)
+    committee = config.method.committee
+    return Absence(committee.on_missing, committee.wait_s, committee.retry_s, progress.say)
+
+
+def _check_everybody(teachers: Teachers, methods: Iterable[type[Method]]) -> None:
+    """Raises why a teacher is missing at the start, unless every method can be built without its card."""
+    lost = [member.lost for member in teachers.members if member.lost is not None]
+    if lost and not all(method.bears_missing for method in methods):
+        raise lost[0]
 
 
 def _claim(output: Path, resume: bool, overwrite: bool) -> None:
@@ -135,5 +171,10 @@ def _session(
     if teacher is not None:
         return InProcessTeacher(teacher, student=name, deadline_s=wanted.deadline_s, **options)
     return RemoteTeacher(
-        wanted.address, student=name, compression=wanted.compression, deadline_s=wanted.deadline_s, **options
+        wanted.address,
+        student=name,
+        compression=wanted.compression,
+        deadline_s=wanted.deadline_s,
+        patience_s=_PATIENCE_S if config.method.committee.on_missing == "fail" else _SHORT_PATIENCE_S,
+        **options,
     )

@@ -75,15 +75,18 @@ class Session:
         Raises:
             IncompatibleTeacher: it speaks another version of the protocol.
         """
-        if self._card is None:
-            card = self.transport.describe(verbs.DescribeRequest(), self._call())
-            if card.protocol_version != PROTOCOL_VERSION:
-                raise IncompatibleTeacher(
-                    f"the teacher speaks protocol version {card.protocol_version}, this client {PROTOCOL_VERSION}; "
-                    "install the same release of talking-models on both sides"
-                )
-            self._card = card
-        return self._card
+        return self._card or self.describe()
+
+    def describe(self) -> verbs.DescribeReply:
+        """Asks for the card, even where it is known: another teacher may serve by now."""
+        card = self.transport.describe(verbs.DescribeRequest(), self._call())
+        if card.protocol_version != PROTOCOL_VERSION:
+            raise IncompatibleTeacher(
+                f"the teacher speaks protocol version {card.protocol_version}, this client {PROTOCOL_VERSION}; "
+                "install the same release of talking-models on both sides"
+            )
+        self._card = card
+        return card
 
     def enroll(self, options: SessionOptions, state: bytes, resume: str) -> None:
         """Opens the session, from exported state where given, or takes over the live session `resume`."""
@@ -168,6 +171,7 @@ class Session:
         self.wait_s += time.monotonic() - began
 
     def _start_heartbeat(self, lease_s: float) -> None:
+        self._ending.set()  # of a session that was lost
         self._ending = ending = threading.Event()
         ref = self.ref
 

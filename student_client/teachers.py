@@ -1,76 +1,46 @@
-"""The teachers of a run as one, the foundation first: what each reads, their steps, states and accounts; knows no method."""
+"""The teachers of a run as one, the foundation first: asked at once, stepped and kept together; knows no method."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal, TypeVar
 
+import tenacity
 import torch
 
-from student_client.remote import Teacher
-from task_data import Batch
-from teaching_protocol.errors import IncompatibleTeacher, StateMismatch
+from student_client.exchange import exchange_many, settled
+from student_client.members import NOT_YET, UNREACHABLE, Account, Member, reads
+from teaching_protocol.errors import StateMismatch, TeacherUnavailable, TeachingError
 from teaching_protocol.verbs import DescribeReply
 
-__all__ = ["Account", "Member", "Teachers", "reads"]
+__all__ = ["Absence", "Account", "Member", "Teachers", "reads"]
 
 Tensors = Mapping[str, torch.Tensor]
+T = TypeVar("T")
 
-_VIEWS = (("text",), ("image",), ("user", "item"))
-"""The inputs a teacher may read, each a whole view of an example; the first that fits is sent."""
+_FIRST_WAIT_S, _LONGEST_WAIT_S = 0.1, 2.0
 
 
 @dataclass(frozen=True)
-class Account:
-    """What teachers cost: their compute seconds, rows they were asked about, rows they were spared, bytes on the wire."""
+class Absence:
+    """What is done when a teacher cannot be reached.
 
-    seconds: float = 0.0
-    rows: int = 0
-    rows_saved: int = 0
-    bytes_sent: int = 0
-    bytes_received: int = 0
-
-    def __add__(self, other: Account) -> Account:
-        return Account(*(getattr(self, each.name) + getattr(other, each.name) for each in fields(self)))
-
-    def __sub__(self, other: Account) -> Account:
-        return Account(*(getattr(self, each.name) - getattr(other, each.name) for each in fields(self)))
-
-
-class Member:
-    """One teacher and the part of a batch it reads.
-
-    Args:
-        teacher: its session.
-        ports: names of its own inputs among the batch's `teacher` tensors.
-        place: its number among the run's teachers; 0 is the foundation.
-        name: for messages and metrics.
+    Attributes:
+        rule: fail raises at once; wait holds the step until the teacher is back; skip goes on without it, as long as
+            another one is there, and lets it join again later.
+        wait_s: seconds `wait` waits for one teacher in one call of all, before it fails.
+        retry_s: seconds from one attempt of `skip` to reach it to the next.
+        say: is told in a sentence who is missing and who is back.
     """
 
-    def __init__(self, teacher: Teacher, ports: tuple[str, ...], place: int = 0, name: str = "teacher") -> None:
-        self.teacher, self.ports, self.place, self.name = teacher, ports, place, name
-        self.rows_saved = 0
-        """Rows that a method did not send; methods count here."""
-        self.observe_wait_s = 0.0
-
-    def own(self, batch: Batch) -> dict[str, torch.Tensor]:
-        """The teacher's own view of a batch."""
-        return {name: batch.teacher[name] for name in self.ports}
-
-    def fetch(self, batch: Batch, ports: Sequence[str]) -> dict[str, torch.Tensor]:
-        """Asks what the teacher knows about a batch; may run in another thread."""
-        return self.teacher.observe(self.own(batch), ports)
-
-    def observe(self, batch: Batch, ports: Sequence[str]) -> dict[str, torch.Tensor]:
-        """What the teacher knows about a batch: what was fetched ahead, and the rest now; on the labels' device."""
-        known = batch.known.get(self.place, {})
-        missing = [port for port in ports if port not in known]
-        began = time.monotonic()
-        found = self.fetch(batch, missing) if missing else {}
-        self.observe_wait_s += time.monotonic() - began
-        device = batch.labels.device
-        return {port: (known[port] if port in known else found[port]).to(device) for port in ports}
+    rule: Literal["fail", "wait", "skip"] = "fail"
+    wait_s: float = 60.0
+    retry_s: float = 3.0
+    say: Callable[[str], None] = lambda sentence: None
 
 
 class Teachers:
@@ -79,13 +49,17 @@ class Teachers:
     Args:
         members: the foundation first.
         converse: whether any method trains a codec at them, so that their steps and states matter.
+        absence: what is done when one cannot be reached.
     """
 
-    def __init__(self, members: Sequence[Member] = (), converse: bool = True) -> None:
+    def __init__(self, members: Sequence[Member] = (), converse: bool = True, absence: Absence | None = None) -> None:
         self.members = tuple(members)
         self.converse = converse
+        self.absence = absence or Absence()
         self.ahead_wait_s = 0.0
         """Seconds waited for what was asked ahead."""
+        self._pool = ThreadPoolExecutor(len(members) - 1, "teachers") if len(members) > 1 else None
+        self._waits_until: dict[int, float] = {}
 
     def __len__(self) -> int:
         return len(self.members)
@@ -100,35 +74,86 @@ class Teachers:
         return self.members[0]
 
     @property
+    def cards(self) -> tuple[DescribeReply, ...]:
+        """What each says of itself; an empty card for one that was never met."""
+        return tuple(member.card for member in self.members)
+
+    @property
     def wait_s(self) -> float:
-        """Seconds this side has waited for all of them."""
+        """Seconds this side has waited for them, each by itself: where they are asked at once, waits overlap."""
         return self.ahead_wait_s + sum(member.teacher.wait_s + member.observe_wait_s for member in self.members)
 
     @property
     def account(self) -> Account:
         """What all of them have cost."""
-        found = Account()
+        return sum((member.account for member in self.members), Account())
+
+    def enroll(self) -> None:
+        """Opens the session of every teacher.
+
+        Raises:
+            TeachingError: one refuses, or cannot be reached and the rule allows it not.
+        """
+        self._each(lambda member: None if member.teacher.session.session_id else member.join())
+
+    def leave(self) -> None:
+        """Ends every session; harmless when repeated."""
         for member in self.members:
-            session = member.teacher.costs
-            found += Account(*session[:2], member.rows_saved, *session[2:])
-        return found
+            member.leave()
+
+    def present(self) -> list[Member]:
+        """The teachers that can be asked now; one that was missing and has been reached again joins here.
+
+        Raises:
+            TeacherUnavailable: all are missing.
+        """
+        for member in self.members:
+            if member.is_missing and member.has_come_back(self.absence.retry_s):
+                codec = "the last state known of its codec" if member.state else "a fresh codec"
+                self.absence.say(f"the teacher {member.name!r} is there again and goes on with {codec}")
+        self._check_anybody()
+        return [member for member in self.members if not member.is_missing]
+
+    def ask(self, questions: Mapping[int, tuple[Tensors, Sequence[str]]]) -> dict[int, dict[str, torch.Tensor]]:
+        """Asks several teachers at once: (input ports, names of output ports) by place to output ports by place.
+
+        A teacher that cannot be reached, here or in the backward of what it has answered, is treated as `absence` says.
+        One that `skip` goes on without is missing in what comes back; in backward its inputs get gradients of zero.
+
+        Raises:
+            TeachingError: one refuses, or cannot be reached and the rule allows it not.
+        """
+        self._waits_until.clear()
+        places = list(questions)
+        asked = [self.members[place].teacher.question(*questions[place]) for place in places]
+        found = exchange_many(asked, lambda at, error: self._goes_again(self.members[places[at]], error), self._pool)
+        return {place: answer for place, answer in zip(places, found, strict=True) if answer is not None}
 
     def step(self, lr: float, grad_scale: float = 1.0, max_grad_norm: float = 0.0) -> dict[str, float]:
-        """Steps every teacher-side codec; gives their gradient norms by name."""
+        """Steps every teacher-side codec; gives their gradient norms by name, and with `skip` how many are missing."""
         if not self.converse:
             return {}
-        norms = {}
-        for member in self.members:
-            name = "teacher_grad_norm" if member.place == 0 else f"teacher_grad_norm.{member.place}"
-            norms[name] = member.teacher.step(lr=lr, grad_scale=grad_scale, max_grad_norm=max_grad_norm)
-        return norms
+        norms = self._each(lambda member: member.teacher.step(lr, grad_scale, max_grad_norm))
+        found = {
+            "teacher_grad_norm" if place == 0 else f"teacher_grad_norm.{place}": norm for place, norm in norms.items()
+        }
+        if self.absence.rule == "skip":
+            found["teachers_missing"] = float(sum(member.is_missing for member in self.members))
+        return found
 
     def export_states(self) -> tuple[bytes, ...]:
-        """The state of every session, in the order of the members; empty where no codec is trained."""
-        return tuple(member.teacher.export_state() for member in self.members) if self.converse else ()
+        """The state of every session, in the order of the members; empty where no codec is trained.
+
+        That of a missing teacher is the last one known, empty where none ever was.
+        """
+        if not self.converse:
+            return ()
+        for place, state in self._each(lambda member: member.teacher.export_state()).items():
+            self.members[place].state = state
+        return tuple(member.state for member in self.members)
 
     def import_states(self, states: Sequence[bytes]) -> None:
-        """Puts back what `export_states` gave.
+        """Puts back what `export_states` gave; a missing teacher gets its state when it joins.
 
         Raises:
             StateMismatch: states of another number of teachers, or of other sessions.
@@ -141,19 +166,61 @@ class Teachers:
                 "resume with the teachers the run was started with"
             )
         for member, state in zip(self.members, states, strict=True):
-            member.teacher.import_state(state)
+            member.state = state
+        self._each(lambda member: member.teacher.import_state(member.state) if member.state else 0)
 
+    def _each(self, action: Callable[[Member], T]) -> dict[int, T]:
+        """What an action gives for each teacher that is there, all at once, by place."""
+        self._waits_until.clear()
+        there = [member for member in self.members if not member.is_missing]
+        jobs = [partial(action, member) for member in there]
+        found = settled(jobs, lambda at, error: self._goes_again(there[at], error), self._pool)
+        return {member.place: each for member, each in zip(there, found, strict=True) if not member.is_missing}  # type: ignore[misc]
 
-def reads(card: DescribeReply, served: Sequence[str]) -> tuple[str, ...]:
-    """The inputs a teacher takes among those a data set has.
+    def _goes_again(self, member: Member, error: TeachingError) -> bool:
+        """Whether a call that failed is made again; raises what the rule does not allow."""
+        rule = self.absence.rule
+        if rule == "fail" or not isinstance(error, UNREACHABLE):
+            if len(self) > 1:
+                error.add_note(f"this was the teacher {member.name!r}")
+            raise error
+        if rule == "wait":
+            self._wait_for(member, error)
+            return True
+        if not member.is_missing:
+            member.miss(error)
+            self.absence.say(f"warning: the teacher {member.name!r} is missing ({error}); the run goes on without it")
+        self._check_anybody()
+        return False
 
-    Raises:
-        IncompatibleTeacher: there is no view that both have.
-    """
-    for view in _VIEWS:
-        if all(name in card.input_ports and name in served for name in view):
-            return view
-    raise IncompatibleTeacher(
-        f"the teacher {card.model_name} reads {', '.join(card.input_ports)}, but this data set speaks to it in "
-        f"{', '.join(served)}; serve a teacher of that modality"
-    )
+    def _check_anybody(self) -> None:
+        lost = [member.lost for member in self.members if member.lost is not None]
+        if lost and len(lost) == len(self):
+            raise TeacherUnavailable(
+                f"none of the {len(self)} teachers can be reached, expected one at least; start them again and go on from "
+                f"the last checkpoint, or let method.committee.on_missing be wait ({lost[-1]})"
+            ) from lost[-1]
+
+    def _wait_for(self, member: Member, error: TeachingError) -> None:
+        """Returns once the teacher has joined again."""
+        until = self._waits_until.setdefault(member.place, time.monotonic() + self.absence.wait_s)
+        self.absence.say(
+            f"the teacher {member.name!r} is missing ({error}); waiting up to {self.absence.wait_s:g} s for it"
+        )
+        try:
+            if time.monotonic() >= until:
+                raise error
+            for attempt in tenacity.Retrying(
+                retry=tenacity.retry_if_exception_type(NOT_YET),
+                wait=tenacity.wait_random_exponential(_FIRST_WAIT_S, _LONGEST_WAIT_S),
+                stop=lambda _: time.monotonic() >= until,
+                reraise=True,
+            ):
+                with attempt:
+                    member.join()
+            self.absence.say(f"the teacher {member.name!r} is there again")
+        except NOT_YET as last:
+            raise TeacherUnavailable(
+                f"the teacher {member.name!r} did not come back within {self.absence.wait_s:g} s ({last}); start it again "
+                "and go on from the last checkpoint, or raise method.committee.wait_s"
+            ) from last

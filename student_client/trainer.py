@@ -11,20 +11,19 @@ import torch
 from torch import nn
 
 from student_client.acceleration import build_accelerator, exact_algorithms, random_state, set_random_state
-from student_client.ahead import Ahead
 from student_client.checkpoints import Checkpoint, load_checkpoint, replace_folder, save_checkpoint
 from student_client.config import RunConfig
 from student_client.evaluate import Scores, evaluate
 from student_client.interrupts import Interrupts
 from student_client.methods import Methods, Outcome
-from student_client.optimization import JointOptimizer
 from student_client.progress import Journal, Progress, Records
 from student_client.result import Result
-from student_client.stream import Place, Stream
+from student_client.steps import Steps
+from student_client.stream import Place
 from student_client.teachers import Account, Teachers
 from student_models import Student, load_student
 from task_data import TaskData
-from teaching_protocol.errors import ConfigError, NonFiniteError, StateMismatch
+from teaching_protocol.errors import ConfigError, StateMismatch
 
 __all__ = ["Position", "Trainer"]
 
@@ -70,16 +69,10 @@ class Trainer:
         self.name = "+".join(config.method.names)
         self.progress = Progress(self.name) if progress is None else progress
         self.accelerator = build_accelerator(config.training, config.output)
-        device = self.accelerator.device
-        self.student: Student = student.to(device)
-        self.method: Methods = method.to(device)
-        whole = method.uses_unlabelled
-        training = config.training if whole else config.training.model_copy(update={"labelled_share": 1.0})
-        ports = sorted({port for member in self.teachers.members for port in member.ports})
-        self.stream = Stream(data.train, student, training, ports, device)
-        self.batches = Ahead(self.stream, self.teachers, method.observed)
-        self.total_steps = _total_steps(config, self.stream.epoch_batches)
-        self.optimizer = JointOptimizer(config, self.accelerator, student, method, self.teachers, self.total_steps)
+        self.steps = Steps(config, data.train, student, method, self.teachers, self.accelerator)
+        self.student, self.method = self.steps.student, self.steps.method
+        self.stream, self.batches, self.optimizer = self.steps.stream, self.steps.batches, self.steps.optimizer
+        self.total_steps = self.steps.total
         self.position = Position()
         self.interrupts = Interrupts()
         self.records = Records(Journal(config.output / "metrics.jsonl"), self.progress, self.accelerator)
@@ -181,21 +174,11 @@ class Trainer:
         self.progress.start(self.total_steps, self.position.step)
 
     def _step(self) -> None:
-        """One step of both sides: the diagram of docs/architecture.md, from the student's end."""
-        waited_s, microbatches = self.teachers.wait_s, self.config.training.accumulation
-        for microbatch in range(1, microbatches + 1):
-            batch = self.batches.next(last=self.position.step + 1 >= self.total_steps and microbatch == microbatches)
-            with self.accelerator.accumulate(self.method):
-                with self.accelerator.autocast():
-                    outcome = self.method.loss(self.student, batch, self.teachers)
-                self._check(outcome)
-                self.optimizer.backward(outcome.loss)
-            self.records.add(outcome.loss, outcome.parts, outcome.monitors)
-        monitors = self.optimizer.step(self.position.step)
-        if self.teachers:
-            monitors |= {"teacher_latency_s": self.teachers.wait_s - waited_s}
-        self.records.watch(monitors)
+        self.records.watch(self.steps.take(self.position.step, self._watch))
         self.position.step += 1
+
+    def _watch(self, outcome: Outcome) -> None:
+        self.records.add(outcome.loss, outcome.parts, outcome.monitors)
 
     def _report(self) -> None:
         """What is due after a step: validation, a record, a checkpoint."""
@@ -263,22 +246,9 @@ class Trainer:
         result.write(self.config.output)
         return result
 
-    def _check(self, outcome: Outcome) -> None:
-        if self.accelerator.scaler is None and not torch.isfinite(outcome.loss):
-            values = ", ".join(f"{name} {float(value):g}" for name, value in outcome.parts.items())
-            raise NonFiniteError(
-                f"step {self.position.step + 1}: the loss is {outcome.loss.item()} ({values}), expected a number; "
-                "lower training.lr, or the weight of the part that grew"
-            )
-
     def _look_at_clocks(self) -> None:
         self.position.seconds = time.monotonic() - self._clock_start
         self.position.account = self.teachers.account - self._account_start
-
-
-def _total_steps(config: RunConfig, epoch_batches: int) -> int:
-    training = config.training
-    return training.max_steps or max(1, training.epochs * epoch_batches // training.accumulation)
 
 
 def _count(module: nn.Module) -> int:

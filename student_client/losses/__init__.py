@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from student_client.losses.labels import answer_labels, soft_label_kl
+from student_client.losses.committee import committee_error, mixed
+from student_client.losses.features import hint_error, patient_error
+from student_client.losses.fsp import flow_error, flow_matrix
+from student_client.losses.labels import answer_labels, averaged_soft_targets, soft_label_kl, soft_targets
 from student_client.losses.messages import (
     CONSISTENCY_READINGS,
     batch_standardised,
@@ -10,20 +13,32 @@ from student_client.losses.messages import (
     message_consistency,
     message_variance,
 )
+from student_client.losses.relations import angle_relation, distance_relation, self_relation_kl
 from student_client.losses.states import interact, state_consistency, state_error
 from student_client.losses.task import masked_cross_entropy, masked_mse, task_loss
 
 __all__ = [
     "CONSISTENCY_READINGS",
+    "angle_relation",
     "answer_labels",
+    "averaged_soft_targets",
     "batch_standardised",
+    "committee_error",
     "contrastive",
+    "distance_relation",
+    "flow_error",
+    "flow_matrix",
+    "hint_error",
     "interact",
     "masked_cross_entropy",
     "masked_mse",
     "message_consistency",
     "message_variance",
+    "mixed",
+    "patient_error",
+    "self_relation_kl",
     "soft_label_kl",
+    "soft_targets",
     "state_consistency",
     "state_error",
     "task_loss",

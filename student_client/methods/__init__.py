@@ -3,8 +3,16 @@
 from __future__ import annotations
 
 from student_client.method_config import MethodConfig
+from student_client.methods.averaged import Averaged
+from student_client.methods.committee import Committee
+from student_client.methods.fitnets import FitNets
 from student_client.methods.method import Context, Method, Methods, Outcome
+from student_client.methods.minilm import MiniLM
 from student_client.methods.one_way import OneWay
+from student_client.methods.pkd import Pkd
+from student_client.methods.rkd import Rkd
+from student_client.methods.selection import FixedMix, RandomHard, RandomSoft, Selection
+from student_client.methods.soft_labels import SoftLabels
 from student_client.methods.talking import Talking
 from student_client.remote import SessionOptions
 from teaching_protocol.errors import ConfigError
@@ -13,8 +21,19 @@ __all__ = ["METHODS", "Context", "Method", "Methods", "Outcome", "build_methods"
 
 METHODS: dict[str, type[Method] | None] = {
     "task_only": None,
+    "soft_labels": SoftLabels,
+    "fitnets": FitNets,
+    "rkd": Rkd,
+    "pkd": Pkd,
+    "minilm": MiniLM,
+    "averaged": Averaged,
+    "fixed_mix": FixedMix,
+    "random_soft": RandomSoft,
+    "random_hard": RandomHard,
+    "selection": Selection,
     "one_way": OneWay,
     "talking": Talking,
+    "committee": Committee,
 }
 """Methods by name. `task_only` adds no term."""
 

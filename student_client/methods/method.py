@@ -85,13 +85,22 @@ class Method(nn.Module, ABC):
     asks_all = False
     """Whether it asks the complementary teachers too."""
     converses = False
-    """Whether it sends messages, so that a codec is trained at the teacher."""
+    """Whether it sends messages, so that a codec is trained at the teacher; see `converses_under`."""
     uses_unlabelled = True
     """Whether rows without a label teach anything."""
+    bears_missing = False
+    """Whether it goes on while a teacher is missing, and needs no card of one that was never there."""
+    replaces_task = False
+    """Whether the task loss is among its own terms, so that it is not added beside them."""
 
     def __init__(self, context: Context) -> None:
         super().__init__()
         self.config, self.seed = context.config, context.seed
+
+    @classmethod
+    def converses_under(cls, config: MethodConfig) -> bool:
+        """Whether it sends messages with these settings."""
+        return cls.converses
 
     @property
     def is_active(self) -> bool:
@@ -109,7 +118,10 @@ class Method(nn.Module, ABC):
 
 
 class Methods(nn.Module):
-    """Methods composed: L = L_task + the weighted terms of each. None of them is task only."""
+    """Methods composed: L = L_task + the weighted terms of each. None of them is task only.
+
+    L_task is left out where a method replaces it.
+    """
 
     def __init__(self, methods: Mapping[str, Method]) -> None:
         super().__init__()
@@ -131,14 +143,15 @@ class Methods(nn.Module):
         return wanted
 
     def loss(self, student: Student, batch: Batch, teachers: Teachers) -> Outcome:
-        """The loss of one batch: task loss on its labelled rows, and every method's terms."""
+        """The loss of one batch: task loss on its labelled rows unless it is replaced, and every method's terms."""
         states = [student.embed(batch.inputs)]
         for layer in range(student.layers):
             states.append(student.run(states[-1], layer, layer + 1))
         seen = Seen(student, states, student.head(states[-1]))
         task = task_loss(seen.outputs, batch.labels, batch.labelled)
-        loss, parts = task, {"task": task.detach()}
-        monitors: dict[str, float] = {}
+        loss, parts, monitors = task, {"task": task.detach()}, dict[str, float]()
+        if any(method.replaces_task for method in self._active()):
+            loss, parts = task * 0.0, {}  # still connected, where no term is
         for method in self._active():
             terms = method.terms(seen, batch, teachers)
             monitors |= terms.monitors

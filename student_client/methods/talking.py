@@ -7,14 +7,13 @@ import torch
 from student_client.codecs import CodecShape, StudentCodec
 from student_client.losses import message_consistency, message_variance, state_consistency
 from student_client.methods.answer import add_answer_terms
+from student_client.methods.gate import MessageGate
 from student_client.methods.method import Context, Method, Seen, Terms
 from student_client.teachers import Member, Teachers
 from student_models import States
 from task_data import Batch
 
 __all__ = ["Talking"]
-
-_PRIME = 1_000_003  # spreads seeds of runs apart
 
 
 class Talking(Method):
@@ -26,14 +25,13 @@ class Talking(Method):
     """
 
     converses = True
-    calls: torch.Tensor
 
     def __init__(self, context: Context) -> None:
         super().__init__(context)
         config, width = context.config, context.student.width
         shape = CodecShape(width, config.message_width, config.message_tokens, config.pooling, config.codec_depth)
         self.codec = StudentCodec(shape, context.seed)
-        self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+        self.gate = MessageGate(config, context.seed)
 
     @property
     def is_active(self) -> bool:
@@ -68,8 +66,9 @@ class Talking(Method):
         inputs = {"message": message}
         if config.message_tokens == 0:
             inputs["message_mask"] = mask
-        if config.message_dropout or config.question_scale != 1.0:
-            inputs["message_gate"] = self._gate(message)
+        gate = self.gate(message)
+        if gate is not None:
+            inputs["message_gate"] = gate
         if config.asks_about_input:
             inputs |= member.own(batch)
         if config.w_message_consistency and config.pairing == "same_input":
@@ -80,13 +79,6 @@ class Talking(Method):
         if config.w_state_consistency:
             outputs.append("state_consistency")
         return member.teacher.forward_ports(inputs, outputs)
-
-    def _gate(self, message: torch.Tensor) -> torch.Tensor:
-        """[batch]: `question_scale`, and 0 for rows whose message is dropped (ours: breaks the shortcut)."""
-        self.calls += 1
-        source = torch.Generator().manual_seed(self.seed * _PRIME + int(self.calls))
-        kept = torch.rand(len(message), generator=source) >= self.config.message_dropout
-        return kept.to(message.device, message.dtype) * self.config.question_scale
 
     def _add_consistency(
         self, terms: Terms, views: dict[str, torch.Tensor], message: torch.Tensor, lower: States, upper: States

@@ -67,4 +67,5 @@ def enrolled(
         methods = build_methods(Context(config, student, cards, seed))
         for member in members:
             member.teacher.enroll()
-        yield methods, Teachers(members, converse=any(method.converses for method in named(config).values()))
+        converse = any(method.converses_under(config) for method in named(config).values())
+        yield methods, Teachers(members, converse)

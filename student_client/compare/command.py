@@ -1,0 +1,123 @@
+"""The command `student-client compare`: flags to a comparison, one comparison a folder; judges nothing."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Annotated
+
+import typer
+from filelock import FileLock, Timeout
+from rich.console import Console
+
+from student_client.compare.catalogue import SUITES
+from student_client.compare.plan import TUNING_SEED
+from student_client.compare.report import write_report, write_runs
+from student_client.compare.runner import Runner, known_runs
+from student_client.compare.sheets import as_rich
+from student_client.compare.suites import Suite, dump_suite, read_suite
+from student_client.compare.view import View
+from student_client.compare.workers import Workers
+from teaching_protocol.errors import ConfigError
+
+__all__ = ["compare"]
+
+_MARK = ".compare"
+
+
+def compare(
+    suite: Annotated[str, typer.Option(help=f"One of {', '.join(SUITES)}, or a YAML file of yours.")],
+    seeds: Annotated[int, typer.Option(help="Final runs of each variant.", min=1, max=TUNING_SEED)] = 5,
+    workers: Annotated[
+        int | None, typer.Option(help="Runs at once; as many as there are cores by default.", min=1)
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder of all runs; runs/compare/SUITE by default.")] = None,
+    only: Annotated[str | None, typer.Option(help="Some of the variants, with commas.")] = None,
+    tasks: Annotated[str | None, typer.Option(help="Some of the tasks, with commas.")] = None,
+    trials: Annotated[int | None, typer.Option(help="The first so many tuning trials of each variant.")] = None,
+    no_tune: Annotated[bool, typer.Option("--no-tune", help="Take the first setting of each variant.")] = False,
+    steps: Annotated[int | None, typer.Option(help="Other numbers of steps, for a quick trial.", min=1)] = None,
+    keep_students: Annotated[bool, typer.Option("--keep-students", help="Keep every trained student.")] = False,
+) -> None:
+    """Compares methods with the same budget for each: N seeds, tuned on validation, intervals, a report.
+
+    Interrupted, it is gone on with by the same command; runs that have ended are not run again.
+    """
+    chosen = _suite(suite).narrowed(_listed(tasks), trials, steps)
+    root = output or Path("runs", "compare", chosen.name)
+    command = shlex.join(["student-client", *sys.argv[1:]])
+    console = Console()
+    with _claimed(root, chosen), _interruptible():
+        boards = known_runs(chosen, _listed(only), seeds, not no_tune, root)
+        total = sum(1 for board in boards for _ in board.runs())
+        missing = sum(len(board.missing) for board in boards)
+        console.print(f"{chosen.name}: {total} runs, {total - missing} ended earlier; all in {root}", soft_wrap=True)
+        try:
+            with Workers(workers or os.cpu_count() or 1, root / "workers") as pool, View(console, total) as view:
+                Runner(boards, root, pool, view, lambda: write_runs(boards, root, command), keep_students).run()
+        except KeyboardInterrupt:
+            left = sum(len(board.missing) for board in boards)
+            console.print(f"interrupted, {left} of {total} runs are left; go on with: {command}", soft_wrap=True)
+            raise typer.Exit(128 + signal.SIGINT) from None
+        sheets = write_report(boards, root, command)
+    for sheet in sheets:
+        console.print(as_rich(sheet))
+    console.print(f"written: {root}/report.html, results.md, results.json, plots/", soft_wrap=True)
+
+
+def _suite(name: str) -> Suite:
+    if name in SUITES:
+        return SUITES[name]
+    if Path(name).suffix in (".yaml", ".yml"):
+        return read_suite(Path(name))
+    raise ConfigError(f"--suite: received {name!r}, expected one of {', '.join(SUITES)}, or a YAML file")
+
+
+def _listed(names: str | None) -> Sequence[str]:
+    return tuple(name.strip() for name in (names or "").split(",") if name.strip())
+
+
+@contextmanager
+def _claimed(root: Path, suite: Suite) -> Iterator[None]:
+    """Holds a folder that is new or an earlier comparison's, alone.
+
+    Raises:
+        ConfigError: it holds something else, or another comparison is writing to it.
+    """
+    if root.exists() and any(root.iterdir()) and not (root / _MARK).exists():
+        raise ConfigError(
+            f"--output: received {root}, which holds files that no comparison has written; give another folder"
+        )
+    root.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(root / _MARK, timeout=0):
+            (root / "suite.yaml").write_text(dump_suite(suite), encoding="utf-8")
+            yield
+    except Timeout as error:
+        raise ConfigError(
+            f"--output: another comparison is writing to {root}; wait for it, or give another folder"
+        ) from error
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Makes the first SIGINT or SIGTERM a KeyboardInterrupt and lets no further one stop what cleans up after it."""
+    numbers = (signal.SIGINT, signal.SIGTERM)
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        for each in numbers:
+            signal.signal(each, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, stop) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,112 @@
+"""The flags that several commands share, and the configuration they come to; runs nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, get_args
+
+import typer
+import yaml
+
+from student_client.config import RunConfig, load_run_config
+from task_data.config import DataName
+from teaching_protocol.errors import ConfigError
+
+__all__ = [
+    "ConfigFile",
+    "DataFlag",
+    "LabelColumn",
+    "Labelled",
+    "MaxSteps",
+    "Output",
+    "Quiet",
+    "Seed",
+    "Settings",
+    "Size",
+    "TeacherFlag",
+    "TextColumn",
+    "Unlabelled",
+    "data_fields",
+    "read_config",
+    "run_fields",
+]
+
+ConfigFile = Annotated[Path | None, typer.Option(help="YAML or TOML file; flags are laid over it.")]
+DataFlag = Annotated[str | None, typer.Option(help="Data set by name, or a CSV, JSONL or Parquet file of yours.")]
+TextColumn = Annotated[str | None, typer.Option(help="Column of your file that holds the text.")]
+LabelColumn = Annotated[str | None, typer.Option(help="Column of your file that holds the label.")]
+Labelled = Annotated[int | None, typer.Option(help="Training rows that keep their label.")]
+Unlabelled = Annotated[int | None, typer.Option(help="Training rows that join without a label.")]
+TeacherFlag = Annotated[str | None, typer.Option(help="Address of the teacher server, HOST:PORT.")]
+Size = Annotated[str | None, typer.Option(help="Size of the student: tiny, small or complementary.")]
+Output = Annotated[Path | None, typer.Option(help="Folder of the run.")]
+Seed = Annotated[int | None, typer.Option(help="Seed of student, codecs and order; the splits keep data.seed.")]
+MaxSteps = Annotated[int | None, typer.Option(help="Optimizer steps.")]
+Settings = Annotated[list[str] | None, typer.Option("--set", help="Any field, as training.lr=1e-3; may be repeated.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress, only the result.")]
+
+
+def run_fields(
+    *,
+    data: str | None,
+    text_column: str | None,
+    label_column: str | None,
+    labelled: int | None,
+    unlabelled: int | None,
+    teacher: str | None,
+    size: str | None,
+    seed: int | None,
+    max_steps: int | None,
+) -> dict[str, Any]:
+    """Flags by the dotted field they set; None where a flag was not given.
+
+    Raises:
+        ConfigError: a data set of no known name, which is no file either.
+    """
+    return {
+        "data.text_column": text_column,
+        "data.label_column": label_column,
+        "data.labelled": labelled,
+        "data.unlabelled": unlabelled,
+        "teacher.address": teacher,
+        "student.size": size,
+        "training.max_steps": max_steps,
+        **dict.fromkeys(("student.seed", "method.seed", "training.seed"), seed),
+        **data_fields(data),
+    }
+
+
+def read_config(config: Path | None, flags: Mapping[str, Any], settings: Sequence[str] | None) -> RunConfig:
+    """A file's configuration with the flags that were given over it, and every `--set` over those.
+
+    Raises:
+        ConfigError: a file, field or value that cannot be used.
+    """
+    given = {field: value for field, value in flags.items() if value is not None}
+    return load_run_config(config, given | dict(_setting(each) for each in settings or ()))
+
+
+def data_fields(data: str | None) -> dict[str, Any]:
+    """`--data` by the dotted fields it sets: a data set by name, or a file.
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    if data is None or data in get_args(DataName):
+        return {"data.name": data}
+    if not Path(data).exists():
+        raise ConfigError(
+            f"--data: received {data!r}, expected one of {', '.join(get_args(DataName))}, or a file that exists"
+        )
+    return {"data.name": "file", "data.path": data}
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    field, equals, value = text.partition("=")
+    if not equals or not field:
+        raise ConfigError(f"--set: received {text!r}, expected field=value, such as training.lr=1e-3")
+    try:
+        return field, yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {field}: received {value!r}, expected a YAML value: {error}") from error

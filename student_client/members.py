@@ -1,0 +1,195 @@
+"""One teacher of a run: what it reads, what it cost, its session, which may be lost; knows no other teacher."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, wait
+from dataclasses import dataclass, fields
+
+import torch
+
+from student_client.remote import Teacher
+from task_data import Batch
+from teaching_protocol.errors import IncompatibleTeacher, ServiceError, SessionNotFound, StudentNameTaken
+from teaching_protocol.verbs import DescribeReply
+
+__all__ = ["NOT_YET", "UNREACHABLE", "Account", "Member", "reads"]
+
+Tensors = Mapping[str, torch.Tensor]
+
+UNREACHABLE = (ServiceError, SessionNotFound)
+"""What a teacher that is down, out of reach or restarted raises; anything else is the caller's fault."""
+
+NOT_YET = (*UNREACHABLE, StudentNameTaken)
+"""What opening a session again may raise for a while: an earlier one of this student may live until its lease ends."""
+
+_VIEWS = (("text",), ("image",), ("user", "item"))
+"""The inputs a teacher may read, each a whole view of an example; the first that fits is sent."""
+_LEAVE_S = 2.0
+
+
+@dataclass(frozen=True)
+class Account:
+    """What teachers cost: their compute seconds, rows they were asked about, rows they were spared, bytes on the wire."""
+
+    seconds: float = 0.0
+    rows: int = 0
+    rows_saved: int = 0
+    bytes_sent: int = 0
+    bytes_received: int = 0
+
+    def __add__(self, other: Account) -> Account:
+        return Account(*(getattr(self, each.name) + getattr(other, each.name) for each in fields(self)))
+
+    def __sub__(self, other: Account) -> Account:
+        return Account(*(getattr(self, each.name) - getattr(other, each.name) for each in fields(self)))
+
+
+class Member:
+    """One teacher and the part of a batch it reads.
+
+    Args:
+        teacher: its session.
+        ports: names of its own inputs among the batch's `teacher` tensors; all of those before its card is known.
+        place: its number among the run's teachers; 0 is the foundation.
+        name: for messages and metrics.
+
+    Attributes:
+        card: what it says of itself; an empty card before it was met.
+        state: the last state known of its session, with which it is opened again.
+        rows_saved: rows that a method did not send; methods count here.
+        lost: why it is missing; None while it can be asked.
+    """
+
+    def __init__(self, teacher: Teacher, ports: tuple[str, ...], place: int = 0, name: str = "teacher") -> None:
+        self.teacher, self.ports, self.place, self.name = teacher, ports, place, name
+        self.card = DescribeReply()
+        self.state = b""
+        self.rows_saved = 0
+        self.observe_wait_s = 0.0
+        self.lost: Exception | None = None
+        self._attempt: Future[None] | None = None
+        self._next_attempt = 0.0
+
+    @property
+    def is_missing(self) -> bool:
+        """Whether it cannot be asked."""
+        return self.lost is not None
+
+    @property
+    def account(self) -> Account:
+        """What it has cost."""
+        seconds, rows, sent, received = self.teacher.costs
+        return Account(seconds, rows, self.rows_saved, sent, received)
+
+    def own(self, batch: Batch) -> dict[str, torch.Tensor]:
+        """The teacher's own view of a batch."""
+        return {name: batch.teacher[name] for name in self.ports}
+
+    def fetch(self, batch: Batch, ports: Sequence[str]) -> dict[str, torch.Tensor]:
+        """Asks what the teacher knows about a batch; may run in another thread."""
+        return self.teacher.observe(self.own(batch), ports)
+
+    def observe(self, batch: Batch, ports: Sequence[str]) -> dict[str, torch.Tensor]:
+        """What the teacher knows about a batch: what was fetched ahead, and the rest now; on the labels' device."""
+        known = batch.known.get(self.place, {})
+        missing = [port for port in ports if port not in known]
+        began = time.monotonic()
+        found = self.fetch(batch, missing) if missing else {}
+        self.observe_wait_s += time.monotonic() - began
+        device = batch.labels.device
+        return {port: (known[port] if port in known else found[port]).to(device) for port in ports}
+
+    def join(self) -> None:
+        """Opens the session, or again: the live one where there is one, else a new one from the last known state.
+
+        What a live session had gathered since its last Step is let go: the step it belonged to is lost.
+
+        Raises:
+            IncompatibleTeacher: the teacher reads nothing of this data set, or is another one than before.
+            ServiceError: it cannot be reached.
+        """
+        live = self.teacher.session.session_id
+        if live:
+            try:
+                self.teacher.enroll(resume=live)
+                self.teacher.step(lr=0.0, grad_scale=0.0)
+                return
+            except SessionNotFound:
+                pass
+        card = self.teacher.describe()
+        if self.card.model_hash not in ("", card.model_hash):
+            raise IncompatibleTeacher(
+                f"{self.name!r}: {card.model_name} ({card.model_hash[:12]}) serves now where {self.card.model_name} "
+                f"({self.card.model_hash[:12]}) did before; serve the same weights again, or start the run anew"
+            )
+        self.ports = reads(card, self.ports)
+        self.teacher.enroll(self.state)
+        self.card = card
+
+    def miss(self, error: Exception) -> None:
+        """Notes that it cannot be asked; from now on `has_come_back` looks for it."""
+        self.lost = error
+        self._attempt, self._next_attempt = None, 0.0
+
+    def has_come_back(self, retry_s: float) -> bool:
+        """Whether a missing teacher has been reached again, and joined; waits for nothing.
+
+        The attempts run in a thread of their own, one every `retry_s` seconds at most.
+
+        Raises:
+            CallerError: it was reached and refuses.
+        """
+        if self._attempt is None:
+            if time.monotonic() >= self._next_attempt:
+                self._attempt = _in_background(self.join)
+            return False
+        if not self._attempt.done():
+            return False
+        error, self._attempt = self._attempt.exception(), None
+        if error is None:
+            self.lost = None
+            return True
+        if not isinstance(error, NOT_YET):
+            raise error
+        self._next_attempt = time.monotonic() + retry_s
+        return False
+
+    def leave(self) -> None:
+        """Ends the session; harmless when repeated or when the teacher is gone."""
+        if self._attempt is not None:  # so that no session is opened behind our back
+            wait([self._attempt], _LEAVE_S)
+        self.teacher.leave()
+
+
+def reads(card: DescribeReply, served: Sequence[str]) -> tuple[str, ...]:
+    """The inputs a teacher takes among those a data set has.
+
+    Raises:
+        IncompatibleTeacher: there is no view that both have.
+    """
+    for view in _VIEWS:
+        if all(name in card.input_ports and name in served for name in view):
+            return view
+    raise IncompatibleTeacher(
+        f"the teacher {card.model_name} reads {', '.join(card.input_ports)}, but this data set speaks to it in "
+        f"{', '.join(served)}; serve a teacher of that modality"
+    )
+
+
+def _in_background(job: Callable[[], None]) -> Future[None]:
+    """Runs a job in a thread that the process does not wait for at its end."""
+    future: Future[None] = Future()
+
+    def run() -> None:
+        try:
+            job()
+        except Exception as error:
+            future.set_exception(error)
+        else:
+            future.set_result(None)
+
+    threading.Thread(target=run, name="join", daemon=True).start()
+    return future

@@ -1,0 +1,103 @@
+"""Processes of the product's own commands, ended with whoever started them; knows no model and no method."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from teaching_protocol.errors import TeacherUnavailable
+
+__all__ = ["Served", "end", "last_line", "process", "python", "teacher_server"]
+
+_PATIENCE_S = 15.0
+
+
+@dataclass(frozen=True)
+class Served:
+    """A teacher server that answers: `host:port` of its two ports, and its process."""
+
+    address: str
+    metrics: str
+    process: subprocess.Popen[str]
+
+
+def python(module: str, *arguments: str | Path) -> list[str]:
+    """The command line of a module under this interpreter."""
+    return [sys.executable, "-m", module, *map(str, arguments)]
+
+
+@contextmanager
+def process(
+    command: list[str], log: Path, stdout: int | None = None, stdin: int | None = None
+) -> Iterator[subprocess.Popen[str]]:
+    """A process with one compute thread and no model hub, while the context is open; it is ended with the context.
+
+    Args:
+        command: its command line.
+        log: file of its standard error, and of its standard output where `stdout` says nothing else.
+        stdout: as of `subprocess.Popen`.
+        stdin: as of `subprocess.Popen`; None gives it nothing to read.
+    """
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
+    with log.open("w") as errors:
+        started = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL if stdin is None else stdin,
+            stdout=stdout or errors,
+            stderr=errors,
+            text=True,
+            env=environment,
+        )
+        try:
+            yield started
+        finally:
+            end(started)
+
+
+def end(started: subprocess.Popen[str]) -> None:
+    """Ends a process: asked first, killed when it does not listen; harmless when repeated."""
+    started.terminate()
+    try:
+        started.wait(timeout=_PATIENCE_S)
+    except subprocess.TimeoutExpired:
+        started.kill()
+        started.wait()
+    for stream in (started.stdin, started.stdout):
+        if stream is not None and not stream.closed:
+            stream.close()
+
+
+@contextmanager
+def teacher_server(settings: Mapping[str, Any], config: Path, log: Path) -> Iterator[Served]:
+    """A teacher server on free ports, while the context is open.
+
+    Args:
+        settings: fields of its configuration; `model` is one of them.
+        config: where they are written.
+        log: file of what it says.
+
+    Raises:
+        TeacherUnavailable: it ended before it served; its log is named.
+    """
+    config.write_text(json.dumps({"port": 0, "metrics_port": 0, "threads": 1, **settings}))
+    with process(python("teacher_server", "serve", "--config", config), log, subprocess.PIPE) as started:
+        assert started.stdout is not None
+        line = started.stdout.readline()
+        if not line.startswith("serving"):
+            end(started)
+            raise TeacherUnavailable(f"the teacher server ended before it served: {last_line(log)}; its log is {log}")
+        _, address, _, metrics = line.split()
+        yield Served(address, metrics, started)
+
+
+def last_line(log: Path) -> str:
+    """The last line of a log."""
+    lines = log.read_text(errors="replace").strip().splitlines()
+    return lines[-1] if lines else "it said nothing"

@@ -1,0 +1,75 @@
+"""The command `student-client select`: flags to a configuration and a selector trained for it; trains nothing itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+from student_client.flags import (
+    ConfigFile,
+    DataFlag,
+    LabelColumn,
+    Labelled,
+    MaxSteps,
+    Quiet,
+    Seed,
+    Settings,
+    Size,
+    TeacherFlag,
+    TextColumn,
+    Unlabelled,
+    read_config,
+    run_fields,
+)
+from student_client.progress import Progress
+from student_client.selection.episodes import train_selector
+from teaching_protocol.memory import keep_freed_memory
+
+__all__ = ["select"]
+
+
+def select(
+    output: Annotated[Path, typer.Option(help="Folder of the selector.")],
+    episodes: Annotated[int, typer.Option(help="Students to train one after the other, each from its start.")] = 10,
+    config: ConfigFile = None,
+    data: DataFlag = None,
+    text_column: TextColumn = None,
+    label_column: LabelColumn = None,
+    labelled: Labelled = None,
+    unlabelled: Unlabelled = None,
+    teacher: TeacherFlag = None,
+    size: Size = None,
+    seed: Seed = None,
+    max_steps: MaxSteps = None,
+    settings: Settings = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Give up the selector that the output holds.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Trains a selector of knowledge over episodes, for `train --method selection`; Ctrl-C keeps the finished ones'."""
+    fields = run_fields(
+        data=data,
+        text_column=text_column,
+        label_column=label_column,
+        labelled=labelled,
+        unlabelled=unlabelled,
+        teacher=teacher,
+        size=size,
+        seed=seed,
+        max_steps=max_steps,
+    )
+    wanted = read_config(config, fields | {"output": output}, settings)
+    keep_freed_memory()
+    if wanted.training.threads:
+        torch.set_num_threads(wanted.training.threads)
+    done = train_selector(wanted, episodes, overwrite=overwrite, progress=Progress("selector", quiet=quiet))
+    if done.episodes:
+        typer.echo(
+            f"selector of {done.episodes} episodes in {output}; train a student with it by: student-client train "
+            f"--method selection --set method.selection.selector={output} and the other flags of this command"
+        )
+    if done.signal:
+        typer.echo(f"ended in episode {done.episodes + 1} of {episodes}, whose learning is not kept")
+        raise typer.Exit(128 + done.signal)

@@ -1,0 +1,96 @@
+"""Optimizer steps of one student and its teachers, one after the other; knows no validation, no file and no clock."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from accelerate import Accelerator
+
+from student_client.ahead import Ahead
+from student_client.config import RunConfig
+from student_client.methods import Methods, Outcome
+from student_client.optimization import JointOptimizer
+from student_client.stream import Stream
+from student_client.teachers import Teachers
+from student_models import Student
+from task_data import Split
+from teaching_protocol.errors import NonFiniteError
+
+__all__ = ["Steps"]
+
+
+class Steps:
+    """What a step needs, put together: the batches, the loss, both optimizers.
+
+    Args:
+        config: of the run.
+        train: the training rows.
+        student: trained in place.
+        method: trained with it.
+        teachers: enrolled, or none.
+        accelerator: places student and method.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        train: Split,
+        student: Student,
+        method: Methods,
+        teachers: Teachers,
+        accelerator: Accelerator,
+    ) -> None:
+        self.accelerator, self.teachers = accelerator, teachers
+        self.student: Student = student.to(accelerator.device)
+        self.method: Methods = method.to(accelerator.device)
+        whole = method.uses_unlabelled
+        training = config.training if whole else config.training.model_copy(update={"labelled_share": 1.0})
+        ports = sorted({port for member in teachers.members for port in member.ports})
+        self.stream = Stream(train, student, training, ports, accelerator.device)
+        self.batches = Ahead(self.stream, teachers, method.observed)
+        self.total = _total(config, self.stream.epoch_batches)
+        """Steps of the whole run, which the schedule spans."""
+        self.optimizer = JointOptimizer(config, accelerator, student, method, teachers, self.total)
+        self._microbatches = config.training.accumulation
+
+    def take(self, done: int, watch: Callable[[Outcome], None]) -> dict[str, float]:
+        """One step of both sides as step `done` + 1: the diagram of docs/architecture.md, from the student's end.
+
+        Args:
+            done: steps done before.
+            watch: is shown every microbatch's outcome.
+
+        Returns:
+            numbers to watch, such as gradient norms.
+
+        Raises:
+            NonFiniteError: a loss or gradient that is no number.
+            TeachingError: the teacher cannot go on.
+        """
+        waited_s = self.teachers.wait_s
+        for microbatch in range(1, self._microbatches + 1):
+            batch = self.batches.next(last=done + 1 >= self.total and microbatch == self._microbatches)
+            with self.accelerator.accumulate(self.method):
+                with self.accelerator.autocast():
+                    outcome = self.method.loss(self.student, batch, self.teachers)
+                self._check(outcome, done)
+                self.optimizer.backward(outcome.loss)
+            watch(outcome)
+        monitors = self.optimizer.step(done)
+        if self.teachers:
+            monitors |= {"teacher_latency_s": self.teachers.wait_s - waited_s}
+        return monitors
+
+    def _check(self, outcome: Outcome, done: int) -> None:
+        if self.accelerator.scaler is None and not torch.isfinite(outcome.loss):
+            values = ", ".join(f"{name} {float(value):g}" for name, value in outcome.parts.items())
+            raise NonFiniteError(
+                f"step {done + 1}: the loss is {outcome.loss.item()} ({values}), expected a number; "
+                "lower training.lr, or the weight of the part that grew"
+            )
+
+
+def _total(config: RunConfig, epoch_batches: int) -> int:
+    training = config.training
+    return training.max_steps or max(1, training.epochs * epoch_batches // training.accumulation)
