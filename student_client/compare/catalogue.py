@@ -16,7 +16,6 @@ _TEXT = {
     "student.width": 64,
     "student.layers": 2,
     "student.vocabulary_size": 4096,
-    "student.max_tokens": 32,
     "teacher.entry": 4,
 }
 _RATINGS = {**_BUDGET, "training.batch_size": 64}
@@ -41,17 +40,23 @@ _GROUPS = ("comp.graphics", "rec.autos", "rec.sport.hockey", "sci.crypt", "sci.m
 
 _CORE = ("task_only", "soft_labels", "fitnets", "one_way", "soft_labels_complementary", "averaged", "fixed_mix", "talking",
          "talking_soft_labels", "committee", "selection")  # fmt: skip
-"""What is compared on the tasks that are not the first of their family."""
+"""What is compared on every task."""
+
+_MORE = ("rkd", "pkd", "minilm", "one_way_no_labels", "random_soft", "random_hard", "selection_hard", "committee_tau",
+         "committee_foundation", "committee_complementary", "committee_uniform", "talking_no_question",
+         "soft_labels~random", "fitnets~random", "one_way~random", "talking~random", "committee~random",
+         "selection~random")  # fmt: skip
+"""What is compared on the first task of ratings and of vision besides; the first task of text compares everything."""
 
 
 def _data(name: str, **fields: Any) -> DataConfig:
     return DataConfig.model_validate({"name": name, "labelled": 300, "unlabelled": 1400, "validation": 400, **fields})
 
 
-def _text(data: DataConfig, variants: tuple[str, ...] | None = _CORE, **settings: Any) -> SuiteTask:
+def _text(data: DataConfig, variants: tuple[str, ...] | None = _CORE, tokens: int = 32) -> SuiteTask:
     """A larger student as the complementary teacher, which has seen the same labels."""
-    together = {**_TEXT, **settings}
-    return SuiteTask(data=data, settings=together, foundation=_MINILM, complementary=_PEER, variants=variants)
+    settings = {**_TEXT, "student.max_tokens": tokens}
+    return SuiteTask(data=data, settings=settings, foundation=_MINILM, complementary=_PEER, variants=variants)
 
 
 def _genre(genre: str, variants: tuple[str, ...] | None = _CORE) -> SuiteTask:
@@ -67,16 +72,16 @@ def _image(data: DataConfig, variants: tuple[str, ...] | None = _CORE) -> SuiteT
 _TEXT_TASKS = {
     "sentiment": _text(_data("uci_sentiment", test=850), None),
     "reuters": _text(_data("reuters_r8", labelled=100, test=1500)),
-    "newsgroups": _text(_data("newsgroups", classes=_GROUPS, test=1500), **{"student.max_tokens": 64}),
+    "newsgroups": _text(_data("newsgroups", classes=_GROUPS, test=1500), _CORE, tokens=64),
     "spam": _text(_data("spam_assassin", labelled=50, test=1000)),
 }
 _RATINGS_TASKS = {
-    "sci-fi": _genre("Sci-Fi", None),
+    "sci-fi": _genre("Sci-Fi", _CORE + _MORE),
     "comedy": _genre("Comedy"),
     "thriller": _genre("Thriller"),
 }
 _VISION_TASKS = {
-    "fashion": _image(_data("fashion_mnist", test=1500), None),
+    "fashion": _image(_data("fashion_mnist", test=1500), _CORE + _MORE),
     "digits": _image(_data("digits", labelled=50, unlabelled=850, validation=300, test=450)),
     "mnist": _image(_data("mnist", labelled=100, test=1500)),
 }

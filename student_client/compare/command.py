@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shlex
 import signal
@@ -49,6 +50,8 @@ def compare(
 
     Interrupted, it is gone on with by the same command; runs that have ended are not run again.
     """
+    if importlib.util.find_spec("matplotlib") is None:  # it would be missed at the end, hours later
+        raise ConfigError("compare needs matplotlib for its plots; install it with: pip install 'talking-models[demo]'")
     chosen = _suite(suite).narrowed(_listed(tasks), trials, steps)
     root = output or Path("runs", "compare", chosen.name)
     command = shlex.join(["student-client", *sys.argv[1:]])

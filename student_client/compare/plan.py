@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from student_client.compare.records import Key, Planned, Record, lower_is_better
-from student_client.compare.suites import Suite
+from student_client.compare.suites import Suite, Variant
 from student_client.config import RunConfig, load_run_config
 
 __all__ = ["TUNING_SEED", "TaskRuns", "best_trial", "run_config", "settings_of"]
@@ -128,7 +128,8 @@ def run_config(suite: Suite, run: Planned, addresses: Sequence[str], root: Path)
         ConfigError: an unknown field, or a value out of range.
     """
     task, source = suite.tasks[run.task], suite.source(run.variant)
-    settings = {"training.tensorboard": False, "training.threads": 1, **task.settings, **settings_of(suite, run)}
+    common = {name: value for name, value in task.settings.items() if _applies(name, suite.variants[run.variant])}
+    settings = {"training.tensorboard": False, "training.threads": 1, **common, **settings_of(suite, run)}
     first = {name: value for name, value in settings.items() if name.startswith("teacher.")}
     values = {"data": task.data.model_dump(mode="json"), **{k: v for k, v in settings.items() if k not in first}}
     values |= {"method.names": suite.variants[run.variant].methods, "output": root / run.folder}
@@ -139,3 +140,8 @@ def run_config(suite: Suite, run: Planned, addresses: Sequence[str], root: Path)
     if run.stage == "final" and suite.variants[source].selector is not None:
         values["method.selection.selector"] = root / Planned(run.task, source, "select", 0, 0, TUNING_SEED).folder
     return load_run_config(None, values)
+
+
+def _applies(name: str, variant: Variant) -> bool:
+    """Whether a task's setting concerns a variant: those of a teacher speak of the foundation and its layers."""
+    return not name.startswith("teacher.") or variant.teachers[:1] == ("foundation",)

@@ -193,6 +193,7 @@ class Runner:
             return Running(f"{board.task}: makes {job.folder.name}")
         if isinstance(job, Planned):
             steps = board.suite.tasks[board.task].settings.get("training.max_steps", 0)
+            steps = 0 if job.stage == "select" else steps
             return Running(_called(job), last_step(self.root / job.folder), steps)
         return Running(f"{board.task}: scores {' '.join(job)}")
 

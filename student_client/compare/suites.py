@@ -69,7 +69,9 @@ class SuiteTask(_Frozen):
     """A data set, the student that learns on it, its training, and the teachers that know it."""
 
     data: DataConfig = Field(description="The data set; its splits are the same for every method and every seed.")
-    settings: dict[str, Any] = Field(default_factory=dict, description="Settings of every run: student and training.")
+    settings: dict[str, Any] = Field(
+        default_factory=dict, description="Settings of every run; `teacher.*` are the foundation's."
+    )
     foundation: TeacherPlan | None = Field(default=None, description="The foundation teacher.")
     complementary: TeacherPlan | None = Field(default=None, description="The complementary teacher.")
     variants: tuple[str, ...] | None = Field(default=None, description="Names of the variants to compare; None is all.")

@@ -105,7 +105,7 @@ def time_left_s(
 
 def _likes(run: Planned) -> tuple[tuple[str, ...], ...]:
     """What other runs may be like this one in, the closest first."""
-    return (run.task, run.variant), (run.task,), ()
+    return (run.task, run.variant, run.stage), (run.task, run.variant), (run.task,), ()
 
 
 def _left(left_s: float | None) -> str:

@@ -125,6 +125,26 @@ def test_the_first_teacher_is_the_foundation_of_the_run_and_the_others_complemen
     assert [each.address for each in config.complementary] == ["b:2"]
 
 
+def test_what_a_task_sets_of_the_teacher_is_the_foundations() -> None:
+    task = suite().tasks["digits"]
+    settings = {**task.settings, "teacher.entry": 4}
+    task = task.model_copy(update={"complementary": task.foundation, "settings": settings})
+    variants = {
+        "foundation": Variant(methods=("talking",)),
+        "complementary": Variant(methods=("talking",), teachers=("complementary",)),
+        "nobody": Variant(methods=("task_only",), teachers=()),
+    }
+    made = suite(tasks={"digits": task}, variants=variants)
+    configs = {
+        name: run_config(
+            made, Planned("digits", name, "final", 0, 0, 0), ["a:1"][: len(variant.teachers)], Path("root")
+        )
+        for name, variant in variants.items()
+    }
+    entries = {name: config.teacher.entry if config.teacher else "no teacher" for name, config in configs.items()}
+    assert entries == {"foundation": 4, "complementary": None, "nobody": "no teacher"}
+
+
 def test_a_setting_that_no_run_has_is_refused() -> None:
     made = suite(variants={"talking": Variant(methods=("talking",), settings={"method.loudness": 2})})
     with pytest.raises(ConfigError, match="loudness"):
