@@ -48,6 +48,8 @@ bench: setup
 	$(BIN)/python benchmarks/bench_step.py
 	$(BIN)/python benchmarks/bench_tensors.py
 	$(BIN)/python benchmarks/bench_observe.py
+	$(BIN)/python benchmarks/bench_ahead.py
+	$(BIN)/python benchmarks/bench_committee.py
 
 serve: setup ## MODEL=name or folder
 	$(BIN)/teacher-server serve --model $(MODEL) $(SERVE_FLAGS)
