@@ -53,11 +53,20 @@ class Answers:
         return {name: found[name] for name in request.outputs}
 
     def _own(self, session: Session, raw: Tensors) -> Own:
-        enter, exit_ = (f"hidden.{layer}" for layer in (session.settings.entry, session.settings.exit))
+        settings = session.settings
+        enter, exit_ = (f"hidden.{layer}" for layer in (settings.entry, settings.exit))
+        if settings.pooling == "mean" and settings.message_tokens and settings.inject == "replace":
+            return self._pooled(raw, *(f"{port}.mean{settings.message_tokens}" for port in (enter, exit_)))
         ports = [enter, exit_, MASK] if self._teacher.family.modality == "text" else [enter, exit_]
         rows = self._knowledge.rows(raw, ports)
         found = {port: stack_rows(rows, port).float() for port in {enter, exit_}}
         return Own(found[enter], found[exit_], _mask(rows, found[enter]), _mask(rows, found[exit_]))
+
+    def _pooled(self, raw: Tensors, enter: str, exit_: str) -> Own:
+        """Own states as the means that the session would pool them to: small, and shared by all sessions that do."""
+        rows = self._knowledge.rows(raw, [enter, exit_])
+        found = {port: stack_rows(rows, port).float() for port in {enter, exit_}}
+        return Own(found[enter], found[exit_], _all_real(found[enter]), _all_real(found[exit_]))
 
     def observe(self, raw: Tensors, outputs: tuple[str, ...], *, cached_only: bool = False) -> dict[str, torch.Tensor]:
         """The student-independent ports among `outputs`, from the cache where they are.
@@ -85,6 +94,10 @@ def raw_inputs(request: ForwardRequest) -> dict[str, torch.Tensor]:
 def _mask(rows: list[Row], states: torch.Tensor) -> torch.Tensor:
     if MASK in rows[0]:
         return stack_rows(rows, MASK).bool()
+    return _all_real(states)
+
+
+def _all_real(states: torch.Tensor) -> torch.Tensor:
     return torch.ones(states.shape[:2], dtype=torch.bool, device=states.device)
 
 

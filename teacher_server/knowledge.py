@@ -25,8 +25,9 @@ Tensors = Mapping[str, torch.Tensor]
 class Knowledge:
     """The teacher's states, logits and pooled vector on raw inputs, through the cache.
 
-    Missing rows are computed `batch_rows` at a time. With 1, no row is padded, so that its bits
-    depend on the row and on nothing else (deterministic mode).
+    Missing rows are computed `batch_rows` at a time, and what is small and comes with the same pass over the layers is
+    kept with them: another method's ports on the same row then cost no pass of their own. With 1, no row is padded and
+    nothing else is computed, so that its bits depend on the row and on nothing else (deterministic mode).
     """
 
     def __init__(self, teacher: FrozenTeacher, cache: KnowledgeCache, *, batch_rows: int, max_tokens: int) -> None:
@@ -59,6 +60,7 @@ class Knowledge:
         return [row for row in rows if row is not None]
 
     def _compute(self, inputs: Tensors, ports: Sequence[str]) -> list[Row]:
+        ports = self._with_companions(ports)
         prepared = self._teacher.prepare(inputs, self._max_tokens)
         layers = [_layer(port) for port in ports if port.startswith("hidden.")]
         found = dict(self._teacher.states(prepared, layers, "logits" in ports, "pooled" in ports))
@@ -72,6 +74,19 @@ class Knowledge:
             found[MASK] = prepared[MASK].bool()
             lengths = _lengths(found[MASK])
         return [{port: _row(found[port], row, port, lengths[row]) for port in ports} for row in range(batch)]
+
+    def _with_companions(self, ports: Sequence[str]) -> Sequence[str]:
+        """The ports, and the small ones that lie on the way: each layer's mean, and at the top `pooled` and `logits`."""
+        if self._batch_rows == 1:
+            return ports
+        top = self._teacher.family.layers
+        layers = [top if port in ("pooled", "logits") else _layer(port) for port in ports if port != MASK]
+        reached = max(layers, default=-1)
+        found = [f"hidden.{layer}.mean1" for layer in range(reached + 1)]
+        if reached == top:
+            found += ["pooled"]
+            found += ["logits"] if self._teacher.heads and self._teacher.heads != ("causal_lm",) else []
+        return tuple(dict.fromkeys([*ports, *found]))
 
 
 def _row(batch: torch.Tensor, row: int, port: str, length: int) -> torch.Tensor:

@@ -22,7 +22,7 @@ _RATINGS = {**_BUDGET, "training.batch_size": 64}
 _IMAGE = {**_BUDGET, "student.width": 16, "student.layers": 4, "teacher.entry": 12}
 
 _MINILM = TeacherPlan(model="minilm", finetune={"train": "lora"}, server={"max_tokens": 64})
-_READER = TeacherPlan(model="minilm", finetune={"epochs": 6}, server={"max_tokens": 96})
+_READER = TeacherPlan(model="minilm", finetune={"epochs": 6}, server={"max_tokens": 64})
 _LITE0 = TeacherPlan(model="efficientnet_lite0", finetune={"image_size": 64}, server={"image_size": 64})
 _PEER = TeacherPlan(student={"training.max_steps": 400})
 _COLLECTOR = TeacherPlan(
@@ -61,7 +61,7 @@ def _text(data: DataConfig, variants: tuple[str, ...] | None = _CORE, tokens: in
 
 def _genre(genre: str, variants: tuple[str, ...] | None = _CORE) -> SuiteTask:
     """The foundation reads about films, the complementary teacher has collected the ratings of other genres."""
-    data = _data("movielens", genre=genre, labelled=1000, unlabelled=3000, validation=1000, test=2500)
+    data = _data("movielens", genre=genre, labelled=1000, unlabelled=2000, validation=800, test=2500)
     return SuiteTask(data=data, settings=_RATINGS, foundation=_READER, complementary=_COLLECTOR, variants=variants)
 
 

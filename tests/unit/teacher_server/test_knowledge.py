@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import torch
 
+from teacher_server.families import masked_mean
 from teacher_server.knowledge import Knowledge, stack_rows
 from teacher_server.knowledge_cache import KnowledgeCache
 from teacher_server.metrics import Metrics
@@ -58,6 +59,34 @@ def test_the_second_time_no_model_runs(bert: FrozenTeacher) -> None:
             )
         assert known.find(inputs, ["hidden.3"]) is None
         assert rows == [2, 1]
+
+
+def test_what_is_small_comes_with_the_same_pass(bert: FrozenTeacher) -> None:
+    inputs, known = tiny_inputs("bert", 3, 6), knowledge(bert)
+    exact = bert.states(bert.prepare(inputs), [1, 4], with_logits=True, with_pooled=True)
+    with Runs(bert) as runs:
+        known.rows(inputs, ["hidden.4.mean1"])
+        passes = len(runs)
+        found = known.rows(inputs, ["hidden.0.mean1", "hidden.1.mean1", "pooled", "logits"])
+        assert len(runs) == passes, "one pass over the layers gave them all"
+        known.rows(inputs, ["hidden.1"])
+        assert len(runs) > passes, "whole states are only kept when they are asked for"
+    for port in ("pooled", "logits"):
+        torch.testing.assert_close(stack_rows(found, port), exact[port], atol=1e-5, rtol=1e-5)
+    mean = masked_mean(exact["hidden.1"], inputs["attention_mask"].bool())
+    torch.testing.assert_close(stack_rows(found, "hidden.1.mean1")[:, 0], mean, atol=1e-5, rtol=1e-5)
+
+
+def test_no_layer_above_the_ports_is_run(bert: FrozenTeacher) -> None:
+    ran: list[int] = []
+    hooks = [
+        block.register_forward_pre_hook(lambda *_, number=number: ran.append(number))
+        for number, block in enumerate(bert.family.blocks)
+    ]
+    knowledge(bert).rows(tiny_inputs("bert", 2, 6), ["hidden.2.mean1"])
+    for hook in hooks:
+        hook.remove()
+    assert set(ran) == {0, 1}
 
 
 def test_only_the_missing_rows_are_computed(bert: FrozenTeacher) -> None:

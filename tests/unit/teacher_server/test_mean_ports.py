@@ -97,7 +97,8 @@ def test_the_second_time_no_model_runs_and_little_is_kept(bert: FrozenTeacher, d
     assert torch.equal(again["hidden.2.mean2"], first["hidden.2.mean2"])
     assert torch.equal(last["hidden.2.mean2"], first["hidden.2.mean2"][4:])
     kept = actor._metrics.registry.get_sample_value("teacher_knowledge_cache_bytes")
-    assert kept == ROWS * (2 + 3) * 32 * 4
+    companions = 0 if deterministic else 3  # the means of cuts 0, 1 and 2 lie on the way
+    assert kept == ROWS * (2 + 3 + companions) * 32 * 4
 
 
 def test_it_is_on_the_card_and_its_number_has_a_limit(bert: FrozenTeacher) -> None:
