@@ -42,11 +42,16 @@ _CORE = ("task_only", "soft_labels", "fitnets", "one_way", "soft_labels_compleme
          "talking_soft_labels", "committee", "selection")  # fmt: skip
 """What is compared on every task."""
 
+_CONTROLS = ("one_way~random", "talking~random", "committee~random")
+
 _MORE = ("rkd", "pkd", "minilm", "one_way_no_labels", "random_soft", "random_hard", "selection_hard", "committee_tau",
          "committee_foundation", "committee_complementary", "committee_uniform", "talking_no_question",
-         "soft_labels~random", "fitnets~random", "one_way~random", "talking~random", "committee~random",
-         "selection~random")  # fmt: skip
-"""What is compared on the first task of ratings and of vision besides; the first task of text compares everything."""
+         "soft_labels~random", "fitnets~random", "selection~random", *_CONTROLS)  # fmt: skip
+"""What is compared on the first task of text and of ratings besides."""
+
+_ABLATIONS = ("talking_message_only", "talking_two_rounds", "talking_no_mc", "talking_no_sc", "talking_detached",
+              "committee_no_embedding", "committee_no_question", "selection_conversation")  # fmt: skip
+"""What is compared on the first task of text besides."""
 
 
 def _data(name: str, **fields: Any) -> DataConfig:
@@ -70,7 +75,7 @@ def _image(data: DataConfig, variants: tuple[str, ...] | None = _CORE) -> SuiteT
 
 
 _TEXT_TASKS = {
-    "sentiment": _text(_data("uci_sentiment", test=850), None),
+    "sentiment": _text(_data("uci_sentiment", test=850), _CORE + _MORE + _ABLATIONS),
     "reuters": _text(_data("reuters_r8", labelled=100, test=1500)),
     "newsgroups": _text(_data("newsgroups", classes=_GROUPS, test=1500), _CORE, tokens=64),
     "spam": _text(_data("spam_assassin", labelled=50, test=1000)),
@@ -81,7 +86,7 @@ _RATINGS_TASKS = {
     "thriller": _genre("Thriller"),
 }
 _VISION_TASKS = {
-    "fashion": _image(_data("fashion_mnist", test=1500), _CORE + _MORE),
+    "fashion": _image(_data("fashion_mnist", test=1500), _CORE + _CONTROLS),
     "digits": _image(_data("digits", labelled=50, unlabelled=850, validation=300, test=450)),
     "mnist": _image(_data("mnist", labelled=100, test=1500)),
 }
