@@ -180,6 +180,15 @@ class CommitteeConfig(BaseModel):
     importance: Literal["learned", "uniform"] = Field(
         "learned", description="Whether the importance of a teacher for a sample is learned, or the same for all."
     )
+    importance_from: Literal["all", "labels"] = Field(
+        "all",
+        description="Which losses move the importance: all, or those that look at labels; the error to the answers alone "
+        "prefers the teacher that is easiest to match.",
+    )
+    w_labels: float = Field(
+        0.0, ge=0.0, description="Weight of the teachers' own predictions by importance; of those with the task's head."
+    )
+    temperature: float = Field(2.0, gt=0.0, description="Temperature of these predictions.")
     tau: float = Field(
         0.0, ge=0.0, lt=1.0, description="Importance under which a teacher is not asked about a sample; less than 1/n."
     )

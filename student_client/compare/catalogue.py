@@ -39,13 +39,13 @@ _GROUPS = ("comp.graphics", "rec.autos", "rec.sport.hockey", "sci.crypt", "sci.m
 
 
 _CORE = ("task_only", "soft_labels", "fitnets", "one_way", "soft_labels_complementary", "averaged", "fixed_mix", "talking",
-         "talking_soft_labels", "committee", "selection")  # fmt: skip
+         "talking_soft_labels", "committee", "committee_labels", "selection")  # fmt: skip
 """What is compared on every task."""
 
 _CONTROLS = ("one_way~random", "talking~random", "committee~random")
 
 _MORE = ("rkd", "pkd", "minilm", "one_way_no_labels", "random_soft", "random_hard", "selection_hard", "committee_tau",
-         "committee_foundation", "committee_complementary", "committee_uniform", "talking_no_question",
+         "committee_foundation", "committee_complementary", "committee_uniform", "committee_from_labels", "talking_no_question",
          "soft_labels~random", "fitnets~random", "selection~random", *_CONTROLS)  # fmt: skip
 """What is compared on the first task of text and of ratings besides."""
 

@@ -78,6 +78,13 @@ _METHODS = {
         methods=("talking", "soft_labels"), grid=_TALKING, about="Talking Models with soft labels"
     ),
     "committee": Variant(methods=("committee",), teachers=_BOTH, grid=_COMMITTEE, about="DiverseDistill"),
+    "committee_labels": Variant(
+        methods=("committee",),
+        teachers=_BOTH,
+        grid=_COMMITTEE,
+        settings={"method.committee.w_labels": 1.0, "method.committee.importance_from": "labels"},
+        about="DiverseDistill, and the teachers' predictions by importance",
+    ),
     "committee_tau": Variant(
         methods=("committee",),
         teachers=_BOTH,
@@ -124,6 +131,9 @@ _ABLATIONS = {
     "talking_detached": _without("talking", "the answer is a fixed target", {"method.detach_target": True}),
     "committee_foundation": _without("committee", "the foundation alone", {}, ("foundation",)),
     "committee_complementary": _without("committee", "the complementary teacher alone", {}, ("complementary",)),
+    "committee_from_labels": _without(
+        "committee", "importance moved by labels alone", {"method.committee.importance_from": "labels"}
+    ),
     "committee_no_embedding": _without(
         "committee", "without teacher embeddings", {"method.committee.embedding": False}
     ),
@@ -178,6 +188,8 @@ CONTRASTS = (
     ("talking_soft_labels", "soft_labels"),
     ("one_way", "one_way_no_labels"),
     ("committee", "averaged"),
+    ("committee_labels", "averaged"),
+    ("committee_labels", "soft_labels_complementary"),
     ("committee", "soft_labels_complementary"),
     ("committee", "committee_tau"),
     ("selection", "fixed_mix"),

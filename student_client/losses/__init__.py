@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from student_client.losses.committee import committee_error, mixed
+from student_client.losses.committee import committee_error, mixed, mixed_prediction, mixed_targets
 from student_client.losses.features import hint_error, patient_error
 from student_client.losses.fsp import flow_error, flow_matrix
 from student_client.losses.labels import answer_labels, averaged_soft_targets, soft_label_kl, soft_targets
@@ -35,6 +35,8 @@ __all__ = [
     "message_consistency",
     "message_variance",
     "mixed",
+    "mixed_prediction",
+    "mixed_targets",
     "patient_error",
     "self_relation_kl",
     "soft_label_kl",

@@ -7,7 +7,7 @@ from torch.nn import functional
 
 from teaching_protocol.errors import InvalidTensor
 
-__all__ = ["committee_error", "mixed"]
+__all__ = ["committee_error", "mixed", "mixed_prediction", "mixed_targets"]
 
 
 def committee_error(
@@ -40,6 +40,55 @@ def committee_error(
 def mixed(answers: torch.Tensor, importance: torch.Tensor) -> torch.Tensor:
     """sum_i alpha_i z_i: answers [batch, teachers, d_g] by importance [batch, teachers] to [batch, d_g]."""
     return (importance[..., None] * answers).sum(1)
+
+
+def mixed_prediction(predictions: torch.Tensor, importance: torch.Tensor, *, temperature: float = 1.0) -> torch.Tensor:
+    """What a committee predicts, differentiable to the importance: log sum_i alpha_i softmax(y_i / T), or sum_i alpha_i y_i.
+
+    Ours: the mixture of the teachers' own predictions by their importance for each row.
+
+    Args:
+        predictions: [batch, teachers, classes] logits, or [batch, teachers, 1] predicted targets; they get no gradient.
+        importance: alpha [batch, teachers], rows of sum 1.
+        temperature: of the softmaxes; a regression does not use it.
+
+    Returns:
+        [batch, classes] log-probabilities, which a task loss takes as logits, or [batch] predicted targets.
+
+    Raises:
+        InvalidTensor: shapes that do not fit.
+    """
+    if predictions.dim() != 3 or predictions.shape[:2] != importance.shape:
+        raise InvalidTensor(
+            f"committee: received predictions {list(predictions.shape)} and importance {list(importance.shape)}, "
+            "expected [batch, teachers, outputs] and [batch, teachers]"
+        )
+    if predictions.shape[-1] == 1:
+        return (importance * predictions.detach().squeeze(-1)).sum(1)
+    shares = importance.clamp(min=torch.finfo(importance.dtype).tiny).log()[..., None]
+    return (shares + (predictions.detach() / temperature).log_softmax(-1)).logsumexp(1)
+
+
+def mixed_targets(outputs: torch.Tensor, mixture: torch.Tensor, *, temperature: float = 2.0) -> torch.Tensor:
+    """T^2 KL(mixture || softmax(y / T)), or mean (y - mixture)^2; the mixture of `mixed_prediction` gets no gradient.
+
+    Args:
+        outputs: y [batch, classes] logits, or [batch] predicted targets.
+        mixture: log-probabilities at the same temperature, or predicted targets; the same shape.
+        temperature: T; a regression does not use it.
+
+    Raises:
+        InvalidTensor: the two differ in shape.
+    """
+    if outputs.shape != mixture.shape:
+        raise InvalidTensor(
+            f"outputs: received {list(outputs.shape)} against {list(mixture.shape)}, expected the same shape; "
+            "the teachers must predict what the student does"
+        )
+    if outputs.dim() == 1:
+        return functional.mse_loss(outputs, mixture.detach())
+    ours = (outputs / temperature).log_softmax(-1)
+    return functional.kl_div(ours, mixture.detach(), reduction="batchmean", log_target=True) * temperature**2
 
 
 def _check(states: torch.Tensor, answers: torch.Tensor, importance: torch.Tensor) -> None:

@@ -7,7 +7,14 @@ from dataclasses import dataclass
 
 import torch
 
-from student_client.losses import committee_error, message_variance, mixed
+from student_client.losses import (
+    committee_error,
+    message_variance,
+    mixed,
+    mixed_prediction,
+    mixed_targets,
+    task_loss,
+)
 from student_client.method_config import CommitteeConfig, MethodConfig
 from student_client.methods.answer import add_answer_labels
 from student_client.methods.augmenters import AnswerAugmenter, CommitteeShape, QuestionAugmenter
@@ -15,6 +22,7 @@ from student_client.methods.gate import MessageGate
 from student_client.methods.importance import Importance, importance
 from student_client.methods.method import Context, Method, Seen, Terms
 from student_client.methods.projection import masked_mean
+from student_client.methods.served import has_head, require_head
 from student_client.teachers import Member, Teachers
 from student_models import States
 from task_data import Batch
@@ -63,6 +71,9 @@ class Committee(Method):
         config, settings = context.config, context.config.committee
         self.settings, self.teachers = settings, len(context.cards)
         _check(config, settings, self.teachers)
+        self.task = context.student.task
+        if settings.w_labels and not any(has_head(card, self.task) for card in context.cards):
+            require_head(context.cards[0], self.task)
         shape = CommitteeShape(
             self.teachers,
             context.student.width,
@@ -81,7 +92,8 @@ class Committee(Method):
     @property
     def is_active(self) -> bool:
         """Whether any term has a weight."""
-        return bool(self.settings.weight or self._labels or self.config.w_state_consistency)
+        settings = self.settings
+        return bool(settings.weight or settings.w_labels or self._labels or self.config.w_state_consistency)
 
     def terms(self, seen: Seen, batch: Batch, teachers: Teachers) -> Terms:
         """The error to the answers, answer labels of their mixture, and the state consistency of those asked."""
@@ -93,12 +105,15 @@ class Committee(Method):
         heard = self._ask(_Asking(x, keys, scores, self.gate(x) if self.asks else None), batch, teachers)
         answers, weights = self._read(heard, len(batch)), heard.importance.weights
         wanted = answers.detach() if config.detach_target else answers
-        error = committee_error(masked_mean(seen.upper), wanted, weights, of_mixture=settings.target == "mixture")
+        share = weights if settings.importance_from == "all" else weights.detach()
+        error = committee_error(masked_mean(seen.upper), wanted, share, of_mixture=settings.target == "mixture")
         terms.add("committee", settings.weight, error)
         mixture = mixed(answers, weights)[:, None]  # [batch, 1, d_g]
         if self._labels:
             real = torch.ones(mixture.shape[:2], dtype=torch.bool, device=mixture.device)
             add_answer_labels(terms, config, seen, batch, States(mixture, real))
+        if settings.w_labels:
+            self._add_predictions(terms, seen, batch, heard)
         if config.w_state_consistency:
             returned = [found["state_consistency"] for found in heard.answers.values()]
             terms.add("state_consistency", config.w_state_consistency, torch.stack(returned).sum())
@@ -124,10 +139,44 @@ class Committee(Method):
             kept = {member.place: share.kept[:, member.place].nonzero().squeeze(1) for member in members}
             rows = {place: each for place, each in kept.items() if len(each)}
             questions = {place: self._question(teachers[place], each, asking, batch) for place, each in rows.items()}
-            outputs = [self._port, "state_consistency"] if self.config.w_state_consistency else [self._port]
-            answers = teachers.ask({place: (inputs, outputs) for place, inputs in questions.items()})
+            answers = teachers.ask(
+                {place: (inputs, self._outputs(teachers[place])) for place, inputs in questions.items()}
+            )
             if answers.keys() == questions.keys():
                 return _Heard(share, members, rows, questions, answers)
+
+    def _outputs(self, member: Member) -> list[str]:
+        """The output ports of one teacher's call."""
+        outputs = [self._port, "state_consistency"] if self.config.w_state_consistency else [self._port]
+        return [*outputs, "logits"] if self._predicts(member) else outputs
+
+    def _predicts(self, member: Member) -> bool:
+        """Whether a teacher's own prediction is wanted and is about the task."""
+        return bool(self.settings.w_labels) and has_head(member.card, self.task)
+
+    def _add_predictions(self, terms: Terms, seen: Seen, batch: Batch, heard: _Heard) -> None:
+        """The teachers' own predictions, mixed by importance, as soft labels; the importance learns from the labels (ours)."""
+        settings, count = self.settings, len(batch)
+        said = {place: found["logits"] for place, found in heard.answers.items() if "logits" in found}
+        if not said:
+            return
+        blank = heard.importance.weights.new_zeros(count, next(iter(said.values())).shape[-1])
+        each = [
+            blank.index_copy(0, heard.rows[place], said[place]) if place in said else blank
+            for place in range(self.teachers)
+        ]
+        speaks = torch.tensor([place in said for place in range(self.teachers)], device=blank.device)
+        weights = heard.importance.weights * speaks
+        rows = (weights.sum(1) > 0).nonzero().squeeze(1)  # for some, nobody who predicts may have been asked
+        predictions, weights = torch.stack(each, dim=1)[rows], weights[rows]
+        share = weights / weights.sum(1, keepdim=True)
+        target = mixed_prediction(predictions, share, temperature=settings.temperature)
+        soft = mixed_targets(seen.outputs[rows], target, temperature=settings.temperature)
+        terms.add("committee_labels", settings.w_labels, soft)
+        if settings.importance == "learned":
+            mixture = mixed_prediction(predictions, share)
+            learned = task_loss(mixture, batch.labels[rows], batch.labelled[rows])
+            terms.add("importance_task", settings.w_labels, learned)
 
     def _question(self, member: Member, rows: torch.Tensor, asking: _Asking, batch: Batch) -> dict[str, torch.Tensor]:
         """The input ports of one teacher's call: the rows it is asked about, and no others."""
@@ -139,7 +188,7 @@ class Committee(Method):
                 inputs["message_gate"] = asking.gate[rows]
         config = self.config
         joins = config.answer_from == "message_and_input" or config.inject != "replace"
-        if joins or config.w_state_consistency or not self.asks:
+        if joins or config.w_state_consistency or not self.asks or self._predicts(member):
             inputs |= {name: tensor[rows.to(tensor.device)] for name, tensor in member.own(batch).items()}
         return inputs
 

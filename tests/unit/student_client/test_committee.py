@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,15 @@ import pytest
 import torch
 from torch import nn
 
+from student_client.losses import task_loss
 from student_client.methods import Context, Methods, build_methods
 from student_client.methods.importance import importance
 from student_client.runs import open_run
 from student_client.teachers import Teachers
 from task_data import Batch
 from teacher_server.actor import TeacherActor
-from teaching_protocol.errors import ConfigError
+from teacher_server.local import local_teacher
+from teaching_protocol.errors import ConfigError, IncompatibleTeacher
 from teaching_protocol.verbs import DescribeReply
 from tests.unit.student_client.committee_setup import (
     committee,
@@ -26,8 +29,9 @@ from tests.unit.student_client.committee_setup import (
     teachers_of,
     train,
 )
-from tests.unit.student_client.method_setup import MODALITIES, one_batch, student_and_data
+from tests.unit.student_client.method_setup import MODALITIES, frozen, one_batch, student_and_data
 from tests.unit.student_client.run_setup import quiet, run_config
+from tests.unit.student_client.test_baselines import informed_of
 
 
 @pytest.fixture
@@ -388,3 +392,44 @@ def test_a_run_of_a_committee_resumed_equals_an_unbroken_one(tmp_path: Path) -> 
     assert whole["saved"] == resumed["saved"] > 0
     assert whole["sessions"] == resumed["sessions"]
     assert all(torch.equal(value, resumed["student"][name]) for name, value in whole["student"].items())
+
+
+@pytest.mark.parametrize("modality", MODALITIES)
+def test_predictions_are_weighed_by_importance_which_learns_from_the_labels(modality: str) -> None:
+    """One teacher says what the labels are, the other nothing about them; both are only asked about rows sent to them."""
+    student, data = student_and_data(modality)
+    actors = [local_teacher(informed_of(modality)), local_teacher(frozen(modality))]
+    config = committee_config(committee={"w_labels": 1.0, "importance_from": "labels", "answer_labels": False})
+    with committee(actors, student, data, config) as (methods, teachers):
+        batch = one_batch(student, data)
+        outcome = methods.loss(student, batch, teachers)
+        outcome.loss.backward()
+        assert {"committee_labels", "importance_task"} <= outcome.parts.keys()
+        logits = teachers[0].teacher.observe(teachers[0].own(batch), ["logits"])["logits"]
+    task = task_loss(logits.squeeze(-1) if logits.shape[-1] == 1 else logits, batch.labels, batch.labelled)
+    torch.testing.assert_close(outcome.parts["importance_task"], task, msg="only one of the two speaks about the task")
+
+
+def test_the_importance_moves_towards_the_teacher_that_is_right() -> None:
+    student, data = student_and_data("text")
+    right, wrong = informed_of("text"), informed_of("text")
+    for teacher, sign in ((right, 1.0), (wrong, -1.0)):
+        with torch.no_grad():
+            teacher.model.classifier.weight.zero_()
+            teacher.model.classifier.bias.copy_(sign * torch.tensor([4.0, -4.0]))
+    train_rows = replace(data.train, labels=torch.where(data.train.labelled, 0, data.train.labels))
+    data = replace(data, train=train_rows)  # every label is the one that `right` always says
+    config = committee_config(committee={"w_labels": 1.0, "importance_from": "labels"}, w_answer_task=0.0)
+    with committee([local_teacher(wrong), local_teacher(right)], student, data, config) as (methods, teachers):
+        watched = train(student, data, methods, teachers, steps=30)
+    assert watched[-1]["importance.1"] > watched[0]["importance.1"] + 0.1
+
+
+def test_predictions_of_nobody_are_refused(two: list[TeacherActor]) -> None:
+    student, data = student_and_data("text")
+    config = committee_config(committee={"w_labels": 1.0})
+    with (
+        pytest.raises(IncompatibleTeacher, match=r"`logits` of the teacher .*finetune"),
+        committee(two, student, data, config),
+    ):
+        pass

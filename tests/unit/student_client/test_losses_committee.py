@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
-from student_client.losses import committee_error, mixed
+from student_client.losses import committee_error, mixed, mixed_prediction, mixed_targets
 from teaching_protocol.errors import InvalidTensor
 
 ROWS, TEACHERS, WIDTH = 5, 3, 7
@@ -70,3 +72,55 @@ def test_shapes_that_do_not_fit(values: tuple[torch.Tensor, ...]) -> None:
     ):
         with pytest.raises(InvalidTensor, match=r"expected \[batch, width\], \[batch, teachers, width\]"):
             committee_error(*given)
+
+
+def test_the_mixture_of_predictions_is_the_mixture_of_probabilities() -> None:
+    pick = torch.Generator().manual_seed(5)
+    logits = torch.randn(ROWS, TEACHERS, 4, generator=pick, dtype=torch.float64).requires_grad_()
+    importance = torch.randn(ROWS, TEACHERS, generator=pick, dtype=torch.float64).softmax(1)
+    importance[0] = torch.tensor([0.0, 0.25, 0.75])  # a teacher that was not asked
+    importance.requires_grad_()
+    found = mixed_prediction(logits, importance, temperature=2.0)
+    for b in range(ROWS):
+        for c in range(4):
+            expected = 0.0
+            for i in range(TEACHERS):
+                powers = [math.exp(value / 2.0) for value in logits[b, i].tolist()]
+                expected += importance[b, i].item() * powers[c] / sum(powers)
+            assert math.exp(found[b, c].item()) == pytest.approx(expected, rel=1e-9)
+    found[:, 0].sum().backward()
+    assert logits.grad is None, "teachers get no gradient"
+    assert importance.grad is not None
+    assert importance.grad.isfinite().all()
+    assert importance.grad[1:].abs().sum() > 0
+
+
+def test_a_committee_that_predicts_numbers_predicts_their_mean_by_importance() -> None:
+    predictions = torch.tensor([[[1.0], [3.0]], [[2.0], [6.0]]])
+    mixture = mixed_prediction(predictions, torch.tensor([[0.5, 0.5], [0.25, 0.75]]))
+    assert mixture.tolist() == [2.0, 5.0]
+    assert mixed_targets(torch.tensor([1.0, 5.0]), mixture).item() == pytest.approx(0.5)
+
+
+def test_the_target_of_the_mixture_in_float64() -> None:
+    pick = torch.Generator().manual_seed(6)
+    outputs = torch.randn(ROWS, 4, generator=pick, dtype=torch.float64).requires_grad_()
+    mixture = torch.randn(ROWS, 4, generator=pick, dtype=torch.float64).log_softmax(-1).requires_grad_()
+    expected = 0.0
+    for b in range(ROWS):
+        powers = [math.exp(value / 3.0) for value in outputs[b].tolist()]
+        for c in range(4):
+            p = math.exp(mixture[b, c].item())
+            expected += p * (math.log(p) - math.log(powers[c] / sum(powers)))
+    loss = mixed_targets(outputs, mixture, temperature=3.0)
+    assert loss.item() == pytest.approx(9.0 * expected / ROWS, rel=1e-9)
+    loss.backward()
+    assert outputs.grad is not None
+    assert mixture.grad is None
+
+
+def test_predictions_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(InvalidTensor, match=r"expected \[batch, teachers, outputs\]"):
+        mixed_prediction(torch.zeros(2, 3), torch.zeros(2, 3))
+    with pytest.raises(InvalidTensor, match="the teachers must predict what the student does"):
+        mixed_targets(torch.zeros(2, 3), torch.zeros(2, 4))
