@@ -47,11 +47,7 @@ _CONTROLS = ("one_way~random", "talking~random", "committee~random")
 _MORE = ("rkd", "pkd", "minilm", "one_way_no_labels", "random_soft", "random_hard", "selection_hard", "committee_tau",
          "committee_foundation", "committee_complementary", "committee_uniform", "committee_from_labels", "talking_no_question",
          "soft_labels~random", "fitnets~random", "selection~random", *_CONTROLS)  # fmt: skip
-"""What is compared on the first task of text and of ratings besides."""
-
-_ABLATIONS = ("talking_message_only", "talking_two_rounds", "talking_no_mc", "talking_no_sc", "talking_detached",
-              "committee_no_embedding", "committee_no_question", "selection_conversation")  # fmt: skip
-"""What is compared on the first task of text besides."""
+"""What is compared on the first task of ratings besides; the first task of text compares everything."""
 
 
 def _data(name: str, **fields: Any) -> DataConfig:
@@ -75,7 +71,7 @@ def _image(data: DataConfig, variants: tuple[str, ...] | None = _CORE) -> SuiteT
 
 
 _TEXT_TASKS = {
-    "sentiment": _text(_data("uci_sentiment", test=850), _CORE + _MORE + _ABLATIONS),
+    "sentiment": _text(_data("uci_sentiment", test=850), None),
     "reuters": _text(_data("reuters_r8", labelled=100, test=1500)),
     "newsgroups": _text(_data("newsgroups", classes=_GROUPS, test=1500), _CORE, tokens=64),
     "spam": _text(_data("spam_assassin", labelled=50, test=1000)),
