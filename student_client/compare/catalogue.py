@@ -89,7 +89,11 @@ _VISION_TASKS = {
 
 
 def _suite(name: str, about: str, tasks: dict[str, SuiteTask]) -> Suite:
-    return Suite(name=name, about=about, grid=GRID, tasks=tasks, variants=VARIANTS, contrasts=CONTRASTS)
+    """A suite of the variants that one of its tasks compares, at least."""
+    shown = {variant for task in tasks.values() for variant in task.variants or VARIANTS}
+    variants = {variant: found for variant, found in VARIANTS.items() if variant in shown}
+    contrasts = tuple(pair for pair in CONTRASTS if shown.issuperset(pair))
+    return Suite(name=name, about=about, grid=GRID, tasks=tasks, variants=variants, contrasts=contrasts)
 
 
 _SMOKE = Suite(
