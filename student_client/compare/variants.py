@@ -72,6 +72,13 @@ _BASELINES = {
     "random_hard": Variant(methods=("random_hard",), about="random kinds at every step"),
 }
 
+
+def _selected(learning: Settings, about: str, settings: Settings | None = None, **fields: Any) -> Variant:
+    """Knowledge selection. Its trials are its selector's episodes; its learning rate is the one that the others mostly choose."""
+    chosen = {"training.lr": 3e-3, **(settings or {})}
+    return Variant(methods=("selection",), selector=learning, settings=chosen, about=about, **fields)
+
+
 _METHODS = {
     "talking": Variant(methods=("talking",), grid=_TALKING, about="Talking Models"),
     "talking_soft_labels": Variant(
@@ -92,17 +99,12 @@ _METHODS = {
         settings={"method.committee.tau": 0.4, "method.committee.filter_after": 50},
         about="DiverseDistill that does not ask teachers of little importance",
     ),
-    "selection": Variant(methods=("selection",), selector={}, about="selected knowledge, soft"),
-    "selection_hard": Variant(
-        methods=("selection",), selector={"method.selection.learning.hard": True}, about="selected knowledge, hard"
-    ),
-    "selection_conversation": Variant(
-        methods=("selection",),
-        selector={},
-        settings={
-            "method.selection.kinds": ["fine_tuning", "response", "feature", "relation", "conversation"],
-        },
-        about="selected knowledge, the conversation among it",
+    "selection": _selected({}, "selected knowledge, soft"),
+    "selection_hard": _selected({"method.selection.learning.hard": True}, "selected knowledge, hard"),
+    "selection_conversation": _selected(
+        {},
+        "selected knowledge, the conversation among it",
+        {"method.selection.kinds": ["fine_tuning", "response", "feature", "relation", "conversation"]},
     ),
 }
 
@@ -141,17 +143,11 @@ _ABLATIONS = {
         "committee", "all teachers count the same", {"method.committee.importance": "uniform"}
     ),
     "committee_no_question": _without("committee", "teachers speak unasked", {"method.committee.question": "none"}),
-    "selection_no_exploration": Variant(
-        methods=("selection",),
-        role="ablation",
-        selector={"method.selection.learning.eta": 0.0},
-        about="without the exploration reward",
+    "selection_no_exploration": _selected(
+        {"method.selection.learning.eta": 0.0}, "without the exploration reward", role="ablation"
     ),
-    "selection_every_step": Variant(
-        methods=("selection",),
-        role="ablation",
-        selector={"method.selection.learning.phase_steps": 1},
-        about="a reward at every step instead of every phase",
+    "selection_every_step": _selected(
+        {"method.selection.learning.phase_steps": 1}, "a reward at every step instead of every phase", role="ablation"
     ),
 }
 
