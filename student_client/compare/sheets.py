@@ -80,7 +80,9 @@ def overview_sheet(tables: Sequence[TaskTable]) -> Sheet:
         gains = [row.gain for row in own if row is not None and row.gain is not None]
         clear = [gain for gain in gains if gain.is_clear]
         counts = f"{sum(gain.mean > 0 for gain in clear)} / {sum(gain.mean < 0 for gain in clear)} / {len(gains) - len(clear)}"
-        rows.append((name, *(_marked(row) for row in own), counts if gains else "baseline"))
+        cells = tuple(_marked(row) for row in own)
+        without = "baseline" if any(cell != _NOTHING for cell in cells) else _NOTHING
+        rows.append((name, *cells, counts if gains else without))
     note = "Test, mean ± standard deviation; ▲ and ▼: the interval of the gain over the task's best baseline leaves zero out."
     columns = ("variant", *(f"{table.task} ({table.metric})" for table in tables), "better / worse / unclear")
     return Sheet("All tasks", columns, tuple(rows), (note,))
