@@ -32,7 +32,6 @@ from student_client.flags import (
     TeacherFlag,
     TextColumn,
     Unlabelled,
-    data_fields,
     read_config,
     run_fields,
 )
@@ -42,6 +41,7 @@ from student_client.runs import open_run
 from student_client.selection.command import select
 from student_client.transport import GrpcTransport
 from task_data.config import DataConfig
+from task_data.flags import data_fields
 from teaching_protocol.errors import ConfigError, ServiceError, SessionNotFound, TeachingError
 from teaching_protocol.memory import keep_freed_memory
 from teaching_protocol.verbs import Call, DescribeReply, DescribeRequest

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any
 
 import typer
-import yaml
 
 from student_client.config import RunConfig, load_run_config
-from task_data.config import DataName
-from teaching_protocol.errors import ConfigError
+from task_data.flags import data_fields, setting
 
 __all__ = [
     "ConfigFile",
@@ -27,7 +25,6 @@ __all__ = [
     "TeacherFlag",
     "TextColumn",
     "Unlabelled",
-    "data_fields",
     "read_config",
     "run_fields",
 ]
@@ -84,29 +81,4 @@ def read_config(config: Path | None, flags: Mapping[str, Any], settings: Sequenc
         ConfigError: a file, field or value that cannot be used.
     """
     given = {field: value for field, value in flags.items() if value is not None}
-    return load_run_config(config, given | dict(_setting(each) for each in settings or ()))
-
-
-def data_fields(data: str | None) -> dict[str, Any]:
-    """`--data` by the dotted fields it sets: a data set by name, or a file.
-
-    Raises:
-        ConfigError: it is neither.
-    """
-    if data is None or data in get_args(DataName):
-        return {"data.name": data}
-    if not Path(data).exists():
-        raise ConfigError(
-            f"--data: received {data!r}, expected one of {', '.join(get_args(DataName))}, or a file that exists"
-        )
-    return {"data.name": "file", "data.path": data}
-
-
-def _setting(text: str) -> tuple[str, Any]:
-    field, equals, value = text.partition("=")
-    if not equals or not field:
-        raise ConfigError(f"--set: received {text!r}, expected field=value, such as training.lr=1e-3")
-    try:
-        return field, yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {field}: received {value!r}, expected a YAML value: {error}") from error
+    return load_run_config(config, given | dict(setting(each, "training.lr=1e-3") for each in settings or ()))

@@ -147,8 +147,9 @@ def describe(
 def _finetune(flags: dict[str, Any], data: str, settings: list[str], overwrite: bool, quiet: bool) -> None:
     # imported here: data sets need packages that serving does not
     try:
+        from task_data.flags import data_fields
         from teacher_server.finetune import finetune
-        from teacher_server.finetune_config import data_fields, load_finetune_config
+        from teacher_server.finetune_config import load_finetune_config
     except ModuleNotFoundError as error:
         raise ConfigError(
             f"finetune needs the package {error.name}; install it with: pip install 'talking-models[finetune]'"

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from task_data.config import DataConfig, DataName
+from task_data.config import DataConfig
+from task_data.flags import setting
 from teaching_protocol.errors import ConfigError
 
-__all__ = ["FinetuneConfig", "data_fields", "load_finetune_config"]
+__all__ = ["FinetuneConfig", "load_finetune_config"]
 
 
 class FinetuneConfig(BaseModel):
@@ -66,7 +66,7 @@ def load_finetune_config(flags: Mapping[str, Any], settings: Sequence[str] = ())
     """
     values: dict[str, Any] = {"data": {}}
     given = [(field, value) for field, value in flags.items() if value is not None]
-    for field, value in [*given, *map(_setting, settings)]:
+    for field, value in [*given, *(setting(each, "data.validation=200") for each in settings)]:
         place, _, name = field.rpartition(".")
         if field == "data":
             raise ConfigError(f"data: received {value!r}, expected one of its fields, such as data.validation=200")
@@ -79,28 +79,3 @@ def load_finetune_config(flags: Mapping[str, Any], settings: Sequence[str] = ())
             for fault in error.errors()
         )
         raise ConfigError(f"fine-tuning: {faults}") from error
-
-
-def data_fields(data: str) -> dict[str, Any]:
-    """What `--data` means, as flags of `load_finetune_config`: a data set by name, or a file.
-
-    Raises:
-        ConfigError: neither.
-    """
-    if data in get_args(DataName):
-        return {"data.name": data}
-    if not Path(data).exists():
-        raise ConfigError(
-            f"--data: received {data!r}, expected one of {', '.join(get_args(DataName))}, or a file that exists"
-        )
-    return {"data.name": "file", "data.path": data}
-
-
-def _setting(text: str) -> tuple[str, Any]:
-    field, equals, value = text.partition("=")
-    if not equals or not field:
-        raise ConfigError(f"--set: received {text!r}, expected field=value, such as data.validation=200")
-    try:
-        return field, yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {field}: received {value!r}, expected a YAML value: {error}") from error

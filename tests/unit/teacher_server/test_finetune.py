@@ -14,8 +14,9 @@ import torch
 import transformers as hf
 
 from task_data import load_data, teacher_view
+from task_data.flags import data_fields
 from teacher_server.finetune import Finetuned, finetune
-from teacher_server.finetune_config import FinetuneConfig, data_fields, load_finetune_config
+from teacher_server.finetune_config import FinetuneConfig, load_finetune_config
 from teacher_server.loading import load_teacher
 from teacher_server.split import FrozenTeacher
 from teaching_protocol.errors import ConfigError, DataError, ModelLoadError, NonFiniteError, UnsupportedFamily
