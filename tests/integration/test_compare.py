@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -68,8 +68,9 @@ def one_of(process: subprocess.Popen[str], words: str) -> Callable[[], psutil.Pr
 
     def look() -> psutil.Process | None:
         for child in psutil.Process(process.pid).children(recursive=True):
-            if words in " ".join(child.cmdline()):
-                return child
+            with suppress(psutil.NoSuchProcess):  # a worker that ends while it is looked at
+                if words in " ".join(child.cmdline()):
+                    return child
         return None
 
     return look
