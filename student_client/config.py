@@ -127,7 +127,7 @@ class RunConfig(BaseModel):
             "output": True,
             "teacher": {"address", "student", "deadline_s"},
             "complementary": {"__all__": {"address", "student", "deadline_s"}},
-            "method": {"committee": {"on_missing", "wait_s", "retry_s"}},
+            "method": {"committee": {"on_missing", "wait_s", "retry_s"}, "selection": {"learning"}},
             "training": {"checkpoint_every", "log_every", "tensorboard", "threads", "device"},
         }
         return self.model_dump(mode="json", exclude=unbound)

@@ -17,7 +17,7 @@ from student_models import Student, Tensors, load_student
 from task_data import Split, batches, load_data
 from teaching_protocol.errors import DataError
 
-__all__ = ["Scores", "SplitName", "evaluate", "evaluate_run"]
+__all__ = ["Scores", "SplitName", "evaluate", "evaluate_run", "labelled_outputs"]
 
 SplitName = Literal["train", "validation", "test"]
 
@@ -60,9 +60,7 @@ def evaluate(student: Student, view: Tensors, split: Split, batch_size: int = 12
     Raises:
         DataError: no row has a label.
     """
-    if not split.labelled.any():
-        raise DataError(f"none of the {len(split)} rows has a label; evaluate on a split with labels")
-    outputs, labels = _outputs(student, view, split, batch_size)
+    outputs, labels = labelled_outputs(student, view, split, batch_size)
     loss = task_loss(outputs, labels, torch.ones(len(labels), dtype=torch.bool)).item()
     if student.task.is_regression:
         rmse = math.sqrt((outputs - labels.double()).square().mean().item())
@@ -86,8 +84,15 @@ def evaluate_run(folder: Path, split: SplitName = "test", batch_size: int = 128)
     return evaluate(student, student.view(rows.columns), rows, batch_size)
 
 
-def _outputs(student: Student, view: Tensors, split: Split, batch_size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Float64 outputs [rows, classes] or [rows], and the labels [rows], of the labelled rows on the CPU."""
+def labelled_outputs(
+    student: Student, view: Tensors, split: Split, batch_size: int = 128
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Float64 outputs [rows, classes] or [rows], and the labels [rows], of the labelled rows on the CPU.
+
+    Evaluation mode and no gradients; arguments and errors as of `evaluate`.
+    """
+    if not split.labelled.any():
+        raise DataError(f"none of the {len(split)} rows has a label; evaluate on a split with labels")
     device = next(student.parameters()).device
     outputs, labels = [], []
     with _evaluating(student):

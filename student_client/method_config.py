@@ -96,6 +96,9 @@ class SelectorLearningConfig(BaseModel):
     development_share: float = Field(
         0.2, gt=0.0, lt=1.0, description="Part of the labelled training rows that the reward is measured on."
     )
+    calibrated: bool = Field(
+        True, description="Whether cross-entropy is measured at its best temperature: a sure student is no worse one."
+    )
     eta: float = Field(0.01, ge=0.0, description="Weight of the exploration reward.")
     noise: float = Field(0.2, ge=0.0, description="Standard deviation of the exploration noise on the weights.")
     noise_kept: float = Field(
@@ -106,8 +109,15 @@ class SelectorLearningConfig(BaseModel):
         "standard", description="What Q(s, a) learns: r + gamma Q(s', a'), or gamma r + Q(s', a')."
     )
     lr: float = Field(3e-3, gt=0.0, description="Learning rate of actor and critic.")
-    actor_decay: float = Field(0.0, ge=0.0, description="How strongly the actor is held near weights of 0.5.")
-    memory: int = Field(64, ge=1, description="Latest phases that one update learns from.")
+    actor_decay: float = Field(0.1, ge=0.0, description="How strongly the actor is held near weights of 0.5.")
+    memory: int = Field(1024, ge=1, description="Latest phases that an update learns from.")
+    updates: int = Field(16, ge=1, description="Updates of critic and actor after each phase.")
+    drawn_phases: int = Field(
+        20, ge=0, description="First phases, whose weights are drawn evenly from 0 to 1, before the actor is asked."
+    )
+    reward_limit: float = Field(
+        2.0, gt=0.0, description="Largest reward, in standard deviations of those remembered; larger ones count as it."
+    )
 
 
 class SelectionConfig(BaseModel):

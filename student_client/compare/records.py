@@ -17,6 +17,7 @@ __all__ = [
     "Planned",
     "Record",
     "Stage",
+    "agree",
     "lower_is_better",
     "read_record",
     "record_of",
@@ -108,16 +109,13 @@ def write_plan(folder: Path, plan: Mapping[str, Any]) -> None:
 
 
 def read_record(folder: Path, run: Planned, settings: Mapping[str, Any], plan: Mapping[str, Any]) -> Record | None:
-    """The record of a run that ended earlier; None if it has not, or did something else than is planned now.
-
-    A field that only one of the two plans has, because settings were added to the product since, is not compared.
-    """
+    """The record of a run that ended earlier; None if it has not, or did something else than is planned now."""
     try:
         then = json.loads((folder / _PLAN).read_text(encoding="utf-8"))
         found = record_of(folder, run, settings)
     except (OSError, ValueError, ConfigError):
         return None
-    return found if _agree(then, json.loads(json.dumps(plan))) else None
+    return found if agree(then, json.loads(json.dumps(plan))) else None
 
 
 def record_of(folder: Path, run: Planned, settings: Mapping[str, Any]) -> Record:
@@ -144,7 +142,11 @@ def _names(run: Planned) -> dict[str, Any]:
     return {"task": run.task, "variant": run.variant, "stage": run.stage, "trial": run.trial, "seed": run.seed}
 
 
-def _agree(then: Any, now: Any) -> bool:
+def agree(then: Any, now: Any) -> bool:
+    """Whether two plans are the same.
+
+    A field that only one of them has, because settings were added to the product since, is not compared.
+    """
     if isinstance(then, dict) and isinstance(now, dict):
-        return all(_agree(then[name], now[name]) for name in then.keys() & now.keys())
+        return all(agree(then[name], now[name]) for name in then.keys() & now.keys())
     return bool(then == now)

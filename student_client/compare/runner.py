@@ -216,7 +216,10 @@ def plan_of(board: TaskRuns, run: Planned, root: Path) -> dict[str, Any]:
     config = run_config(suite, run, [_NOBODY] * len(variant.teachers), Path())
     names: list[TeacherName] = [(role, variant.weights) for role in variant.teachers]
     made = {"-".join(name): teacher_facts(suite.tasks[board.task], name, folder) for name in names}
-    return {"config": config.identity(), "teachers": made, "episodes": suite.episodes(suite.source(run.variant))}
+    plan = {"config": config.identity(), "teachers": made, "episodes": suite.episodes(suite.source(run.variant))}
+    if plan["episodes"]:
+        plan["learning"] = config.method.selection.learning.model_dump(mode="json")
+    return plan
 
 
 def _recall(board: TaskRuns, run: Planned, root: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from student_client.compare.records import agree
 from student_client.compare.suites import Role, SuiteTask, TeacherPlan, Weights
 from student_client.config import RunConfig, load_run_config
 from student_client.processes import Served, python, teacher_server
@@ -41,9 +42,9 @@ class Recipe:
 
     @property
     def is_made(self) -> bool:
-        """Whether the folder is there and was made of the same."""
+        """Whether the folder is there and was made of the same, as `agree` has it."""
         try:
-            return bool(json.loads((self.folder / _MADE).read_text()) == json.loads(json.dumps(self.facts)))
+            return agree(json.loads((self.folder / _MADE).read_text()), json.loads(json.dumps(self.facts)))
         except (OSError, ValueError):
             return False
 
@@ -182,7 +183,7 @@ def _student(task: SuiteTask, plan: TeacherPlan, name: TeacherName, root: Path) 
     role, weights = name
     folder = root / f"{role}-{weights}"
     run = _student_run(task, plan, folder)
-    facts = {"run": run.model_dump(mode="json", exclude={"output"}), "weights": weights}
+    facts = {"run": run.identity(), "weights": weights}
     values = run.model_dump(mode="json")
     if weights == "trained":
         return Recipe(folder, {"kind": "train", "config": values, "keep_student": True}, facts)

@@ -149,6 +149,9 @@ _ABLATIONS = {
     "selection_every_step": _selected(
         {"method.selection.learning.phase_steps": 1}, "a reward at every step instead of every phase", role="ablation"
     ),
+    "selection_uncalibrated": _selected(
+        {"method.selection.learning.calibrated": False}, "the cross-entropy as it is as reward", role="ablation"
+    ),
 }
 
 _CONTROLLED = (
@@ -193,5 +196,8 @@ CONTRASTS = (
     ("selection_hard", "random_hard"),
     ("selection", "selection_hard"),
     ("selection_conversation", "selection"),
+    ("selection", "selection_uncalibrated"),
+    ("selection", "selection_every_step"),
+    ("selection", "selection_no_exploration"),
 )
 """What the papers claim, the better one first."""

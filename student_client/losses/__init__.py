@@ -15,7 +15,7 @@ from student_client.losses.messages import (
 )
 from student_client.losses.relations import angle_relation, distance_relation, self_relation_kl
 from student_client.losses.states import interact, state_consistency, state_error
-from student_client.losses.task import masked_cross_entropy, masked_mse, task_loss
+from student_client.losses.task import calibrated_cross_entropy, masked_cross_entropy, masked_mse, task_loss
 
 __all__ = [
     "CONSISTENCY_READINGS",
@@ -23,6 +23,7 @@ __all__ = [
     "answer_labels",
     "averaged_soft_targets",
     "batch_standardised",
+    "calibrated_cross_entropy",
     "committee_error",
     "contrastive",
     "distance_relation",

@@ -9,8 +9,9 @@ import torch
 
 from student_client.acceleration import build_accelerator, exact_algorithms
 from student_client.config import RunConfig
-from student_client.evaluate import evaluate
+from student_client.evaluate import evaluate, labelled_outputs
 from student_client.interrupts import Interrupts
+from student_client.losses import calibrated_cross_entropy
 from student_client.methods import Context, Methods
 from student_client.methods.selection import Selection
 from student_client.progress import Journal, Progress
@@ -21,6 +22,7 @@ from student_client.selection.selector import Selector, SelectorCard
 from student_client.steps import Steps
 from student_client.students import build_student
 from student_client.teachers import Teachers
+from student_models import Student, Tensors
 from task_data import Split, TaskData, load_data, teacher_view
 from teaching_protocol.errors import ConfigError
 from teaching_protocol.verbs import TeacherVerbs
@@ -115,7 +117,8 @@ class _Episodes:
         if number == 1:
             self.progress.start(episodes * steps.total, 0)
         view, phase_steps = steps.student.view(self.development.columns), self.learner.settings.phase_steps
-        began = loss = evaluate(steps.student, view, self.development).loss
+        calibrated = self.learner.settings.calibrated
+        began = loss = _development_loss(steps.student, view, self.development, calibrated)
         self.learner.begin(loss)
         try:
             for step in range(1, steps.total + 1):
@@ -124,7 +127,7 @@ class _Episodes:
                 steps.take(step - 1, lambda outcome: None)
                 self.progress.advance((number - 1) * steps.total + step)
                 if step % phase_steps == 0 or step == steps.total:
-                    loss = evaluate(steps.student, view, self.development).loss
+                    loss = _development_loss(steps.student, view, self.development, calibrated)
                     self.learner.measure(loss)
         finally:
             steps.batches.close()
@@ -152,6 +155,20 @@ class _Episodes:
             return ""
         weights = zip(self.learner.selector.card.kinds, phase.action, strict=True)
         return " ".join(f"{kind} {weight:.2f}" for kind, weight in weights)
+
+
+def _development_loss(student: Student, view: Tensors, development: Split, calibrated: bool) -> float:
+    """The loss whose fall is the reward: cross-entropy, calibrated or not, or the mean squared error.
+
+    Args:
+        student: on any device; its mode is restored.
+        view: its input tensors for the development rows.
+        development: what `hold_out` held out.
+        calibrated: whether `calibrated_cross_entropy` is measured (ours) or the cross-entropy (the paper).
+    """
+    if student.task.is_regression or not calibrated:
+        return evaluate(student, view, development).loss
+    return calibrated_cross_entropy(*labelled_outputs(student, view, development)).item()
 
 
 def _prepared(config: RunConfig) -> RunConfig:

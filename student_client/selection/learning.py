@@ -1,4 +1,4 @@
-"""How a selector is learned: rewards, transitions, one update a phase; knows no student, no teacher and no loss."""
+"""How a selector is learned: rewards, transitions, updates after a phase; knows no student, no teacher and no loss."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from student_client.method_config import SelectorLearningConfig
 from student_client.selection.selector import Selector, hardened
 from teaching_protocol.errors import NonFiniteError
 
-__all__ = ["Learner", "Phase", "Transition", "critic_target", "exploration_reward", "phase_reward"]
+__all__ = ["Learner", "Phase", "Transition", "critic_target", "exploration_reward", "phase_reward", "scaled_rewards"]
+
+_SMALLEST = 1e-6
 
 Look = tuple[torch.Tensor, torch.Tensor]
 """What a batch is to student and teacher: last-layer vectors [batch, d_g] and [batch, d_h]."""
@@ -77,6 +79,15 @@ def critic_target(reward: torch.Tensor, following: torch.Tensor, gamma: float, r
     return gamma * reward + following if reading == "printed" else reward + gamma * following
 
 
+def scaled_rewards(rewards: torch.Tensor, limit: float) -> torch.Tensor:
+    """Rewards [transitions] over their root mean square, and no further from 0 than `limit`.
+
+    Ours: what a phase is worth depends on the task's loss and falls as a student learns, and one phase that goes wrong
+    would otherwise be all that the critic fits.
+    """
+    return (rewards / rewards.square().mean().sqrt().clamp(min=_SMALLEST)).clamp(-limit, limit)
+
+
 @dataclass
 class _Episode:
     """Where an episode stands: the development loss before the phase, its noise, its first look and its steps' actions.
@@ -90,6 +101,7 @@ class _Episode:
     steps: list[torch.Tensor] = field(default_factory=list)
     phases: list[torch.Tensor] = field(default_factory=list)
     ended: Transition | None = None
+    drawn: torch.Tensor | None = None
 
 
 class Learner:
@@ -97,9 +109,11 @@ class Learner:
 
     Every step is weighed by the actor with noise that is the same over a phase, since the phase is what is rewarded
     (ours), and goes on from phase to phase as in DDPG (Lillicrap et al. 2015, arXiv 1509.02971), since students answer
-    late to what they are taught. A phase's transition is closed when the state after it is seen; then critic and state
+    late to what they are taught. The first phases are weighed by draws instead, since an actor that knows nothing would
+    see little but its own beginning (ours). A phase's transition is closed when the state after it is seen; then critic and state
     are fitted to their targets over the remembered transitions (a memory of several phases is ours), and the actor
-    follows the deterministic policy gradient through Q, which moves nothing but the actor.
+    follows the deterministic policy gradient through Q, which moves nothing but the actor. Several updates a phase are
+    ours: phases are what costs.
 
     Args:
         selector: learned in place.
@@ -132,6 +146,7 @@ class Learner:
         """Begins an episode, whose student starts at this development loss."""
         self.episode += 1
         self._now = _Episode(loss, self.settings.noise * self._normal())
+        self._draw()
 
     def act(self, student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
         """The weights [K] of a step, with noise; the first step of a phase closes the phase before.
@@ -143,8 +158,11 @@ class Learner:
         look, now = (student, teacher), self._now
         self._close(look)
         with torch.no_grad():
-            soft = self.selector.act(self.selector.state(*look)) + now.noise
-            action = self.selector.settle(soft.clamp(0.0, 1.0))
+            if now.drawn is None:
+                soft = (self.selector.act(self.selector.state(*look)) + now.noise).clamp(0.0, 1.0)
+            else:
+                soft = now.drawn
+            action = self.selector.settle(soft)
         now.look = now.look or look
         now.steps.append(action)
         return action
@@ -169,10 +187,17 @@ class Learner:
         now.loss, now.look, now.steps = loss, None, []
         kept = self.settings.noise_kept  # an Ornstein-Uhlenbeck process: its deviation stays what it is
         now.noise = kept * now.noise + math.sqrt(1.0 - kept**2) * self.settings.noise * self._normal()
+        self._draw()
 
     def finish(self) -> Phase | None:
         """Ends the episode, and gives its last phase, which has no state after it."""
         return self._close(None)
+
+    def _draw(self) -> None:
+        """Draws the next phase's weights, while the memory is too short for the actor to know anything."""
+        count = len(self.selector.card.kinds)
+        is_early = len(self._memory) + (self._now.ended is not None) < self.settings.drawn_phases
+        self._now.drawn = torch.rand(count, generator=self._generator) if is_early else None
 
     def _normal(self) -> torch.Tensor:
         return torch.randn(len(self.selector.card.kinds), generator=self._generator)
@@ -185,6 +210,8 @@ class Learner:
             return None
         self._memory.append(replace(ended, following=following))
         critic_loss = self.update(tuple(self._memory))
+        for _ in range(self.settings.updates - 1):
+            self.update(tuple(self._memory))
         action = tuple(round(weight, 6) for weight in ended.action.tolist())
         phase = Phase(self.episode, len(now.phases), now.loss, ended.reward, action, critic_loss)
         self._report(phase)
@@ -192,9 +219,9 @@ class Learner:
 
     def update(self, transitions: Sequence[Transition]) -> float:
         """One update of critic and state, then one of the actor; gives the critic's error before it."""
-        rewards = torch.tensor([each.reward for each in transitions])
+        rewards = scaled_rewards(torch.tensor([each.reward for each in transitions]), self.settings.reward_limit)
         actions = torch.stack([each.action for each in transitions])
-        states = torch.stack([self.selector.state(*each.look) for each in transitions])
+        states = self.selector.states([each.look for each in transitions])
         targets = critic_target(rewards, self._following(transitions), self.settings.gamma, self.settings.critic_target)
         loss = functional.mse_loss(self.selector.value(states, actions), targets)
         self._critic_optimizer.zero_grad()
@@ -206,15 +233,13 @@ class Learner:
 
     def _following(self, transitions: Sequence[Transition]) -> torch.Tensor:
         """Q(s', mu(s')) [transitions], without gradient."""
-        values = []
-        with torch.no_grad():
-            for each in transitions:
-                if each.following is None:
-                    values.append(torch.zeros(()))
-                    continue
-                state = self.selector.state(*each.following)
-                values.append(self.selector.value(state, self.selector.settle(self.selector.act(state))))
-        return torch.stack(values)
+        values = torch.zeros(len(transitions))
+        places = [place for place, each in enumerate(transitions) if each.following is not None]
+        if places:
+            with torch.no_grad():
+                states = self.selector.states([each.following for each in transitions if each.following is not None])
+                values[places] = self.selector.value(states, self.selector.settle(self.selector.act(states)))
+        return values
 
     def _improve_actor(self, states: torch.Tensor) -> None:
         """The deterministic policy gradient: mu goes where Q(s, mu(s)) grows; Q itself is left alone.

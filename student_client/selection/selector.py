@@ -89,6 +89,13 @@ class Selector(nn.Module):
         sides = ((self.student_state, student), (self.teacher_state, teacher))
         return torch.cat([net(functional.layer_norm(each, each.shape[-1:])).mean(0) for net, each in sides])
 
+    def states(self, looks: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
+        """s [looks, 2 state_width] of many batches at once; each a pair as `state` takes it."""
+        rows = [len(student) for student, _ in looks]
+        sides = zip((self.student_state, self.teacher_state), zip(*looks, strict=True), strict=True)
+        seen = [net(functional.layer_norm(torch.cat(each), each[0].shape[-1:])).split(rows) for net, each in sides]
+        return torch.stack([torch.cat([ours.mean(0), theirs.mean(0)]) for ours, theirs in zip(*seen, strict=True)])
+
     def act(self, state: torch.Tensor) -> torch.Tensor:
         """mu(s): states [..., 2 state_width] -> soft weights [..., K] in [0, 1]."""
         weights: torch.Tensor = torch.sigmoid(self.actor(state))

@@ -14,6 +14,7 @@ from student_client.losses import (
     CONSISTENCY_READINGS,
     answer_labels,
     batch_standardised,
+    calibrated_cross_entropy,
     contrastive,
     interact,
     masked_cross_entropy,
@@ -78,6 +79,22 @@ def test_masked_cross_entropy_equals_the_plain_mean_over_labelled_rows() -> None
     rows = [-plain_log_softmax(logits[b].detach().numpy())[labels[b]] for b in (0, 2, 3)]
     assert masked_cross_entropy(logits, labels, labelled).item() == pytest.approx(sum(rows) / 3, abs=1e-12)
     assert torch.autograd.gradcheck(lambda y: masked_cross_entropy(y, labels, labelled), logits)
+
+
+def test_calibrated_cross_entropy_is_the_smallest_over_all_temperatures() -> None:
+    """Against a plain search over T; overconfidence costs nothing, knowing nothing costs log(classes) and no more."""
+    logits, labels = draw(40, CLASSES, seed=3), torch.arange(40) % CLASSES
+    logits[torch.arange(40), labels] += 1.0
+    found = calibrated_cross_entropy(50.0 * logits, labels).item()
+
+    def at(temperature: float) -> float:
+        rows = [plain_log_softmax((logits[b] / temperature).numpy())[labels[b]] for b in range(40)]
+        return -sum(rows) / 40
+
+    assert found == pytest.approx(min(at(1.02**power) for power in range(-200, 200)), abs=2e-4)
+    assert found == pytest.approx(calibrated_cross_entropy(logits, labels).item(), abs=2e-4)
+    assert found < at(1 / 50)
+    assert calibrated_cross_entropy(-logits, labels).item() == pytest.approx(math.log(CLASSES), abs=1e-12)
 
 
 def test_masked_mse_equals_the_plain_mean_over_labelled_rows() -> None:

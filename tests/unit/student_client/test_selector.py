@@ -17,6 +17,7 @@ from student_client.selection.learning import (
     critic_target,
     exploration_reward,
     phase_reward,
+    scaled_rewards,
 )
 from student_client.selection.selector import hardened
 from teaching_protocol.errors import ConfigError, NonFiniteError
@@ -34,7 +35,7 @@ def look(seed: int, rows: int = 5) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def learning(**fields: Any) -> SelectorLearningConfig:
-    return SelectorLearningConfig(**fields)
+    return SelectorLearningConfig(**{"drawn_phases": 0, **fields})
 
 
 def test_the_state_is_the_batch_mean_of_two_mlps() -> None:
@@ -214,7 +215,8 @@ def test_an_update_fits_the_critic_to_its_target() -> None:
     ]
     with torch.no_grad():
         state, following = found.state(*look(1)), found.state(*look(2))
-        targets = [0.5 + 0.5 * found.value(following, found.act(following)).item(), -0.25]
+        spread = math.sqrt((0.5**2 + 0.25**2) / 2)
+        targets = [0.5 / spread + 0.5 * found.value(following, found.act(following)).item(), -0.25 / spread]
         values = [found.value(state, action).item(), found.value(following, 1 - action).item()]
     learner = Learner(found, settings, seed=0)
     before = copied(found)
@@ -236,12 +238,12 @@ def episode(learner: Learner, phases: int, steps: int = 3, start: float = 1.0) -
     learner.finish()
 
 
-def test_it_updates_once_a_phase_and_reports_each() -> None:
+def test_it_updates_after_each_phase_and_reports_each() -> None:
     said: list[Phase] = []
-    learner = Learner(selector(), learning(eta=0.0), seed=0, report=said.append)
+    learner = Learner(selector(), learning(eta=0.0, updates=3), seed=0, report=said.append)
     for _ in range(2):
         episode(learner, phases=4)
-    assert learner.updates == 8
+    assert learner.updates == 3 * 8
     assert [(each.episode, each.phase) for each in said] == [(e, p) for e in (1, 2) for p in (1, 2, 3, 4)]
     assert [each.reward for each in said] == pytest.approx([0.1] * 8)
     assert [each.development_loss for each in said[:4]] == pytest.approx([0.9, 0.8, 0.7, 0.6])
@@ -285,6 +287,36 @@ def test_noise_is_held_over_a_phase_drawn_from_the_seed_and_moves_no_random_stat
     quiet = Learner(selector(), learning(noise=0.0), 1)
     quiet.begin(1.0)
     assert torch.equal(quiet.act(*look(0)), selector().choose(*look(0)))
+
+
+def test_the_first_phases_are_drawn_evenly_and_the_actor_is_asked_after_them() -> None:
+    """Of 400 phases of any episode the first 399 are draws between 0 and 1; the last is the actor's."""
+    learner = Learner(selector(), learning(noise=0.0, drawn_phases=399, updates=1, memory=400, lr=1e-12), seed=0)
+    actions = []
+    for _ in range(4):
+        learner.begin(0.0)
+        for _ in range(100):
+            actions.append(learner.act(*look(0)))
+            assert torch.equal(learner.act(*look(1)), actions[-1]) or len(actions) == 400
+            learner.measure(0.0)
+        learner.finish()
+    drawn = torch.stack(actions[:399])
+    assert drawn.mean(0).tolist() == pytest.approx([0.5] * 4, abs=0.06)
+    assert drawn.std(0).tolist() == pytest.approx([1 / math.sqrt(12)] * 4, abs=0.03)
+    torch.testing.assert_close(actions[-1], selector().choose(*look(0)))
+
+
+def test_rewards_are_scaled_by_their_root_mean_square_and_bounded() -> None:
+    rewards = torch.tensor([0.01, -0.02, 0.02, 1.0])
+    spread = math.sqrt((0.01**2 + 2 * 0.02**2 + 1.0) / 4)
+    expected = torch.tensor([0.01 / spread, -0.02 / spread, 0.02 / spread, 1.5])
+    torch.testing.assert_close(scaled_rewards(rewards, 1.5), expected)
+    assert scaled_rewards(torch.zeros(3), 2.0).tolist() == [0.0] * 3
+
+
+def test_states_of_many_batches_are_those_of_each() -> None:
+    found, looks = selector(), [look(1), look(2, rows=3), look(3, rows=1)]
+    torch.testing.assert_close(found.states(looks), torch.stack([found.state(*each) for each in looks]))
 
 
 def test_noise_goes_on_from_phase_to_phase_and_keeps_its_deviation() -> None:
