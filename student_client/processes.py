@@ -76,7 +76,7 @@ def end(started: subprocess.Popen[str]) -> None:
 
 @contextmanager
 def teacher_server(settings: Mapping[str, Any], config: Path, log: Path) -> Iterator[Served]:
-    """A teacher server on free ports, while the context is open.
+    """A teacher server on free ports, while the context is open; it ends with this process, even if that is killed.
 
     Args:
         settings: fields of its configuration; `model` is one of them.
@@ -86,8 +86,10 @@ def teacher_server(settings: Mapping[str, Any], config: Path, log: Path) -> Iter
     Raises:
         TeacherUnavailable: it ended before it served; its log is named.
     """
-    config.write_text(json.dumps({"port": 0, "metrics_port": 0, "threads": 1, **settings}))
-    with process(python("teacher_server", "serve", "--config", config), log, subprocess.PIPE) as started:
+    own = {"port": 0, "metrics_port": 0, "threads": 1, "ends_with_input": True}
+    config.write_text(json.dumps({**own, **settings}))
+    command = python("teacher_server", "serve", "--config", config)
+    with process(command, log, subprocess.PIPE, subprocess.PIPE) as started:
         assert started.stdout is not None
         line = started.stdout.readline()
         if not line.startswith("serving"):

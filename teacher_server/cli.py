@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -77,7 +78,16 @@ def serve(
             f"serving {server.config.host}:{server.port} metrics {server.config.metrics_host}:{server.metrics_port}"
         )
         sys.stdout.flush()
+        if server.config.ends_with_input:
+            threading.Thread(target=_drain_at_end_of_input, args=(server,), name="input", daemon=True).start()
         server.wait()
+
+
+def _drain_at_end_of_input(server: TeacherApp) -> None:
+    """Whoever started the server held the other end; it is closed when they end, however they end."""
+    while os.read(sys.stdin.fileno(), 4096):
+        pass
+    server.ask_to_drain()
 
 
 @app.command()

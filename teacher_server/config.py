@@ -52,6 +52,9 @@ class ServerConfig(BaseModel):
     call_limit_s: float = Field(600.0, gt=0, description="Deadline of a call that brings none.")
     drain_s: float = Field(30.0, ge=0, description="Seconds a drain waits for what was admitted.")
     handoff_s: float = Field(2.0, ge=0, description="Seconds a drain then leaves for students to export and leave.")
+    ends_with_input: bool = Field(
+        False, description="Drain when standard input is closed too: a server that does not outlive who started it."
+    )
     batch_tokens: int = Field(16384, ge=1, description="Padded tokens one batch may have.")
 
     message_bytes: int = Field(256 * _MIB, ge=1024, description="Largest request or reply in bytes.")

@@ -66,6 +66,9 @@ def compare(
                 Runner(boards, root, pool, view, lambda: write_runs(boards, root, command), keep_students).run()
         except KeyboardInterrupt:
             left = sum(len(board.missing) for board in boards)
+            if left < total:
+                console.print("interrupted; writes the report of the runs that have ended")
+                write_report(boards, root, command)
             console.print(f"interrupted, {left} of {total} runs are left; go on with: {command}", soft_wrap=True)
             raise typer.Exit(128 + signal.SIGINT) from None
         sheets = write_report(boards, root, command)

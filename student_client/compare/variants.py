@@ -147,7 +147,13 @@ _ABLATIONS = {
         {"method.selection.learning.eta": 0.0}, "without the exploration reward", role="ablation"
     ),
     "selection_every_step": _selected(
-        {"method.selection.learning.phase_steps": 1}, "a reward at every step instead of every phase", role="ablation"
+        {
+            "method.selection.learning.phase_steps": 1,
+            "method.selection.learning.drawn_phases": 200,  # as many steps
+            "method.selection.learning.updates": 2,  # about as many updates in all
+        },
+        "a reward at every step instead of every phase",
+        role="ablation",
     ),
     "selection_uncalibrated": _selected(
         {"method.selection.learning.calibrated": False}, "the cross-entropy as it is as reward", role="ablation"

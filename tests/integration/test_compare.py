@@ -126,6 +126,8 @@ def test_interrupted_killed_and_with_a_variant_that_fails_it_comes_to_its_end(tm
     assert re.search(rf"interrupted, \d+ of {RUNS} runs are left; go on with: student-client compare --suite", said)
     _, alive = psutil.wait_procs(children, timeout=20)
     assert not alive
+    assert "interrupted; writes the report" in said
+    assert "task_only" in (output / "report.html").read_text(), "the report of the runs that have ended"
     before = finished(output)
     assert recorded(output) >= 3
 
@@ -156,3 +158,15 @@ def test_interrupted_killed_and_with_a_variant_that_fails_it_comes_to_its_end(tm
     followed = [run for run in results["runs"] if run["variant"] == "talking_two_rounds"]
     assert {run["trial"] for run in followed} == chosen
     assert "too_wide" in (output / "report.html").read_text()
+
+
+def test_killed_it_leaves_no_server_and_no_worker(tmp_path: Path) -> None:
+    suite, output = tmp_path / "mine.yaml", tmp_path / "mine"
+    suite.write_text(SUITE)
+    with comparison(suite, output) as process:
+        poll(one_of(process, "teacher_server serve"), "a server runs", limit_s=120)
+        poll(one_of(process, "compare.worker"), "a worker runs", limit_s=20)
+        children = psutil.Process(process.pid).children(recursive=True)
+        process.kill()
+        _, alive = psutil.wait_procs(children, timeout=60)
+    assert not alive
