@@ -149,9 +149,10 @@ def _through(ways: Mapping[Key, _Way]) -> dict[Key, list[torch.Tensor | None] | 
     """One backward through a graph: what each call finds for its targets, or None where not all is finite."""
     outputs = [way.member.outputs[name] for way in ways.values() for name in way.sent]
     sent = [grad for way in ways.values() for grad in way.sent.values()]
-    targets = list(chain.from_iterable(way.targets for way in ways.values()))
+    wanted = {key: way.targets for key, way in ways.items()}
+    targets = list(chain.from_iterable(wanted.values()))
     rest = iter(torch.autograd.grad(outputs, targets, sent, allow_unused=True))
-    found: dict[Key, list[torch.Tensor | None]] = {key: [next(rest) for _ in way.targets] for key, way in ways.items()}
+    found: dict[Key, list[torch.Tensor | None]] = {key: [next(rest) for _ in each] for key, each in wanted.items()}
     # one number for each tells of all its gradients: some too large to be squared and summed are refused, too
     norms = [torch.nn.utils.get_total_norm(each for each in grads if each is not None) for grads in found.values()]
     finite = torch.stack([norm.to(targets[0].device) for norm in norms]).isfinite().tolist()

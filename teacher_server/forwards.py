@@ -40,7 +40,7 @@ class Forwards:
             with torch.no_grad():
                 found = self._answers.outputs([self._answers.question(*each) for each in asked])
             return [each if isinstance(each, Exception) else ForwardReply(outputs=each) for each in found]
-        codecs = map(storage_place, chain.from_iterable(session.codec.parameters() for session, _ in asked))
+        codecs = map(storage_place, chain.from_iterable(session.parameters() for session, _ in asked))
         with weigh_graph(self._weights.union(codecs)) as weight:
             members, rows = self.graph(asked)
         self._remember(asked, members, Cohort(_alive(members), rows, weight.size_bytes))

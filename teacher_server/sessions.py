@@ -7,6 +7,7 @@ to the threads that take calls in.
 
 from __future__ import annotations
 
+import functools
 import secrets
 import threading
 import time
@@ -78,7 +79,11 @@ class Session:
 
     def parameters(self) -> list[torch.nn.Parameter]:
         """The codec's parameters, in a fixed order."""
-        return list(self.codec.parameters())
+        return list(self._parameters)
+
+    @functools.cached_property
+    def _parameters(self) -> tuple[torch.nn.Parameter, ...]:
+        return tuple(self.codec.parameters())  # a walk over all modules
 
     def note_extent(self, call_id: str, extent: Extent) -> None:
         """Notes how large a Forward is, for its Backward; lets go of the oldest note beyond the calls remembered."""

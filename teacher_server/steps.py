@@ -91,11 +91,12 @@ def _norms(fresh: Sequence[Asked]) -> list[float]:
     """Puts each session's scaled gradients into place and gives their norms; asks the device once."""
     totals = []
     for session, request in fresh:
+        parameters = session.parameters()
         if request.grad_scale:
-            for parameter, grad in zip(session.parameters(), session.gathered, strict=bool(session.gathered)):
+            for parameter, grad in zip(parameters, session.gathered, strict=bool(session.gathered)):
                 parameter.grad = None if grad is None else grad * request.grad_scale
-        total = torch.nn.utils.get_total_norm(p.grad for p in session.parameters() if p.grad is not None)
-        totals.append(total.to(session.parameters()[0].device))
+        total = torch.nn.utils.get_total_norm(p.grad for p in parameters if p.grad is not None)
+        totals.append(total.to(parameters[0].device))
     return list(torch.stack(totals).tolist()) if totals else []
 
 
