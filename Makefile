@@ -51,6 +51,7 @@ bench: setup
 	$(BIN)/python benchmarks/bench_ahead.py
 	$(BIN)/python benchmarks/bench_committee.py
 	$(BIN)/python benchmarks/bench_merge.py
+	$(BIN)/python benchmarks/bench_edges.py
 
 serve: setup ## MODEL=name or folder
 	$(BIN)/teacher-server serve --model $(MODEL) $(SERVE_FLAGS)

@@ -14,7 +14,7 @@ from teacher_server.asks import Ask, Asking
 from teacher_server.conversation import CONVERSATION_PORTS, MESSAGE_INPUTS, Conversation, Own, needs_own_states
 from teacher_server.knowledge import MASK, Knowledge, LookUp, stack_rows
 from teacher_server.knowledge_cache import Row
-from teacher_server.merging import answering, together
+from teacher_server.merging import Answering, answering, together
 from teacher_server.sessions import Session
 from teacher_server.split import FrozenTeacher
 from teaching_protocol.errors import NonFiniteError
@@ -47,7 +47,7 @@ class Answers:
     def __init__(self, teacher: FrozenTeacher, knowledge: Knowledge) -> None:
         self._teacher = teacher
         self._knowledge = knowledge
-        self._answering = {_Complete: self._complete, **answering(teacher)}
+        self._answering: Answering = {_Complete: self._complete, **answering(teacher)}
 
     def question(self, session: Session, request: ForwardRequest) -> Question:
         """The question with its message inputs in memory of our own, float32, ready to gather gradients."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, islice
 
 import torch
 
 from teacher_server.cohorts import GraphCache, Key, Member
 from teacher_server.faults import noted
 from teacher_server.forwards import Forwards
+from teacher_server.merging import owned
 from teacher_server.metrics import Metrics
 from teacher_server.sessions import OpenCall, Session
 from teaching_protocol.errors import CallFinished, InputsNeeded, InvalidTensor, NonFiniteError, StaleCall, UnknownCall
@@ -152,7 +153,9 @@ def _through(ways: Mapping[Key, _Way]) -> dict[Key, list[torch.Tensor | None] | 
     wanted = {key: way.targets for key, way in ways.items()}
     targets = list(chain.from_iterable(wanted.values()))
     rest = iter(torch.autograd.grad(outputs, targets, sent, allow_unused=True))
-    found: dict[Key, list[torch.Tensor | None]] = {key: [next(rest) for _ in each] for key, each in wanted.items()}
+    found: dict[Key, list[torch.Tensor | None]] = {
+        key: [None if grad is None else owned(grad) for grad in islice(rest, len(each))] for key, each in wanted.items()
+    }
     # one number for each tells of all its gradients: some too large to be squared and summed are refused, too
     norms = [torch.nn.utils.get_total_norm(each for each in grads if each is not None) for grads in found.values()]
     finite = torch.stack([norm.to(targets[0].device) for norm in norms]).isfinite().tolist()

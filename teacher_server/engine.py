@@ -17,7 +17,7 @@ from teacher_server.answers import Answers
 from teacher_server.backwards import Backwards
 from teacher_server.cohorts import GraphCache
 from teacher_server.config import ServerConfig
-from teacher_server.faults import noted, typed
+from teacher_server.faults import typed
 from teacher_server.forwards import Forwards
 from teacher_server.jobs import Batch, Job
 from teacher_server.knowledge import Knowledge
@@ -85,9 +85,12 @@ class Engine:
         """A reply or an error for each job: those of earlier calls first, then what is new, kind by kind."""
         outcomes: dict[Job, Any] = {}
         for job in jobs:
-            with noted(outcomes, job):
-                if (known := _known(job)) is not None:
-                    outcomes[job] = known
+            try:
+                known = _known(job)
+            except Exception as error:
+                known = error
+            if known is not None:
+                outcomes[job] = known
         for kind, run in self._rooms.items():
             new = [job for job in jobs if isinstance(job.request, kind) and job not in outcomes]
             if new:

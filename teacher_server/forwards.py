@@ -9,6 +9,7 @@ import torch
 
 from teacher_server.answers import Answers, Question
 from teacher_server.cohorts import Cohort, GraphCache, Key, Member, storage_place, weigh_graph
+from teacher_server.merging import owned
 from teacher_server.replies import size_bytes
 from teacher_server.sessions import Session
 from teacher_server.split import FrozenTeacher
@@ -45,7 +46,7 @@ class Forwards:
             members, rows = self.graph(asked)
         self._remember(asked, members, Cohort(_alive(members), rows, weight.size_bytes))
         return [
-            each if isinstance(each, Exception) else ForwardReply(outputs=_detached(each)) for each in members.values()
+            each if isinstance(each, Exception) else ForwardReply(outputs=_owned(each)) for each in members.values()
         ]
 
     def graph(self, asked: Sequence[Asked]) -> tuple[dict[Key, Member | Exception], int]:
@@ -83,5 +84,5 @@ def _rows(question: Question) -> int:
     return len(next(iter(question.request.inputs.values())))
 
 
-def _detached(member: Member) -> dict[str, torch.Tensor]:
-    return {name: value.detach() for name, value in member.outputs.items()}
+def _owned(member: Member) -> dict[str, torch.Tensor]:
+    return {name: owned(value) for name, value in member.outputs.items()}

@@ -16,7 +16,7 @@ from teacher_server.asks import Ask, Asking, Decode, Encode, Through
 from teacher_server.split import FrozenTeacher
 from teacher_server.stacking import decode_each, encode_each
 
-__all__ = ["Answering", "answering", "length_class", "merge_rows", "split_rows", "together"]
+__all__ = ["Answering", "answering", "length_class", "merge_rows", "owned", "split_rows", "together"]
 
 Answering = Mapping[type[Ask], Callable[[Sequence[Any]], Sequence[Any]]]
 """What answers each kind of ask, in the order in which the kinds take their turns."""
@@ -85,6 +85,12 @@ def split_rows(whole: torch.Tensor, sizes: Sequence[tuple[int, int | None]]) -> 
     """Gives each owner its rows and tokens of a merged batch; None for all the tokens there are."""
     parts = torch.split(whole, [rows for rows, _ in sizes])
     return [part[:, :tokens] for part, (_, tokens) in zip(parts, sizes, strict=True)]
+
+
+def owned(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor without its graph, in memory of its own: one owner's rows must not keep a whole batch."""
+    alone = tensor.detach()
+    return alone if alone.untyped_storage().nbytes() == alone.nbytes else alone.clone()
 
 
 def _through(teacher: FrozenTeacher, asks: Sequence[Through]) -> list[torch.Tensor]:

@@ -138,6 +138,16 @@ def test_mixed_injections_poolings_and_depths(model_type: str) -> None:
     assert_alone_and_together(teacher, wishes)
 
 
+def test_what_a_student_gets_holds_no_memory_of_the_others() -> None:
+    with Room(teacher_of("bert"), mixed("bert")) as room:
+        kept = [value for facts in room.exchange() for value in facts.values()]
+        for session in room.actor.sessions.live():
+            kept += [grad for grad in session.gathered if grad is not None]
+            for _, reply, _ in session.replies._kept.values():
+                kept += (reply.outputs if hasattr(reply, "outputs") else reply.grads).values()
+    assert all(each.untyped_storage().nbytes() == each.nbytes for each in kept)
+
+
 def test_several_spans_and_lengths_at_once() -> None:
     """A batch that no policy would form is right all the same: a pass for each span and class of lengths."""
     wishes = [

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers as hf
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -118,6 +119,18 @@ def test_grids_meet_only_at_equal_lengths_and_images_have_their_tokens() -> None
         image = {"image": torch.zeros(2, 3, 40, 40, dtype=torch.uint8)}
         job = one(room, inputs=image, outputs=("pooled",), grad_inputs=(), backward_follows=False)
         assert job.tokens == 2 * min(32, resnet.states(resnet.prepare(image), [0])["hidden.0"].shape[1])
+
+
+@pytest.mark.parametrize(("rope_type", "takes_padding"), [("default", True), ("linear", True), ("dynamic", False)])
+def test_a_rotation_that_depends_on_the_batchs_length_takes_no_padding(rope_type: str, takes_padding: bool) -> None:
+    config = tiny_model("llama").config
+    config.rope_parameters = {"rope_type": rope_type, "rope_theta": 10000.0, "factor": 2.0}
+    llama = FrozenTeacher(hf.LlamaModel(config), "llama")
+    assert llama.family.takes_padding is takes_padding
+    with Room(llama, [Wish(said(2, 3)), Wish(said(2, 4)), Wish(said(1, 3))]) as room:
+        buckets = [one(room, place).bucket for place in range(3)]
+    assert buckets[0] == buckets[2]
+    assert (buckets[0] == buckets[1]) is takes_padding
 
 
 def test_notes_of_forwards_do_not_pile_up(bert: FrozenTeacher) -> None:

@@ -18,6 +18,7 @@ from teaching_protocol import verbs
 from teaching_protocol.errors import CallFinished, InputsNeeded, NonFiniteError, StaleCall, TeachingError
 from tests.calls import in_s
 from tests.unit.teacher_server.rooms import Facts, Room, Wish, assert_same
+from tests.unit.teacher_server.tiny_models import tiny_model
 
 RECOMPUTES, HITS = "teacher_graph_recomputes_total", "teacher_graph_cache_hits_total"
 
@@ -253,9 +254,16 @@ def test_a_gradient_that_overflows_is_its_owners_alone(bert: FrozenTeacher) -> N
         assert_same(found[place], wanted)
 
 
-def test_a_codec_that_is_nan_is_its_owners_alone(bert: FrozenTeacher) -> None:
-    students = wishes(3)
-    with Room(bert, students) as room:
+@pytest.mark.parametrize("model_type", ["bert", "gpt2", "mistral", "t5", "vit", "efficientnet", "resnet"])
+def test_a_codec_that_is_nan_is_its_owners_alone(model_type: str) -> None:
+    teacher = FrozenTeacher(tiny_model(model_type), model_type)
+    generator = torch.Generator().manual_seed(0)
+    tokens = (16, 16, 16) if model_type in ("efficientnet", "resnet") else (3, 5, 4)
+    students = [
+        Wish({"message": torch.randn(2, each, 8, generator=generator)}, {"exit": teacher.family.layers})
+        for each in tokens
+    ]
+    with Room(teacher, students) as room:
         session = room.actor.sessions.get(room.callers[1].session)
         with torch.no_grad():
             next(iter(session.codec.decoders.parameters())).fill_(float("nan"))
@@ -265,7 +273,7 @@ def test_a_codec_that_is_nan_is_its_owners_alone(bert: FrozenTeacher) -> None:
         grads = room.run([students[place].backward(forwards[place], answers[place], place) for place in (0, 2)])
         found = {place: room.facts(place, answers[place], each) for place, each in zip((0, 2), grads, strict=True)}
         assert (room.metric(RECOMPUTES), room.metric("teacher_batch_retries_total")) == (0, 0)
-    wanted = alone(bert, students)
+    wanted = alone(teacher, students)
     for place, facts in found.items():
         assert_same(facts, wanted[place])
 
