@@ -16,10 +16,10 @@ from teacher_server.stacking import apply_stacked
     st.booleans(),
 )
 def test_stacked_codecs_are_codecs_one_by_one(sizes: list[tuple[int, int]], depth: int, is_encoder: bool) -> None:
-    codecs = [TeacherCodec(CodecShape(6, 6, 4, depth=depth), seed) for seed in range(len(sizes))]
+    codecs = [TeacherCodec(CodecShape(6, 6, 4, depth=depth), seed).double() for seed in range(len(sizes))]
     parts = [codec.encoder(6) if is_encoder else codec.decoder(6) for codec in codecs]
     width = 6 if is_encoder else 4
-    given_ = [torch.randn(*size, width, requires_grad=True) for size in sizes]
+    given_ = [torch.randn(*size, width, dtype=torch.float64, requires_grad=True) for size in sizes]
     found, wanted = (
         apply_stacked(list(zip(parts, given_, strict=True))),
         [m(x) for m, x in zip(parts, given_, strict=True)],
@@ -27,11 +27,11 @@ def test_stacked_codecs_are_codecs_one_by_one(sizes: list[tuple[int, int]], dept
     targets = [*given_, *(parameter for part in parts for parameter in part.parameters())]
     sent = [torch.randn_like(each) for each in wanted]
     for one, other in zip(found, wanted, strict=True):
-        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(one, other, atol=1e-9, rtol=1e-9)
     for one, other in zip(
         torch.autograd.grad(found, targets, sent), torch.autograd.grad(wanted, targets, sent), strict=True
     ):
-        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(one, other, atol=1e-8, rtol=1e-8)
 
 
 @pytest.mark.parametrize("broken", [0, 2])
