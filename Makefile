@@ -50,6 +50,8 @@ bench: setup
 	$(BIN)/python benchmarks/bench_observe.py
 	$(BIN)/python benchmarks/bench_ahead.py
 	$(BIN)/python benchmarks/bench_committee.py
+	$(BIN)/python benchmarks/bench_merge.py
+	$(BIN)/python benchmarks/bench_edges.py
 
 serve: setup ## MODEL=name or folder
 	$(BIN)/teacher-server serve --model $(MODEL) $(SERVE_FLAGS)

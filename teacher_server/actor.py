@@ -13,6 +13,7 @@ from typing import Any
 
 from teacher_server import checks, state
 from teacher_server.answers import raw_inputs
+from teacher_server.buckets import Buckets
 from teacher_server.codecs import CodecShape, TeacherCodec, codec_parameters
 from teacher_server.config import ServerConfig
 from teacher_server.conversation import CONVERSATION_PORTS, MESSAGE_INPUTS
@@ -42,6 +43,7 @@ class TeacherActor:
         self._scheduler = scheduler
         self._config = config
         self._metrics = metrics
+        self._buckets = Buckets(engine.teacher, config.max_tokens, alone=config.deterministic)
 
     def describe(self, request: verbs.DescribeRequest, call: Call) -> verbs.DescribeReply:
         """The teacher's card."""
@@ -65,8 +67,8 @@ class TeacherActor:
         session = self.sessions.get(request.session)
         checks.check_forward(request, session.settings, self.card)
         if not any(port in CONVERSATION_PORTS for port in request.outputs):
-            known = self._engine.answers.observe(raw_inputs(request), request.outputs, cached_only=True)
-            if known:
+            known = self._engine.answers.known(raw_inputs(request), request.outputs)
+            if known is not None:
                 return verbs.ForwardReply(outputs=known)
         reply, job = self._work("Forward", session, request, call)
         timed: verbs.ForwardReply = dataclasses.replace(reply, **job.timing.seconds)
@@ -162,8 +164,8 @@ class TeacherActor:
         """Queues a job and waits for its reply until the call's deadline."""
         deadline = call.deadline or time.monotonic() + self._config.call_limit_s
         call = Call(deadline, call.cancelled)
-        rows, tokens = _weight(request)
-        job = Job(method, session, request, call, rows, tokens)
+        extent = self._buckets.extent(session, request)
+        job = Job(method, session, request, call, extent.rows, extent.tokens, bucket=extent.bucket)
         future: Future[Any] = self._scheduler.submit(job)
         try:
             return future.result(max(0.0, deadline - time.monotonic())), job
@@ -172,16 +174,6 @@ class TeacherActor:
             raise DeadlineExceeded(
                 f"{method} was not done by its deadline; the server is busy, or raise the deadline"
             ) from None
-
-
-def _weight(request: Any) -> tuple[int, int]:
-    """Rows and tokens of a request, for the batch budget and the metrics."""
-    if isinstance(request, verbs.ForwardRequest | verbs.BackwardRequest):
-        tensors = request.inputs if isinstance(request, verbs.ForwardRequest) else request.grads
-        rows = max((tensor.shape[0] for tensor in tensors.values() if tensor.dim()), default=0)
-        tokens = max((tensor.shape[1] for tensor in tensors.values() if tensor.dim() > 1), default=1)
-        return rows, rows * tokens
-    return 0, 0
 
 
 def build_card(engine: Engine, config: ServerConfig) -> verbs.DescribeReply:

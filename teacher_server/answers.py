@@ -1,33 +1,56 @@
-"""All output ports of one Forward: the conversation's and what the teacher knows about x.
+"""All output ports of Forwards: the conversation's and what the teacher knows about x, of several calls at once.
 
-Knows no call and keeps no graph.
+Knows no call's id and keeps no graph.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import torch
 
+from teacher_server.asks import Ask, Asking
 from teacher_server.conversation import CONVERSATION_PORTS, MESSAGE_INPUTS, Conversation, Own, needs_own_states
-from teacher_server.knowledge import MASK, Knowledge, stack_rows
+from teacher_server.knowledge import MASK, Knowledge, LookUp, stack_rows
 from teacher_server.knowledge_cache import Row
+from teacher_server.merging import Answering, answering, together
 from teacher_server.sessions import Session
 from teacher_server.split import FrozenTeacher
 from teaching_protocol.errors import NonFiniteError
-from teaching_protocol.tensors import is_finite
 from teaching_protocol.verbs import ForwardRequest, Tensors
 
-__all__ = ["Answers", "raw_inputs"]
+__all__ = ["Answers", "Question", "raw_inputs"]
+
+Outputs = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Question:
+    """A session's Forward; gradients are to flow to `leaves`, its message inputs."""
+
+    session: Session
+    request: ForwardRequest
+    leaves: Tensors
+
+
+@dataclass(frozen=True, eq=False)
+class _Complete(Ask):
+    """All rows of a look-up; what is missing is computed."""
+
+    look_up: LookUp
 
 
 class Answers:
-    """Computes output ports for a session's Forward."""
+    """Computes output ports for Forwards of any sessions."""
 
     def __init__(self, teacher: FrozenTeacher, knowledge: Knowledge) -> None:
         self._teacher = teacher
         self._knowledge = knowledge
+        self._answering: Answering = {_Complete: self._complete, **answering(teacher)}
 
-    def leaves(self, request: ForwardRequest) -> dict[str, torch.Tensor]:
-        """The message inputs in memory of our own, float32, ready to gather gradients."""
+    def question(self, session: Session, request: ForwardRequest) -> Question:
+        """The question with its message inputs in memory of our own, float32, ready to gather gradients."""
         leaves = {}
         for name in MESSAGE_INPUTS:
             if name in request.inputs:
@@ -35,60 +58,92 @@ class Answers:
                 dtype = torch.float32 if tensor.is_floating_point() else torch.bool
                 placed = torch.empty(tensor.shape, dtype=dtype, device=self._teacher.device).copy_(tensor)
                 leaves[name] = placed.requires_grad_(name in request.grad_inputs)
-        return leaves
+        return Question(session, request, leaves)
 
-    def outputs(self, session: Session, request: ForwardRequest, leaves: Tensors) -> dict[str, torch.Tensor]:
-        """The ports `request.outputs`, differentiable to `leaves` and the session's codec.
+    def outputs(self, questions: Sequence[Question]) -> list[Outputs | Exception]:
+        """For each question its ports, differentiable to its leaves and its session's codec, or the asker's error.
 
-        Raises:
-            NonFiniteError: an output came out as NaN or infinity.
+        What an error has to do with a question alone (ports that do not fit, a NonFiniteError) is given; what happens
+        in work that is done for several at once is raised.
         """
-        raw = raw_inputs(request)
-        talk = Conversation(self._teacher, session.codec, session.settings)
-        own = self._own(session, raw) if needs_own_states(session.settings, request.outputs) else None
-        found = self.observe(raw, request.outputs) | talk.ports(leaves, own, request.outputs)
-        for name, value in found.items():
-            if not is_finite(value):
-                raise NonFiniteError(f"output port {name!r} came out as NaN or infinity; lower the message's scale")
-        return {name: found[name] for name in request.outputs}
+        return _finite(together([self._call(question) for question in questions], self._answering))
 
-    def _own(self, session: Session, raw: Tensors) -> Own:
+    def known(self, raw: Tensors, outputs: tuple[str, ...]) -> Outputs | None:
+        """Student-independent ports if all are in the cache, else None; runs no model."""
+        asked = _asked(outputs)
+        rows = self._knowledge.find(raw, asked)
+        return None if rows is None else _stacked(rows, asked, raw, outputs)
+
+    def _call(self, question: Question) -> Asking[Outputs]:
+        session, outputs = question.session, question.request.outputs
+        raw = raw_inputs(question.request)
+        own = (yield from self._own(session, raw)) if needs_own_states(session.settings, outputs) else None
+        found = yield from self._observed(raw, [port for port in outputs if port not in CONVERSATION_PORTS])
+        found |= yield from Conversation(session.codec, session.settings).ports(question.leaves, own, outputs)
+        return {name: found[name] for name in outputs}
+
+    def _own(self, session: Session, raw: Tensors) -> Asking[Own]:
         settings = session.settings
-        enter, exit_ = (f"hidden.{layer}" for layer in (settings.entry, settings.exit))
-        if settings.pooling == "mean" and settings.message_tokens and settings.inject == "replace":
-            return self._pooled(raw, *(f"{port}.mean{settings.message_tokens}" for port in (enter, exit_)))
-        ports = [enter, exit_, MASK] if self._teacher.family.modality == "text" else [enter, exit_]
-        rows = self._knowledge.rows(raw, ports)
-        found = {port: stack_rows(rows, port).float() for port in {enter, exit_}}
-        return Own(found[enter], found[exit_], _mask(rows, found[enter]), _mask(rows, found[exit_]))
+        ports = [f"hidden.{layer}" for layer in (settings.entry, settings.exit)]
+        pooled = settings.pooling == "mean" and settings.message_tokens and settings.inject == "replace"
+        if pooled:  # the means that the session would pool them to: small, and shared by all sessions that do
+            ports = [f"{port}.mean{settings.message_tokens}" for port in ports]
+        masks = [MASK] if self._teacher.family.modality == "text" and not pooled else []
+        rows = yield from self._rows(raw, [*ports, *masks])
+        enter, exit_ = (stack_rows(rows, port).float() for port in ports)
+        return Own(enter, exit_, _mask(rows, enter), _mask(rows, exit_))
 
-    def _pooled(self, raw: Tensors, enter: str, exit_: str) -> Own:
-        """Own states as the means that the session would pool them to: small, and shared by all sessions that do."""
-        rows = self._knowledge.rows(raw, [enter, exit_])
-        found = {port: stack_rows(rows, port).float() for port in {enter, exit_}}
-        return Own(found[enter], found[exit_], _all_real(found[enter]), _all_real(found[exit_]))
-
-    def observe(self, raw: Tensors, outputs: tuple[str, ...], *, cached_only: bool = False) -> dict[str, torch.Tensor]:
-        """The student-independent ports among `outputs`, from the cache where they are.
-
-        With `cached_only` no model runs, and an empty mapping says that something was missing.
-        """
-        wanted = [port for port in outputs if port not in CONVERSATION_PORTS]
-        if not wanted:
+    def _observed(self, raw: Tensors, outputs: Sequence[str]) -> Asking[Outputs]:
+        if not outputs:
             return {}
-        asked = sorted({"logits" if port.startswith("logits.top") else port for port in wanted})
-        rows = self._knowledge.find(raw, asked) if cached_only else self._knowledge.rows(raw, asked)
-        if rows is None:
-            return {}
-        tokens = raw["input_ids"].shape[1] if "input_ids" in raw else None
-        found = {port: stack_rows(rows, port, tokens) for port in asked}
-        found = {port: value.float() if value.is_floating_point() else value for port, value in found.items()}
-        return {port: _top(found["logits"], port) if port.startswith("logits.top") else found[port] for port in wanted}
+        asked = _asked(outputs)
+        return _stacked((yield from self._rows(raw, asked)), asked, raw, outputs)
+
+    def _rows(self, raw: Tensors, ports: Sequence[str]) -> Asking[list[Row]]:
+        rows: list[Row] = yield _Complete(self._knowledge.look_up(raw, ports))
+        return rows
+
+    def _complete(self, asks: Sequence[_Complete]) -> list[list[Row]]:
+        return self._knowledge.complete([ask.look_up for ask in asks])
 
 
 def raw_inputs(request: ForwardRequest) -> dict[str, torch.Tensor]:
     """The teacher's own inputs of a Forward, without the student's message."""
     return {name: tensor for name, tensor in request.inputs.items() if name not in MESSAGE_INPUTS}
+
+
+def _asked(outputs: Sequence[str]) -> list[str]:
+    """The ports that are kept, of those asked for."""
+    return sorted({"logits" if port.startswith("logits.top") else port for port in outputs})
+
+
+def _stacked(rows: list[Row], asked: Sequence[str], raw: Tensors, outputs: Sequence[str]) -> Outputs:
+    tokens = raw["input_ids"].shape[1] if "input_ids" in raw else None
+    found = {port: stack_rows(rows, port, tokens) for port in asked}
+    found = {port: value.float() if value.is_floating_point() else value for port, value in found.items()}
+    return {port: _top(found["logits"], port) if port.startswith("logits.top") else found[port] for port in outputs}
+
+
+def _finite(found: Sequence[Outputs | Exception]) -> list[Outputs | Exception]:
+    """Puts an error in place of outputs of which one is NaN or infinite; asks the device once."""
+    named = [
+        (place, name, value)
+        for place, outputs in enumerate(found)
+        if not isinstance(outputs, Exception)
+        for name, value in outputs.items()
+        if value.is_floating_point() and value.numel()
+    ]
+    if not named:
+        return list(found)
+    ends = [torch.stack(torch.aminmax(value.detach())).float() for _, _, value in named]  # NaN if any number is
+    finite = torch.stack(ends).isfinite().all(1).tolist()
+    checked = list(found)
+    for (place, name, _), is_finite in zip(named, finite, strict=True):
+        if not is_finite:
+            checked[place] = NonFiniteError(
+                f"output port {name!r} came out as NaN or infinity; lower the message's scale"
+            )
+    return checked
 
 
 def _mask(rows: list[Row], states: torch.Tensor) -> torch.Tensor:

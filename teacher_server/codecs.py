@@ -60,15 +60,17 @@ class TeacherCodec(nn.Module):
             else {}
         )
 
-    def encode(self, states: torch.Tensor) -> torch.Tensor:
+    def encoder(self, width: int) -> nn.Sequential:
         """Enc_h: states [batch, tokens, width] -> message [batch, tokens, message_width]."""
-        message: torch.Tensor = self.encoders[str(states.shape[-1])](states)
-        return message
+        encoder = self.encoders[str(width)]
+        assert isinstance(encoder, nn.Sequential)
+        return encoder
 
-    def decode(self, message: torch.Tensor, width: int) -> torch.Tensor:
+    def decoder(self, width: int) -> nn.Sequential:
         """Dec_h: message [batch, tokens, message_width] -> states [batch, tokens, width]."""
-        states: torch.Tensor = self.decoders[str(width)](message)
-        return states
+        decoder = self.decoders[str(width)]
+        assert isinstance(decoder, nn.Sequential)
+        return decoder
 
     def pool(self, states: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Pools [batch, tokens, width] to the session's message tokens, and gives their mask.

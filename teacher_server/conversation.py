@@ -1,7 +1,8 @@
 """The teacher's side of the conversation as equations: named inputs to named outputs.
 
 Notation of docs/methods.md. Differentiable from the outputs to the message and the codec; the
-teacher's own states on the raw input enter as constants. Knows no session, no call, no memory.
+teacher's own states on the raw input enter as constants. What can be shared with other students' calls (codecs, the
+span) is asked for and not run here. Knows no session, no call, no memory.
 """
 
 from __future__ import annotations
@@ -12,9 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional
 
+from teacher_server.asks import Asking, decode, encode, through
 from teacher_server.codecs import TeacherCodec
 from teacher_server.families import LayerSpan
-from teacher_server.split import FrozenTeacher
 from teaching_protocol.errors import InvalidTensor, UnknownPort
 from teaching_protocol.verbs import SessionSettings
 
@@ -55,7 +56,6 @@ def needs_own_states(settings: SessionSettings, outputs: Sequence[str]) -> bool:
 class Conversation:
     """One student's conversation with the teacher; `ports` answers for one call."""
 
-    teacher: FrozenTeacher
     codec: TeacherCodec
     settings: SessionSettings
 
@@ -64,8 +64,8 @@ class Conversation:
         """The layers a message runs through."""
         return LayerSpan(self.settings.entry, self.settings.exit)
 
-    def ports(self, inputs: Tensors, own: Own | None, outputs: Sequence[str]) -> dict[str, torch.Tensor]:
-        """Computes the conversation ports among `outputs`.
+    def ports(self, inputs: Tensors, own: Own | None, outputs: Sequence[str]) -> Asking[dict[str, torch.Tensor]]:
+        """Finds the conversation ports among `outputs`.
 
         Args:
             inputs: `message` [B, T, message_width] float32 and what goes with it.
@@ -78,24 +78,24 @@ class Conversation:
         """
         found: dict[str, torch.Tensor] = {}
         if "answer" in outputs or "answer_state" in outputs:
-            state, mask = self._answer_state(inputs, own)
+            state, mask = yield from self._answer_state(inputs, own)
             found["answer_state"] = state
             if "answer" in outputs:
-                found["answer"] = self.codec.encode(state) * mask[..., None]  # m_h = Enc_h(S_u)
+                found["answer"] = (yield from encode(self.codec, state)) * mask[..., None]  # m_h = Enc_h(S_u)
         if own is not None:
-            found |= self._about_input(inputs, own, outputs)
+            found |= yield from self._about_input(inputs, own, outputs)
         return {name: found[name] for name in outputs if name in found}
 
-    def _answer_state(self, inputs: Tensors, own: Own | None) -> tuple[torch.Tensor, torch.Tensor]:
+    def _answer_state(self, inputs: Tensors, own: Own | None) -> Asking[tuple[torch.Tensor, torch.Tensor]]:
         message = _needed(inputs, "message", "answer")
         mask = inputs.get("message_mask", torch.ones(message.shape[:2], dtype=torch.bool, device=message.device))
         gate = inputs.get("message_gate", torch.ones(len(message), device=message.device))[:, None, None]
-        read = self.codec.decode(message, self.codec.shape.enter_width)  # S_l = Dec_h(m_g)
+        read = yield from decode(self.codec, message, self.codec.shape.enter_width)  # S_l = Dec_h(m_g)
         if self.settings.inject == "replace":
-            state = self.teacher.upper(read, mask, self.span).float() * gate  # S_u = h_up(S_l)
+            state = (yield from through(read, mask, self.span)) * gate  # S_u = h_up(S_l)
             state, mask = self._to_message_tokens(state, _mask_after(state, mask))
         else:
-            state, mask = self._injected(read * gate, mask, _known(own))
+            state, mask = yield from self._injected(read * gate, mask, _known(own))
         if self.settings.answer_from == "message_and_input":
             theirs, theirs_mask = self.codec.pool(_known(own).exit, _known(own).exit_mask)
             _same_tokens(state, theirs)
@@ -108,48 +108,50 @@ class Conversation:
             return state, mask
         return self.codec.pool(state, mask)
 
-    def _injected(self, read: torch.Tensor, mask: torch.Tensor, own: Own) -> tuple[torch.Tensor, torch.Tensor]:
+    def _injected(self, read: torch.Tensor, mask: torch.Tensor, own: Own) -> Asking[tuple[torch.Tensor, torch.Tensor]]:
         """The message joins the teacher's own entry states: added to them, or put before them (ours)."""
         tokens = read.shape[1]
         if self.settings.inject == "prefix":
             states = torch.cat([read, own.enter], dim=1)
-            joined = self.teacher.upper(states, torch.cat([mask, own.enter_mask], dim=1), self.span)
-            return self._to_message_tokens(joined[:, :tokens].float(), mask)
+            joined = yield from through(states, torch.cat([mask, own.enter_mask], dim=1), self.span)
+            return self._to_message_tokens(joined[:, :tokens], mask)
         if tokens not in (1, own.enter.shape[1]):
             raise InvalidTensor(
                 f"message: {tokens} tokens cannot be added to the teacher's {own.enter.shape[1]}; "
                 "send one token, as many as the teacher has, or enrol with inject='prefix'"
             )
-        added = self.teacher.upper(own.enter + read * mask[..., None], own.enter_mask, self.span)
-        return self._to_message_tokens(added.float(), own.exit_mask)
+        added = yield from through(own.enter + read * mask[..., None], own.enter_mask, self.span)
+        return self._to_message_tokens(added, own.exit_mask)
 
-    def _about_input(self, inputs: Tensors, own: Own, outputs: Sequence[str]) -> dict[str, torch.Tensor]:
+    def _about_input(self, inputs: Tensors, own: Own, outputs: Sequence[str]) -> Asking[dict[str, torch.Tensor]]:
         enter, enter_mask = self.codec.pool(own.enter, own.enter_mask)
         exit_, exit_mask = self.codec.pool(own.exit, own.exit_mask)
         found = {}
         if "teacher_message.enter" in outputs:
-            found["teacher_message.enter"] = self.codec.encode(enter) * enter_mask[..., None]
+            found["teacher_message.enter"] = (yield from encode(self.codec, enter)) * enter_mask[..., None]
         if "teacher_message.exit" in outputs:
-            found["teacher_message.exit"] = self.codec.encode(exit_) * exit_mask[..., None]
+            found["teacher_message.exit"] = (yield from encode(self.codec, exit_)) * exit_mask[..., None]
         if "state_consistency" in outputs:
-            found["state_consistency"] = self._returned(enter, enter_mask) + self._returned(exit_, exit_mask)
+            entering = yield from self._returned(enter, enter_mask)
+            found["state_consistency"] = entering + (yield from self._returned(exit_, exit_mask))
         if "cross_consistency" in outputs:
             message = _needed(inputs, "message", "cross_consistency")
-            terms = [self._read_error(message, enter, enter_mask)]
+            terms = [(yield from self._read_error(message, enter, enter_mask))]
             if "message_exit" in inputs:
-                terms.append(self._read_error(inputs["message_exit"], exit_, exit_mask))
+                terms.append((yield from self._read_error(inputs["message_exit"], exit_, exit_mask)))
             found["cross_consistency"] = torch.stack(terms).mean()
         return found
 
-    def _returned(self, state: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    def _returned(self, state: torch.Tensor, mask: torch.Tensor) -> Asking[torch.Tensor]:
         """L_SC, teacher side: || Dec_h(Enc_h(H)) - H ||^2."""
-        again = self.codec.decode(self.codec.encode(state), state.shape[-1])
+        again = yield from decode(self.codec, (yield from encode(self.codec, state)), state.shape[-1])
         return _state_error(again, state.detach(), mask)
 
-    def _read_error(self, message: torch.Tensor, state: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    def _read_error(self, message: torch.Tensor, state: torch.Tensor, mask: torch.Tensor) -> Asking[torch.Tensor]:
         """|| Dec_h(m_g) - H^h ||^2: what the teacher reads against what it would have thought (ours)."""
         _same_tokens(message, state)
-        return _state_error(self.codec.decode(message, state.shape[-1]), state.detach(), mask)
+        read = yield from decode(self.codec, message, state.shape[-1])
+        return _state_error(read, state.detach(), mask)
 
 
 def _state_error(found: torch.Tensor, wanted: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

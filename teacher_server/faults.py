@@ -1,17 +1,36 @@
-"""Any exception as one of the error tree; knows nobody who raises."""
+"""Whose an exception is, and any exception as one of the error tree; knows nobody who raises."""
 
 from __future__ import annotations
 
 import logging
 import uuid
+from collections.abc import Iterator, MutableMapping
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import torch
 
 from teaching_protocol.errors import InternalError, OutOfMemory, TeachingError
 
-__all__ = ["typed"]
+__all__ = ["noted", "typed"]
 
 _log = logging.getLogger(__name__)
+
+Key = TypeVar("Key")
+
+
+@contextmanager
+def noted(outcomes: MutableMapping[Key, Any], key: Key) -> Iterator[None]:
+    """What is raised inside is the outcome of this one, and nobody else's.
+
+    A device without room is no one's fault: that goes on up.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        outcomes[key] = error
 
 
 def typed(error: Exception, method: str) -> TeachingError:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
@@ -12,7 +13,7 @@ from teacher_server.families import segment_means
 from teacher_server.knowledge_cache import KnowledgeCache, Row, row_keys
 from teacher_server.split import FrozenTeacher
 
-__all__ = ["MASK", "Knowledge", "stack_rows"]
+__all__ = ["MASK", "Knowledge", "LookUp", "stack_rows"]
 
 MASK = "attention_mask"
 """The port that says which of the teacher's own tokens are real (text only)."""
@@ -20,6 +21,16 @@ MASK = "attention_mask"
 _ALL = sys.maxsize
 
 Tensors = Mapping[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class LookUp:
+    """What is known of one call's rows; `missing` has, by place, a prepared row for each that is None."""
+
+    ports: tuple[str, ...]
+    keys: Sequence[bytes]
+    rows: Sequence[Row | None]
+    missing: Mapping[int, Tensors]
 
 
 class Knowledge:
@@ -48,20 +59,49 @@ class Knowledge:
         They are `hidden.<l>`, `hidden.<l>.mean<M>`, `pooled`, `logits`, `attention_mask`. A row's hidden states
         are [its own tokens, width]: padding is not kept. Its means are [M, width].
         """
+        return self.complete([self.look_up(inputs, ports)])[0]
+
+    def look_up(self, inputs: Tensors, ports: Sequence[str]) -> LookUp:
+        """The ports of the rows that are known, and the others prepared to be computed.
+
+        Raises:
+            UnknownPort, InvalidSetting, InvalidTensor: inputs that this teacher does not take.
+        """
         keys = row_keys(inputs)
         rows = self._cache.find(keys, ports)
         missing = [place for place, row in enumerate(rows) if row is None]
+        prepared: list[Tensors] = []
         for start in range(0, len(missing), self._batch_rows):
             part = missing[start : start + self._batch_rows]
-            computed = self._compute(_trimmed({name: tensor[part] for name, tensor in inputs.items()}), ports)
-            for place, row in zip(part, computed, strict=True):
-                rows[place] = row
-                self._cache.keep(keys[place], row)
-        return [row for row in rows if row is not None]
+            raw = _trimmed({name: tensor[part] for name, tensor in inputs.items()})
+            prepared += _apart(self._teacher.prepare(raw, self._max_tokens))
+        return LookUp(tuple(ports), keys, rows, dict(zip(missing, prepared, strict=True)))
 
-    def _compute(self, inputs: Tensors, ports: Sequence[str]) -> list[Row]:
+    def complete(self, look_ups: Sequence[LookUp]) -> list[list[Row]]:
+        """All rows of each look-up; what is missing is computed once for all who miss it, many rows in a pass."""
+        missing: dict[tuple[tuple[str, ...], Hashable], dict[bytes, Tensors]] = {}
+        for each in look_ups:
+            for place, prepared in each.missing.items():
+                missing.setdefault((each.ports, self._teacher.kind(prepared)), {})[each.keys[place]] = prepared
+        computed: dict[tuple[tuple[str, ...], bytes], Row] = {}
+        for (ports, _), rows in missing.items():
+            computed |= {(ports, key): row for key, row in self._computed(rows, ports)}
+        return [
+            [row if row is not None else computed[each.ports, each.keys[place]] for place, row in enumerate(each.rows)]
+            for each in look_ups
+        ]
+
+    def _computed(self, rows: Mapping[bytes, Tensors], ports: tuple[str, ...]) -> Iterator[tuple[bytes, Row]]:
+        keys = list(rows)
+        for start in range(0, len(keys), self._batch_rows):
+            part = keys[start : start + self._batch_rows]
+            found = self._compute(self._teacher.join([rows[key] for key in part]), ports)
+            for key, row in zip(part, found, strict=True):
+                self._cache.keep(key, row)
+                yield key, row
+
+    def _compute(self, prepared: Tensors, ports: Sequence[str]) -> list[Row]:
         ports = self._with_companions(ports)
-        prepared = self._teacher.prepare(inputs, self._max_tokens)
         layers = [_layer(port) for port in ports if port.startswith("hidden.")]
         found = dict(self._teacher.states(prepared, layers, "logits" in ports, "pooled" in ports))
         for port in filter(_is_mean, ports):
@@ -125,6 +165,17 @@ def _is_mean(port: str) -> bool:
 def _lengths(mask: torch.Tensor) -> list[int]:
     places = torch.arange(1, mask.shape[1] + 1, device=mask.device)
     return [int(length) for length in (mask * places).amax(1)]
+
+
+def _apart(prepared: Tensors) -> list[Tensors]:
+    """The rows of prepared inputs, each without its padding."""
+    whole = [
+        {name: tensor[row] for name, tensor in prepared.items()} for row in range(len(next(iter(prepared.values()))))
+    ]
+    if MASK not in prepared:
+        return list(whole)
+    lengths = _lengths(prepared[MASK] != 0)
+    return [{name: tensor[:length] for name, tensor in row.items()} for row, length in zip(whole, lengths, strict=True)]
 
 
 def _trimmed(inputs: Tensors) -> Tensors:

@@ -22,6 +22,12 @@ class Metrics:
         self.pack_seconds = _seconds("teacher_pack", "Seconds a call was unpacked and its reply packed.", registry)
         self.batch_rows = Histogram("teacher_batch_rows", "Rows of a batch.", buckets=_ROWS, registry=registry)
         self.batch_tokens = Histogram("teacher_batch_tokens", "Tokens of a batch.", buckets=_TOKENS, registry=registry)
+        self.batch_retries = Counter(
+            "teacher_batch_retries", "Batches that failed and were run again job by job.", registry=registry
+        )
+        self.batch_culprits = Counter(
+            "teacher_batch_culprits", "Jobs that failed when they were run again alone.", registry=registry
+        )
         self.in_flight = Gauge("teacher_in_flight", "Jobs that wait or run.", registry=registry)
         self.rejected = Counter("teacher_rejected", "Calls refused, by reason.", ["reason"], registry=registry)
         self.sessions = Gauge("teacher_sessions", "Sessions alive.", registry=registry)

@@ -12,7 +12,7 @@ import torch
 
 from teaching_protocol.errors import CallConflict
 
-__all__ = ["Replies", "fingerprint"]
+__all__ = ["Replies", "fingerprint", "size_bytes"]
 
 _REPLIES = 256
 
@@ -67,3 +67,8 @@ class Replies:
         while len(self._kept) > 1 and (self.size_bytes > self.budget_bytes or len(self._kept) > _REPLIES):
             _, (_, _, freed) = self._kept.popitem(last=False)
             self.size_bytes -= freed
+
+
+def size_bytes(tensors: Mapping[str, torch.Tensor]) -> int:
+    """Bytes of all these tensors."""
+    return sum(tensor.nbytes for tensor in tensors.values())

@@ -1,16 +1,18 @@
 """Sessions: one student's codec, optimizer, step, lease and epoch; knows no model and no queue.
 
 The table (`Sessions`) is shared by all threads under one lock; what is inside a `Session` belongs to
-the engine thread, but for its lease and epoch, which belong to the table.
+the engine thread, but for its lease and epoch, which belong to the table, and the extents of its Forwards, which belong
+to the threads that take calls in.
 """
 
 from __future__ import annotations
 
+import functools
 import secrets
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 
 import torch
@@ -26,10 +28,19 @@ from teaching_protocol.errors import (
 )
 from teaching_protocol.verbs import ForwardRequest, SessionRef, SessionSettings
 
-__all__ = ["OpenCall", "Session", "Sessions", "new_session_id"]
+__all__ = ["Extent", "OpenCall", "Session", "Sessions", "new_session_id"]
 
 _REMEMBERED_ENDS = 4096
 _OPEN_CALLS = 256
+
+
+@dataclass(frozen=True)
+class Extent:
+    """Rows and padded area of a call, and the bucket in which it may meet others'; None runs alone."""
+
+    rows: int = 0
+    tokens: int = 0
+    bucket: Hashable | None = None
 
 
 @dataclass
@@ -59,6 +70,7 @@ class Session:
     lease_until: float = 0.0
     calls: OrderedDict[str, OpenCall] = field(default_factory=OrderedDict)
     gathered: list[torch.Tensor | None] = field(default_factory=list)
+    extents: OrderedDict[str, Extent] = field(default_factory=OrderedDict)
 
     @property
     def ref(self) -> SessionRef:
@@ -67,7 +79,17 @@ class Session:
 
     def parameters(self) -> list[torch.nn.Parameter]:
         """The codec's parameters, in a fixed order."""
-        return list(self.codec.parameters())
+        return list(self._parameters)
+
+    @functools.cached_property
+    def _parameters(self) -> tuple[torch.nn.Parameter, ...]:
+        return tuple(self.codec.parameters())  # a walk over all modules
+
+    def note_extent(self, call_id: str, extent: Extent) -> None:
+        """Notes how large a Forward is, for its Backward; lets go of the oldest note beyond the calls remembered."""
+        self.extents[call_id] = extent
+        if len(self.extents) > _OPEN_CALLS:
+            self.extents.popitem(last=False)
 
     def open_call(self, call_id: str, request: ForwardRequest, size_bytes: int, budget_bytes: int) -> list[str]:
         """Notes a Forward and keeps its inputs; lets go of older inputs beyond the budget.

@@ -5,13 +5,14 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
 import torch
 from tokenizers import Tokenizer
 from torch import nn
+from torch.nn.utils.rnn import pad_sequence
 
 from teacher_server.families import ImageSettings, LayerSpan, family_for
 from teaching_protocol.errors import InvalidSetting, InvalidTensor, UnknownPort
@@ -108,6 +109,21 @@ class FrozenTeacher:
             InvalidTensor: nothing to prepare, or a dtype, shape or value that does not fit.
         """
         return {name: tensor.to(self.device) for name, tensor in self._inputs.prepare(inputs, max_tokens).items()}
+
+    def kind(self, row: Tensors) -> Hashable:
+        """What prepared rows must have in common to be joined; a row has no batch dimension."""
+        ragged = self._inputs.padding
+        return tuple((name, each.dtype, each.shape[1 if name in ragged else 0 :]) for name, each in row.items())
+
+    def join(self, rows: Sequence[Tensors]) -> dict[str, torch.Tensor]:
+        """Prepared rows of one kind as one batch, the shorter filled up as `prepare` does."""
+        padding = self._inputs.padding
+        return {
+            name: pad_sequence([row[name] for row in rows], batch_first=True, padding_value=padding[name])
+            if name in padding
+            else torch.stack([row[name] for row in rows])
+            for name in rows[0]
+        }
 
     def example(self) -> dict[str, torch.Tensor]:
         """One row of the teacher's own input, as a student would send it."""

@@ -179,7 +179,7 @@ class ForwardRequest:
 
 @dataclass(frozen=True)
 class ForwardReply:
-    """The outputs, and the seconds the job waited and ran."""
+    """The outputs, and the seconds the job waited and ran: its share of its batch's."""
 
     queue_s: float = 0.0
     compute_s: float = 0.0
@@ -202,7 +202,7 @@ class BackwardRequest:
 
 @dataclass(frozen=True)
 class BackwardReply:
-    """Gradients of the inputs named in `grad_inputs`, and the seconds waited and run."""
+    """Gradients of the inputs named in `grad_inputs`, and the seconds waited and run, as of a Forward."""
 
     queue_s: float = 0.0
     compute_s: float = 0.0

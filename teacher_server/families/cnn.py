@@ -23,6 +23,8 @@ class GridFamily(ImageFamily):
     Pooled by the mean over the whole grid.
     """
 
+    takes_padding = False
+
     def pool(self, finished: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         """Global average, [batch, width]."""
         return finished.mean(dim=1)

@@ -42,6 +42,8 @@ class Family(ABC):
     """
 
     modality: ClassVar[Literal["text", "image", "ratings"]] = "text"
+    takes_padding: bool = True
+    """Whether masked tokens behind a row change nothing before them, so that rows of other lengths may run beside it."""
     tokenizer: Any | None = None
     """What turns texts to ids: of transformers or of tokenizers; None where there is none."""
 

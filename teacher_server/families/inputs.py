@@ -29,6 +29,11 @@ class Inputs(Protocol):
         """The input ports of the teacher's own input, sorted."""
         ...
 
+    @property
+    def padding(self) -> Mapping[str, int]:
+        """The prepared inputs that have tokens, and what a row of them is filled up with."""
+        ...
+
     def prepare(self, inputs: Tensors, max_tokens: int) -> dict[str, torch.Tensor]:
         """What the model takes, from the ports among `inputs` that are the teacher's own; others pass by."""
         ...
@@ -71,6 +76,11 @@ class TextInputs:
     def ports(self) -> tuple[str, ...]:
         """The input ports of the teacher's own input, sorted."""
         return ("attention_mask", "input_ids") + (("text",) if self._tokenize is not None else ())
+
+    @property
+    def padding(self) -> Mapping[str, int]:
+        """The padding id, under a mask of zeros."""
+        return {"attention_mask": 0, "input_ids": self._pad_id}
 
     def prepare(self, inputs: Tensors, max_tokens: int) -> dict[str, torch.Tensor]:
         """`input_ids` and `attention_mask`, both [batch, tokens] int64.
@@ -142,6 +152,11 @@ class ImageInputs:
     def ports(self) -> tuple[str, ...]:
         """The input ports of the teacher's own input, sorted."""
         return ("image", "pixel_values")
+
+    @property
+    def padding(self) -> Mapping[str, int]:
+        """None: pixels are all of one size."""
+        return {}
 
     def prepare(self, inputs: Tensors, max_tokens: int) -> dict[str, torch.Tensor]:
         """`pixel_values` [batch, channels, size, size]; `max_tokens` is of no meaning here.

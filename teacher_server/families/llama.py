@@ -23,6 +23,11 @@ class Llama(TextFamily):
 
     model_types = ("llama", "mistral", "qwen2")
 
+    @property
+    def takes_padding(self) -> bool:  # type: ignore[override]
+        """Not where the rotation depends on the length of the batch."""
+        return self.base.rotary_emb.rope_type not in ("dynamic", "longrope")
+
     def embed(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Token embeddings of `input_ids` [batch, tokens]."""
         states: torch.Tensor = self.base.embed_tokens(inputs["input_ids"])

@@ -124,6 +124,7 @@ class ImageStudentFamily(StudentFamily):
 
     modality = "image"
     classifier = "image_classification"
+    takes_padding = False
     student: ImageStudent
 
     def build_inputs(self) -> ExactImageInputs:

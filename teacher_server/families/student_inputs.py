@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 import torch
 
@@ -20,6 +21,7 @@ class RatingsInputs:
     """
 
     ports = ("item", "user")
+    padding: Mapping[str, int] = MappingProxyType({})
 
     def __init__(self, view: Callable[[Tensors], Tensors]) -> None:
         self._view = view
@@ -51,6 +53,7 @@ class ExactImageInputs:
     """
 
     ports = ("image",)
+    padding: Mapping[str, int] = MappingProxyType({})
 
     def __init__(self, shape: tuple[int, int, int]) -> None:
         self._shape = shape

@@ -16,6 +16,7 @@ from teacher_server.actor import TeacherActor
 from teacher_server.codecs import CodecShape, TeacherCodec
 from teacher_server.conversation import Conversation
 from teacher_server.local import local_teacher
+from teacher_server.merging import answering, together
 from teacher_server.split import FrozenTeacher
 from teaching_protocol.errors import (
     CallFinished,
@@ -59,8 +60,10 @@ def test_gradients_are_those_of_autograd_through_the_whole(bert: FrozenTeacher, 
         found = gathered(teacher)
     codec = TeacherCodec(CodecShape(32, 32, WIDTH), seed=4)
     settings = SessionSettings(message_width=WIDTH, entry=1, exit=3)
-    talk = Conversation(bert, codec, settings)
-    exact = talk.ports({"message": plain, "message_mask": mask}, None, ("answer",))["answer"]
+    talk = Conversation(codec, settings).ports({"message": plain, "message_mask": mask}, None, ("answer",))
+    (found_alone,) = together([talk], answering(bert))
+    assert not isinstance(found_alone, Exception)
+    exact = found_alone["answer"]
     exact.pow(3).sum().backward()
     torch.testing.assert_close(answer, exact)
     torch.testing.assert_close(ours.grad, plain.grad)

