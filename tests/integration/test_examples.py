@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from student_client.compare.runner import known_runs
+from student_client.compare.suites import read_suite
 from tests.integration.processes import Address
 
 ROOT = Path(__file__).parents[2]
@@ -23,3 +25,11 @@ def test_own_loop(servers: dict[str, Address]) -> None:
 def test_examples_are_short() -> None:
     for path in (ROOT / "examples").glob("*.py"):
         assert len(path.read_text().splitlines()) <= 60, path
+
+
+def test_suites_can_be_run(tmp_path: Path) -> None:
+    """Every variant's settings are checked as `compare` checks them before its first run."""
+    suites = [read_suite(path) for path in (ROOT / "examples").glob("*.yaml")]
+    assert suites
+    for suite in suites:
+        assert all(board.missing for board in known_runs(suite, (), 3, tuned=False, root=tmp_path))
