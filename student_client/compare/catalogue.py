@@ -44,7 +44,10 @@ _CORE = ("task_only", "soft_labels", "fitnets", "one_way", "soft_labels_compleme
 
 _CONTROLS = ("one_way~random", "talking~random", "committee~random")
 
-_MORE = ("rkd", "pkd", "minilm", "one_way_no_labels", "random_soft", "random_hard", "selection_hard", "committee_tau",
+_PAIRED = ("fitnets_soft_labels", "talking_fitnets")
+"""Two at once, on the first task of each family."""
+
+_MORE = (*_PAIRED, "rkd", "pkd", "minilm", "one_way_no_labels", "random_soft", "random_hard", "selection_hard", "committee_tau",
          "committee_foundation", "committee_complementary", "committee_uniform", "committee_from_labels", "talking_no_question",
          "soft_labels~random", "fitnets~random", "selection~random", *_CONTROLS)  # fmt: skip
 """What is compared on the first task of ratings besides; the first task of text compares everything."""

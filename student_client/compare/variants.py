@@ -38,6 +38,9 @@ _BASELINES = {
     "fitnets": Variant(
         methods=("fitnets",), grid=_weights("fitnets.weight", 1.0, 10.0), about="a hidden state as a hint"
     ),
+    "fitnets_soft_labels": Variant(
+        methods=("fitnets", "soft_labels"), grid=_weights("fitnets.weight", 1.0, 10.0), about="hint and predictions"
+    ),
     "rkd": Variant(
         methods=("rkd",),
         grid=_grid({}, {"method.rkd.w_distance": 10.0, "method.rkd.w_angle": 20.0}),
@@ -83,6 +86,9 @@ _METHODS = {
     "talking": Variant(methods=("talking",), grid=_TALKING, about="Talking Models"),
     "talking_soft_labels": Variant(
         methods=("talking", "soft_labels"), grid=_TALKING, about="Talking Models with soft labels"
+    ),
+    "talking_fitnets": Variant(
+        methods=("talking", "fitnets"), grid=_weights("fitnets.weight", 1.0, 10.0), about="Talking Models with a hint"
     ),
     "committee": Variant(methods=("committee",), teachers=_BOTH, grid=_COMMITTEE, about="DiverseDistill"),
     "committee_labels": Variant(
@@ -191,6 +197,8 @@ CONTRASTS = (
     ("talking", "one_way"),
     ("talking", "soft_labels"),
     ("talking_soft_labels", "soft_labels"),
+    ("talking_fitnets", "fitnets"),
+    ("talking_fitnets", "fitnets_soft_labels"),
     ("one_way", "one_way_no_labels"),
     ("committee", "averaged"),
     ("committee_labels", "averaged"),
