@@ -85,7 +85,7 @@ _RATINGS_TASKS = {
     "thriller": _genre("Thriller"),
 }
 _VISION_TASKS = {
-    "fashion": _image(_data("fashion_mnist", test=1500), _CORE + _CONTROLS),
+    "fashion": _image(_data("fashion_mnist", test=1500), _CORE + _PAIRED + _CONTROLS),
     "digits": _image(_data("digits", labelled=50, unlabelled=850, validation=300, test=450)),
     "mnist": _image(_data("mnist", labelled=100, test=1500)),
 }
