@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, TypeVar
 
 import torch
@@ -75,16 +75,12 @@ def write(value: Any, compression: str | None = None, limit_bytes: int = 2**31 -
         MessageTooLarge: more than `limit_bytes`.
     """
     message = _message_class(type(value).__name__)()
-    chunks: list[bytes | memoryview] = [b""]
-    for field in dataclasses.fields(value):
-        item = getattr(value, field.name)
-        if isinstance(item, Mapping):
-            number = message.DESCRIPTOR.fields_by_name[field.name].number
-            for name, tensor in item.items():
-                chunks += _tensor_entry(number, name, tensor, compression)
-        else:
-            _fill(message, field.name, item)
-    chunks[0] = message.SerializeToString()
+    _fill(message, value)
+    chunks: list[bytes | memoryview] = [message.SerializeToString()]
+    for field in _fields_of(type(value)):
+        if field.tensors:
+            for name, tensor in getattr(value, field.name).items():
+                chunks += _tensor_entry(field.number, name, tensor, compression)
     size_bytes = sum(map(len, chunks))
     if size_bytes > limit_bytes:
         raise MessageTooLarge(
@@ -101,7 +97,7 @@ def read(cls: type[V], data: bytes) -> V:
         InvalidSetting: an enum number this side does not know.
     """
     message_class = _message_class(cls.__name__)
-    maps = _tensor_fields(cls.__name__)
+    maps = {field.number: field.name for field in _fields_of(cls) if field.tensors}
     try:
         tensors: dict[int, dict[str, torch.Tensor]] = {number: {} for number in maps}
         rest = bytearray()
@@ -190,71 +186,86 @@ def _read_varint(data: memoryview, position: int) -> tuple[int, int]:
     raise DecodeError(f"a number of more than {_VARINT_BYTES} bytes at byte {position}")
 
 
-def _fill(message: Message, name: str, item: Any) -> None:
-    descriptor = message.DESCRIPTOR.fields_by_name[name]
-    if dataclasses.is_dataclass(item):
-        part = getattr(message, name)
-        part.SetInParent()
-        for field in dataclasses.fields(item):
-            _fill(part, field.name, getattr(item, field.name))
-    elif isinstance(item, tuple):
-        getattr(message, name).extend(_number(descriptor.enum_type, each) for each in item)
-    else:
-        setattr(message, name, _number(descriptor.enum_type, item))
+@dataclasses.dataclass(frozen=True)
+class _Field:
+    """One field of a value beside its protobuf field: what `write` and `read` ask of it, found once."""
+
+    name: str
+    number: int
+    enum: Any
+    part: type[Any] | None
+    repeated: bool
+    tensors: bool
+
+
+@functools.cache
+def _fields_of(cls: type[Any]) -> tuple[_Field, ...]:
+    hints, descriptor = typing.get_type_hints(cls), _message_class(cls.__name__).DESCRIPTOR
+    found = []
+    for name in (field.name for field in dataclasses.fields(cls)):
+        wire, hint = descriptor.fields_by_name[name], hints[name]
+        part = hint if dataclasses.is_dataclass(hint) else None
+        tensors = wire.message_type is not None and wire.message_type.GetOptions().map_entry
+        repeated = part is None and not isinstance(hint, type)
+        found.append(_Field(name, wire.number, wire.enum_type, part, repeated, tensors))
+    return tuple(found)
+
+
+def _fill(message: Message, value: Any) -> None:
+    for field in _fields_of(type(value)):
+        item = getattr(value, field.name)
+        if field.tensors:
+            continue
+        if field.part is not None:
+            part = getattr(message, field.name)
+            part.SetInParent()
+            _fill(part, item)
+        elif field.repeated:
+            getattr(message, field.name).extend(item if field.enum is None else [_number(field.enum, e) for e in item])
+        else:
+            setattr(message, field.name, item if field.enum is None else _number(field.enum, item))
 
 
 def _values(cls: type[Any], message: Message) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    hints = _hints(cls.__name__)
-    for field in dataclasses.fields(cls):
-        descriptor = message.DESCRIPTOR.fields_by_name[field.name]
-        if descriptor.message_type is not None and descriptor.message_type.GetOptions().map_entry:
+    for field in _fields_of(cls):
+        if field.tensors:
             continue
         item = getattr(message, field.name)
-        if dataclasses.is_dataclass(hints[field.name]):
-            part = hints[field.name]
-            found[field.name] = part(**_values(part, item))
-        elif isinstance(hints[field.name], type):
-            found[field.name] = _name(descriptor.enum_type, item)
+        if field.part is not None:
+            found[field.name] = field.part(**_values(field.part, item))
+        elif field.repeated:
+            found[field.name] = tuple(item if field.enum is None else [_name(field.enum, each) for each in item])
         else:
-            found[field.name] = tuple(_name(descriptor.enum_type, each) for each in item)
+            found[field.name] = item if field.enum is None else _name(field.enum, item)
     return found
 
 
-def _number(enum: Any, item: Any) -> Any:
-    if enum is None:
-        return item
-    known = {_name(enum, value.number): value.number for value in enum.values}
+def _number(enum: Any, item: str) -> int:
+    known = _numbers(enum)
     if item not in known:
         raise InvalidSetting(f"unknown {enum.name.lower()} {item!r}; use one of {', '.join(known)}")
     return known[item]
 
 
-def _name(enum: Any, item: Any) -> Any:
-    if enum is None:
-        return item
-    value = enum.values_by_number.get(item)
-    if value is None:
-        raise InvalidSetting(f"unknown {enum.name.lower()} number {item}")
-    return "none" if item == 0 else value.name.removeprefix(f"{enum.name.upper()}_").lower()
+def _name(enum: Any, number: int) -> str:
+    if number not in enum.values_by_number:
+        raise InvalidSetting(f"unknown {enum.name.lower()} number {number}")
+    return _names(enum)[number]
 
 
 @functools.cache
-def _hints(name: str) -> dict[str, Any]:
-    return typing.get_type_hints(getattr(verbs, name))
+def _numbers(enum: Any) -> dict[str, int]:
+    return {name: number for number, name in _names(enum).items() if number}
+
+
+@functools.cache
+def _names(enum: Any) -> dict[int, str]:
+    prefix = f"{enum.name.upper()}_"
+    return {each.number: each.name.removeprefix(prefix).lower() if each.number else "none" for each in enum.values}
 
 
 @functools.cache
 def _message_class(name: str) -> type[Message]:
     found: type[Message] = getattr(teacher_pb2, name)
     return found
-
-
-@functools.cache
-def _tensor_fields(name: str) -> dict[int, str]:
-    descriptor = _message_class(name).DESCRIPTOR
-    return {
-        field.number: field.name
-        for field in descriptor.fields
-        if field.message_type is not None and field.message_type.GetOptions().map_entry
-    }
