@@ -55,6 +55,9 @@ class TeacherConfig(BaseModel):
     exit: int | None = Field(None, ge=1, description="Layer at which the answer is read; None takes the server's.")
     deadline_s: float = Field(60.0, gt=0.0, description="Seconds any one call may take.")
     compression: Literal["none", "bf16", "fp16"] = Field("bf16", description="How float tensors travel.")
+    shared_memory: bool = Field(
+        True, description="Whether large messages go through shared memory where the teacher is on this host."
+    )
     optimizer: Literal["adamw", "adam", "sgd"] = Field("adamw", description="Optimizer of the teacher-side codec.")
     lr: float | None = Field(
         None, gt=0.0, description="Peak learning rate of the teacher-side codec; None takes that of the training."

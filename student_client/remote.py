@@ -135,6 +135,7 @@ class RemoteTeacher(Teacher):
         compression: how float ports travel: bf16 (default), fp16, or none for float32.
         deadline_s: seconds any one call may take.
         patience_s: for how many of these seconds a teacher that does not answer is tried again.
+        shared_memory: whether large messages may go through shared memory, where the teacher is on this host.
         options: fields of `SessionSettings`, see `SessionOptions`.
     """
 
@@ -146,9 +147,10 @@ class RemoteTeacher(Teacher):
         compression: str = "bf16",
         deadline_s: float = 60.0,
         patience_s: float = 10.0,
+        shared_memory: bool = True,
         **options: Unpack[SessionOptions],
     ) -> None:
-        transport = GrpcTransport(address, compression, patience_s)
+        transport = GrpcTransport(address, compression, patience_s, shared_memory)
         super().__init__(Session(transport, student, compression, deadline_s), options)
 
 

@@ -5,13 +5,14 @@ A `TeacherVerbs` in this process fits the same seam. Knows no autograd and no se
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Callable
 from typing import Any, cast
 
 import grpc
 import tenacity
 
+from student_client.same_host import SharedBlocks
 from teaching_protocol import verbs
 from teaching_protocol.channel import channel_options, error_from
 from teaching_protocol.errors import (
@@ -21,15 +22,21 @@ from teaching_protocol.errors import (
     MessageTooLarge,
     Overloaded,
     ServiceError,
+    SharedMemoryLost,
     TeacherUnavailable,
     TeachingError,
 )
+from teaching_protocol.shared_memory import SHARED_KEY
 from teaching_protocol.verbs import Call
-from teaching_protocol.wire import METHODS, Method, read, write
+from teaching_protocol.wire import METHODS, Method, Piece, pieces, read
 
 __all__ = ["GrpcTransport"]
 
-_RETRIED = (Overloaded, TeacherUnavailable)
+_log = logging.getLogger(__name__)
+
+Stub = Any  # grpc's callable of one RPC
+
+_RETRIED = (Overloaded, SharedMemoryLost, TeacherUnavailable)
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.05, 2.0
 _CHANNEL_BYTES = 2**31 - 1  # the server's own limit is on its card
 
@@ -45,20 +52,35 @@ class GrpcTransport:
         address: `host:port`.
         compression: how float tensors travel to the teacher: none | bf16 | fp16.
         patience_s: how long a teacher that is down is waited for, within the call's deadline.
+        shared_memory: whether large messages may go through shared memory, where the teacher is on this host.
     """
 
-    def __init__(self, address: str, compression: str = "bf16", patience_s: float = 10.0) -> None:
+    def __init__(
+        self, address: str, compression: str = "bf16", patience_s: float = 10.0, shared_memory: bool = True
+    ) -> None:
         self.address = address
         self.compression = compression
         self.patience_s = patience_s
         self.message_bytes = _CHANNEL_BYTES
-        self.bytes_sent = self.bytes_received = 0
+        self.shared_memory = shared_memory
+        self.bytes_sent = self.bytes_received = self.bytes_shared = 0
+        self._blocks = SharedBlocks()
+        self._reply_bytes: dict[str, int] = {}  # the largest of each verb
         self._channel = grpc.insecure_channel(address, options=channel_options(_CHANNEL_BYTES))
         self._stubs = {method.verb: self._stub(method) for method in METHODS}
 
     def describe(self, request: verbs.DescribeRequest, call: Call) -> verbs.DescribeReply:
-        """The teacher's card."""
-        return cast(verbs.DescribeReply, self._send("describe", request, call))
+        """The teacher's card. Where it says that the teacher is on this host, memory is shared from now on."""
+        card = cast(verbs.DescribeReply, self._send("describe", request, call))
+        if self.shared_memory:
+            is_shared = self._blocks.connect(card.same_host)
+            way = (
+                "shared memory, where they are large"
+                if is_shared
+                else "the connection: it shares no memory with this host"
+            )
+            _log.info("messages to the teacher at %s go through %s", self.address, way)
+        return card
 
     def enroll(self, request: verbs.EnrollRequest, call: Call) -> verbs.EnrollReply:
         """Opens or resumes a session."""
@@ -94,15 +116,16 @@ class GrpcTransport:
 
     def close(self) -> None:
         """Closes the connection."""
+        self._blocks.close()
         self._channel.close()
 
-    def _stub(self, method: Method) -> tuple[Method, Callable[..., bytes]]:
+    def _stub(self, method: Method) -> tuple[Method, Stub]:
         return method, self._channel.unary_unary(method.path)
 
     def _send(self, verb: str, request: Any, call: Call) -> Any:
         method, stub = self._stubs[verb]
         deadline = call.deadline if call.deadline is not None else time.monotonic() + 60.0
-        data = write(request, self.compression, self.message_bytes)
+        data = pieces(request, self.compression, self.message_bytes)
         patience = time.monotonic() + self.patience_s
         for attempt in tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(_RETRIED),
@@ -113,14 +136,33 @@ class GrpcTransport:
             reraise=True,
         ):
             with attempt:
-                self.bytes_sent += len(data)
-                reply = self._once(stub, data, deadline)
-                self.bytes_received += len(reply)
+                reply = self._exchange(verb, stub, data, deadline)
         return read(method.reply, reply)
 
-    def _once(self, stub: Callable[..., bytes], data: bytes, deadline: float) -> bytes:
+    def _exchange(self, verb: str, stub: Stub, data: list[Piece], deadline: float) -> Piece:
+        size_bytes = sum(map(len, data))
+        self.bytes_sent += size_bytes
+        reply: Piece
+        with self._blocks.leased(max(size_bytes, self._reply_bytes.get(verb, 0))) as lease:
+            if lease is None:
+                reply, _ = self._once(stub, b"".join(data), deadline)
+            else:
+                place = str(lease.put(data))
+                reply, shared_bytes = self._once(stub, b"", deadline, ((SHARED_KEY, place),))
+                reply = lease.block.take(shared_bytes) if shared_bytes else reply
+                self.bytes_shared += size_bytes + shared_bytes
+        self.bytes_received += len(reply)
+        self._reply_bytes[verb] = max(len(reply), self._reply_bytes.get(verb, 0))
+        return reply
+
+    def _once(
+        self, stub: Stub, data: bytes, deadline: float, metadata: tuple[tuple[str, str], ...] = ()
+    ) -> tuple[bytes, int]:
+        """One try: the reply that came with the call, and how many bytes of one lie in the shared block instead."""
         try:
-            return stub(data, timeout=max(0.001, deadline - time.monotonic()))
+            reply, answered = stub.with_call(data, timeout=max(0.001, deadline - time.monotonic()), metadata=metadata)
+            shared = dict(answered.trailing_metadata()).get(SHARED_KEY, "0") if metadata else "0"
+            return reply, int(shared)
         except grpc.RpcError as error:
             raise self._typed(error) from error
         except ValueError as error:  # gRPC's word for a channel that was closed

@@ -55,6 +55,12 @@ def serve(
     deterministic: Annotated[
         bool | None, typer.Option("--deterministic", help="The same bits alone or among many.")
     ] = None,
+    shared_memory: Annotated[
+        bool | None,
+        typer.Option(
+            "--shared-memory/--no-shared-memory", help="Large messages of students on this host through shared memory."
+        ),
+    ] = None,
     insecure: Annotated[bool | None, typer.Option("--insecure", help="Bind other than loopback without TLS.")] = None,
 ) -> None:
     """Serves a teacher until SIGTERM or Ctrl-C, which drain it; a second one ends it at once."""

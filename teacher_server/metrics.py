@@ -28,6 +28,12 @@ class Metrics:
         self.session_ends = Counter("teacher_session_ends", "Sessions ended, by cause.", ["cause"], registry=registry)
         self.session_steps = Counter("teacher_session_steps", "Codec steps applied.", registry=registry)
         self.bytes = Counter("teacher_transfer_bytes", "Bytes of calls.", ["direction"], registry=registry)
+        self.shared_bytes = Counter(
+            "teacher_shared_bytes", "Bytes of calls that went through shared memory.", ["direction"], registry=registry
+        )
+        self.shared_connections = Gauge(
+            "teacher_shared_connections", "Students that share memory with the server.", registry=registry
+        )
         self.graph_bytes = Gauge("teacher_graph_cache_bytes", "Bytes of kept graphs.", registry=registry)
         self.graph_hits = Counter("teacher_graph_cache_hits", "Backwards served by a kept graph.", registry=registry)
         self.graph_evictions = Counter("teacher_graph_cache_evictions", "Graphs let go unused.", registry=registry)

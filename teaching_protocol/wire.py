@@ -22,9 +22,11 @@ from teaching_protocol.errors import InvalidSetting, InvalidTensor, MessageTooLa
 from teaching_protocol.tensors import pack, unpack
 from teaching_protocol.v1 import teacher_pb2, tensor_pb2
 
-__all__ = ["METHODS", "SERVICE", "Method", "read", "write"]
+__all__ = ["METHODS", "SERVICE", "Method", "Piece", "pieces", "read", "write"]
 
 V = TypeVar("V")
+
+Piece = bytes | memoryview
 
 SERVICE = teacher_pb2.DESCRIPTOR.services_by_name["Teacher"].full_name
 
@@ -63,7 +65,14 @@ _KEY, _VALUE = 1, 2  # field numbers of a map entry
 
 
 def write(value: Any, compression: str | None = None, limit_bytes: int = 2**31 - 1) -> bytes:
-    """Gives the protobuf bytes of a request or reply of `teaching_protocol.verbs`.
+    """Gives the protobuf bytes of a request or reply; see `pieces`."""
+    return b"".join(pieces(value, compression, limit_bytes))
+
+
+def pieces(value: Any, compression: str | None = None, limit_bytes: int = 2**31 - 1) -> list[Piece]:
+    """Gives the protobuf bytes of a request or reply of `teaching_protocol.verbs` in pieces, one behind the other.
+
+    The tensors' pieces are their own memory, where nothing had to be cast: write them before it changes.
 
     Args:
         value: one of the frozen dataclasses of `verbs`.
@@ -76,20 +85,20 @@ def write(value: Any, compression: str | None = None, limit_bytes: int = 2**31 -
     """
     message = _message_class(type(value).__name__)()
     _fill(message, value)
-    chunks: list[bytes | memoryview] = [message.SerializeToString()]
-    for field in _fields_of(type(value)):
+    found: list[Piece] = [message.SerializeToString()]
+    for field in _fields_of(type(value).__name__):
         if field.tensors:
             for name, tensor in getattr(value, field.name).items():
-                chunks += _tensor_entry(field.number, name, tensor, compression)
-    size_bytes = sum(map(len, chunks))
+                found += _tensor_entry(field.number, name, tensor, compression)
+    size_bytes = sum(map(len, found))
     if size_bytes > limit_bytes:
         raise MessageTooLarge(
             f"{type(value).__name__} is {size_bytes} bytes, the limit is {limit_bytes}; send fewer rows or tokens"
         )
-    return b"".join(chunks)
+    return found
 
 
-def read(cls: type[V], data: bytes) -> V:
+def read(cls: type[V], data: Piece) -> V:
     """Gives the request or reply that `data` holds; its tensors lie over `data` itself.
 
     Raises:
@@ -97,7 +106,7 @@ def read(cls: type[V], data: bytes) -> V:
         InvalidSetting: an enum number this side does not know.
     """
     message_class = _message_class(cls.__name__)
-    maps = {field.number: field.name for field in _fields_of(cls) if field.tensors}
+    maps = {field.number: field.name for field in _fields_of(cls.__name__) if field.tensors}
     try:
         tensors: dict[int, dict[str, torch.Tensor]] = {number: {} for number in maps}
         rest = bytearray()
@@ -114,7 +123,7 @@ def read(cls: type[V], data: bytes) -> V:
     return cls(**values, **_values(cls, message))
 
 
-def _tensor_entry(number: int, name: str, tensor: torch.Tensor, compression: str | None) -> list[bytes | memoryview]:
+def _tensor_entry(number: int, name: str, tensor: torch.Tensor, compression: str | None) -> list[Piece]:
     packed = pack(tensor, compression)
     meta = tensor_pb2.Tensor(dtype=packed.dtype, shape=packed.shape).SerializeToString()  # type: ignore[arg-type]
     meta += _tag(_DATA) + _varint(len(packed.data))
@@ -193,26 +202,27 @@ class _Field:
     name: str
     number: int
     enum: Any
-    part: type[Any] | None
+    part: Any
     repeated: bool
     tensors: bool
 
 
 @functools.cache
-def _fields_of(cls: type[Any]) -> tuple[_Field, ...]:
-    hints, descriptor = typing.get_type_hints(cls), _message_class(cls.__name__).DESCRIPTOR
+def _fields_of(name: str) -> tuple[_Field, ...]:
+    cls = getattr(verbs, name)
+    hints, descriptor = typing.get_type_hints(cls), _message_class(name).DESCRIPTOR
     found = []
-    for name in (field.name for field in dataclasses.fields(cls)):
-        wire, hint = descriptor.fields_by_name[name], hints[name]
-        part = hint if dataclasses.is_dataclass(hint) else None
+    for field in dataclasses.fields(cls):
+        wire, hint = descriptor.fields_by_name[field.name], hints[field.name]
+        part: Any = hint if dataclasses.is_dataclass(hint) else None
         tensors = wire.message_type is not None and wire.message_type.GetOptions().map_entry
         repeated = part is None and not isinstance(hint, type)
-        found.append(_Field(name, wire.number, wire.enum_type, part, repeated, tensors))
+        found.append(_Field(field.name, wire.number, wire.enum_type, part, repeated, tensors))
     return tuple(found)
 
 
 def _fill(message: Message, value: Any) -> None:
-    for field in _fields_of(type(value)):
+    for field in _fields_of(type(value).__name__):
         item = getattr(value, field.name)
         if field.tensors:
             continue
@@ -228,7 +238,7 @@ def _fill(message: Message, value: Any) -> None:
 
 def _values(cls: type[Any], message: Message) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    for field in _fields_of(cls):
+    for field in _fields_of(cls.__name__):
         if field.tensors:
             continue
         item = getattr(message, field.name)
