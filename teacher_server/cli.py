@@ -20,7 +20,6 @@ from teacher_server.config import load_config
 from teaching_protocol import verbs
 from teaching_protocol.channel import channel_options, error_from
 from teaching_protocol.errors import ConfigError, TeacherUnavailable, TeachingError
-from teaching_protocol.memory import keep_freed_memory
 from teaching_protocol.wire import METHODS, read, write
 
 __all__ = ["main"]
@@ -65,7 +64,6 @@ def serve(
 ) -> None:
     """Serves a teacher until SIGTERM or Ctrl-C, which drain it; a second one ends it at once."""
     flags = dict(locals())
-    keep_freed_memory()
     path = flags.pop("config")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     transformers_logging.disable_progress_bar()
@@ -160,7 +158,6 @@ def _finetune(flags: dict[str, Any], data: str, settings: list[str], overwrite: 
         raise ConfigError(
             f"finetune needs the package {error.name}; install it with: pip install 'talking-models[finetune]'"
         ) from error
-    keep_freed_memory()
     transformers_logging.disable_progress_bar()
     console = Console(quiet=quiet, highlight=False)
     config = load_finetune_config(flags | data_fields(data), settings)

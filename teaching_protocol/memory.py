@@ -21,7 +21,8 @@ def keep_freed_memory() -> bool:
 
     Without it each large buffer is mapped anew and each of its pages faults once more, at every call
     (measured in benchmarks/LOG.md). One arena, because a thread's own arena ends at 64 MiB and what is larger is
-    mapped anew whatever the threshold. The process holds its largest footprint until it ends.
+    mapped anew whatever the threshold; so call it before anything starts a thread (pandas does when it is imported), since an
+    arena that is there stays. The process holds its largest footprint until it ends.
 
     `TALKING_MODELS_MALLOC=0` leaves malloc alone, and so does any setting of the user's own (`MALLOC_*`,
     `GLIBC_TUNABLES`).
