@@ -10,8 +10,11 @@ import contextlib
 import os
 import socket
 import threading
+import weakref
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from queue import Empty, SimpleQueue
 
 from teaching_protocol.errors import Overloaded, SharedMemoryLost
 from teaching_protocol.shared_memory import (
@@ -34,15 +37,24 @@ _BLOCK_BYTES = 2**20  # of the smallest block
 
 @dataclass(frozen=True)
 class Lease:
-    """A block for the time of one call."""
+    """A block for the time of one call, and of what its reply holds."""
 
     number: int
     block: Block
     secret: str
+    returned: SimpleQueue[int]
 
     def put(self, pieces: Iterable[bytes | memoryview]) -> Place:
         """Writes the request into the block; gives what names it to the server."""
         return Place(self.secret, self.number, self.block.put(pieces))
+
+    def reply(self, size_bytes: int) -> memoryview:
+        """The reply where it lies; the block is used again when no tensor of the reply is left."""
+        return self.block.lend(size_bytes, partial(self.returned.put, self.number))
+
+    def end(self) -> None:
+        """Says that nothing of the reply lies in the block, which is used again at once."""
+        self.returned.put(self.number)
 
 
 class SharedBlocks:
@@ -57,6 +69,8 @@ class SharedBlocks:
         self._same_host = self._secret = ""
         self._limit_bytes = self._bytes = self._next = 0
         self._free: list[Lease] = []
+        self._lent: dict[int, Lease] = {}
+        self._returned: SimpleQueue[int] = SimpleQueue()
 
     def connect(self, same_host: str) -> bool:
         """Reaches the server whose card says `same_host`; False where that is on another host, or nowhere."""
@@ -74,7 +88,8 @@ class SharedBlocks:
     def leased(self, size_bytes: int) -> Iterator[Lease | None]:
         """A block of at least so many bytes for the call in the `with`; None where the call should go without.
 
-        A call that failed may still be at work on the server and write its reply: nobody uses its block again.
+        A call that was answered takes its `reply` out of the lease, or says `end`. One that failed may still be at work on the
+        server and write its reply: nobody uses its block again.
         """
         lease = self._lease(size_bytes) if size_bytes >= SHARED_MIN_BYTES else None
         if lease is None:
@@ -86,12 +101,11 @@ class SharedBlocks:
             self.close()
             raise
         except Overloaded:  # refused at the door: nothing was begun
-            self._give_back(lease)
+            lease.end()
             raise
         except BaseException:
             self._drop(lease)
             raise
-        self._give_back(lease)
 
     def close(self) -> None:
         """Ends the connection, and with it every block; calls under way end by themselves."""
@@ -105,21 +119,29 @@ class SharedBlocks:
             if not self._is_alive(self._connection):
                 self._end()
                 return None
+            self._take_back()
             fitting = [lease for lease in self._free if lease.block.size_bytes >= size_bytes]
+            found: Lease | None
             if fitting:
                 found = min(fitting, key=lambda lease: lease.block.size_bytes)
                 self._free.remove(found)
-                return found
-            return self._added(self._connection, max(_BLOCK_BYTES, 1 << (size_bytes - 1).bit_length()))
+            else:
+                found = self._added(self._connection, max(_BLOCK_BYTES, 1 << (size_bytes - 1).bit_length()))
+            if found is not None:
+                self._lent[found.number] = found
+            return found
 
-    def _give_back(self, lease: Lease) -> None:
-        with self._lock:
-            if lease.secret == self._secret:
-                self._free.append(lease)
+    def _take_back(self) -> None:
+        """What came back since the last time; by a queue, since a tensor may die at any moment, even in the midst of this."""
+        with contextlib.suppress(Empty):
+            while True:
+                lease = self._lent.pop(self._returned.get_nowait(), None)
+                self._free += [lease] if lease is not None else []
 
     def _drop(self, lease: Lease) -> None:
         with self._lock:
-            if lease.secret == self._secret and self._connection is not None:
+            if self._connection is not None and self._lent.get(lease.number) is lease:
+                del self._lent[lease.number]
                 self._forget(self._connection, lease)
 
     def _greet(self, name: str) -> None:
@@ -135,6 +157,7 @@ class SharedBlocks:
             return
         secret, self._limit_bytes = GREETING.unpack(greeting)
         self._connection, self._secret = connection, secret.hex()
+        weakref.finalize(self, connection.close)  # of a client that nobody closed
 
     def _is_alive(self, connection: socket.socket) -> bool:
         connection.settimeout(0.0)
@@ -170,7 +193,7 @@ class SharedBlocks:
         if not taken:
             return None
         self._bytes += size_bytes
-        return Lease(number, block, self._secret)
+        return Lease(number, block, self._secret, self._returned)
 
     def _forget(self, connection: socket.socket, lease: Lease) -> None:
         self._bytes -= lease.block.size_bytes
@@ -182,3 +205,5 @@ class SharedBlocks:
             self._connection.close()
         self._connection, self._secret, self._bytes = None, "", 0
         self._free.clear()
+        self._lent.clear()
+        self._returned = SimpleQueue()  # what is still lent comes back to the old one, and is gone with it

@@ -71,8 +71,8 @@ class TeacherApp:
         card = dataclasses.replace(card, same_host=self._same_host.address)
         self._scheduler = ThreadScheduler(self._engine, self.config.permits, self.config.threads, self.metrics)
         self.actor = TeacherActor(card, self._engine, self._scheduler, self.config, self.metrics)
-        self._start_metrics()
         try:
+            self._start_metrics()
             self._server = self._bound_server()
         except PortInUse:
             self._stop_metrics()
@@ -147,7 +147,7 @@ class TeacherApp:
         server = grpc.server(
             workers, interceptors=[ErrorInterceptor(self.metrics)], options=server_options(self.config.message_bytes)
         )
-        add_service(server, self.actor, self.metrics, self.config.message_bytes, self._same_host)
+        add_service(server, self.actor, self.metrics, self.config, self._same_host)
         self._health.add_to(server)
         reflection.enable_server_reflection((SERVICE, "grpc.health.v1.Health", reflection.SERVICE_NAME), server)
         host = f"[{self.config.host}]" if ":" in self.config.host else self.config.host

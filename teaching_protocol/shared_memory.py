@@ -1,12 +1,14 @@
 """Messages in memory that two processes of one host share; knows no gRPC, no verb and no session.
 
 A block is an anonymous file (memfd) that its maker has sealed against resizing, mapped by both processes and closed at once: it
-has no name and no descriptor, so the kernel frees it when the last of the two is gone, however it ends. Its bytes are copied out
-before anybody looks at them: whoever writes to a block behind the other's back garbles its own message and nothing else.
+has no name and no descriptor, so the kernel frees it when the last of the two is gone, however it ends. The server copies a request
+out before it looks at it: a student that writes behind its back garbles its own message and nothing else. The student, who
+trusts its teacher, reads the reply where it lies.
 """
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import functools
 import hashlib
@@ -14,7 +16,8 @@ import mmap
 import os
 import struct
 import sys
-from collections.abc import Iterable
+import weakref
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -131,11 +134,25 @@ class Block:
         Raises:
             InvalidTensor: more than there are.
         """
-        if not 0 <= size_bytes <= self.size_bytes:
-            raise InvalidTensor(f"a message of {size_bytes} bytes in a block of {self.size_bytes}; repair the client")
+        self._check(size_bytes)
         found = np.empty(size_bytes, np.uint8)
         np.copyto(found, self._memory[:size_bytes])
         return found.data
+
+    def lend(self, size_bytes: int, when_unused: Callable[[], object]) -> memoryview:
+        """The first bytes where they lie. `when_unused` is called once nothing refers to them any more, by whichever thread.
+
+        Raises:
+            InvalidTensor: more than there are.
+        """
+        self._check(size_bytes)
+        lent = (ctypes.c_char * size_bytes).from_buffer(self._memory.data)
+        weakref.finalize(lent, when_unused).atexit = False
+        return memoryview(lent).cast("B")
+
+    def _check(self, size_bytes: int) -> None:
+        if not 0 <= size_bytes <= self.size_bytes:
+            raise InvalidTensor(f"a message of {size_bytes} bytes in a block of {self.size_bytes}; repair the sender")
 
 
 def can_share() -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import os
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -9,9 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import torch
 
 from student_client.same_host import SharedBlocks
-from teaching_protocol.errors import DeadlineExceeded, Overloaded, SharedMemoryLost
+from teaching_protocol.errors import DeadlineExceeded, InvalidTensor, Overloaded, SharedMemoryLost
 from teaching_protocol.shared_memory import GREETING, SHARED_MIN_BYTES, can_share, host_mark
 from tests.integration.gate import poll
 
@@ -21,10 +24,17 @@ MIB = 2**20
 Serve = Callable[[Callable[[socket.socket], None]], str]
 
 
+def received(peer: socket.socket) -> bytes:
+    packet, descriptors, _, _ = socket.recv_fds(peer, 100, 1)
+    for descriptor in descriptors:
+        os.close(descriptor)
+    return packet
+
+
 def taking(peer: socket.socket) -> None:
     """A server's end that takes every block of a student that may share 8 MiB."""
     peer.send(GREETING.pack(b"s" * 16, 8 * MIB))
-    while packet := socket.recv_fds(peer, 100, 1)[0]:
+    while packet := received(peer):
         if packet[:1] == b"+":
             peer.send(b"\x01")
 
@@ -68,7 +78,10 @@ def blocks(serve: Serve) -> Iterator[SharedBlocks]:
 
 
 def number(blocks: SharedBlocks, size_bytes: int = MIB) -> int | None:
+    """A call without a reply: the number of its block."""
     with blocks.leased(size_bytes) as lease:
+        if lease is not None:
+            lease.end()
         return lease.number if lease is not None else None
 
 
@@ -89,6 +102,7 @@ def test_two_calls_never_have_the_same_block(blocks: SharedBlocks) -> None:
                 used.add(lease.number)
                 lease.put([b"x" * MIB])
                 used.remove(lease.number)
+                lease.end()
 
     with ThreadPoolExecutor(16) as pool:
         list(pool.map(call, range(400)))
@@ -101,6 +115,34 @@ def test_the_block_of_a_call_that_failed(error: type[BaseException], again: bool
     with pytest.raises(error), blocks.leased(MIB):
         raise error("no")
     assert (number(blocks) == 0) is again
+
+
+def test_a_block_is_lent_until_the_last_tensor_of_its_reply_is_gone(blocks: SharedBlocks) -> None:
+    with blocks.leased(MIB) as lease:
+        assert lease is not None
+        lease.put([bytes(range(8)) * 1000])
+        reply = lease.reply(8000)
+    tensor = torch.frombuffer(reply[8:16], dtype=torch.uint8).reshape(2, 4)
+    row = tensor[1]
+    del reply, tensor, lease
+    gc.collect()
+    assert number(blocks) == 1  # the first is in use
+    blocks.close()
+    assert row.tolist() == [4, 5, 6, 7]  # even when everything else is gone
+    del row
+    assert "memfd:teaching" not in Path("/proc/self/maps").read_text()
+
+
+def test_a_block_comes_back_when_its_reply_dies(blocks: SharedBlocks) -> None:
+    for _ in range(3):
+        with blocks.leased(MIB) as lease:
+            assert lease is not None
+            assert lease.number == 0
+            reply = lease.reply(8000)
+        del lease, reply
+    with pytest.raises(InvalidTensor), blocks.leased(MIB) as lease:
+        lease.reply(MIB + 1)  # type: ignore[union-attr]
+    assert number(blocks) == 1
 
 
 def test_a_server_that_lost_the_memory_is_left(blocks: SharedBlocks) -> None:
@@ -136,7 +178,7 @@ def test_a_server_that_hangs_up(serve: Serve) -> None:
 
 def refusing(peer: socket.socket) -> None:
     peer.send(GREETING.pack(b"s" * 16, 8 * MIB))
-    while socket.recv_fds(peer, 100, 1)[0]:
+    while received(peer):
         peer.send(b"\x00")
 
 
