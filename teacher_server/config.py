@@ -54,6 +54,11 @@ class ServerConfig(BaseModel):
     handoff_s: float = Field(2.0, ge=0, description="Seconds a drain then leaves for students to export and leave.")
     batch_tokens: int = Field(16384, ge=1, description="Padded tokens one batch may have.")
 
+    int8_error: float = Field(
+        0.02,
+        ge=0,
+        description="Largest relative error of a tensor sent as int8, where a student asked for int8; else bf16.",
+    )
     shared_memory: bool = Field(
         True, description="Whether students on the same host may send large messages through shared memory."
     )

@@ -19,14 +19,19 @@ from google.protobuf.message import DecodeError, Message
 
 from teaching_protocol import verbs
 from teaching_protocol.errors import InvalidSetting, InvalidTensor, MessageTooLarge
-from teaching_protocol.tensors import pack, unpack
+from teaching_protocol.int8 import Int8Rules
+from teaching_protocol.tensors import PackedTensor, pack, unpack
 from teaching_protocol.v1 import teacher_pb2, tensor_pb2
 
-__all__ = ["METHODS", "SERVICE", "Method", "Piece", "pieces", "read", "write"]
+__all__ = ["LARGEST", "METHODS", "SERVICE", "Method", "Piece", "pieces", "read", "write"]
 
 V = TypeVar("V")
 
 Piece = bytes | memoryview
+LARGEST = 2**31 - 1
+"""Bytes of the largest message that protobuf and gRPC can carry."""
+
+_INT8 = Int8Rules()
 
 SERVICE = teacher_pb2.DESCRIPTOR.services_by_name["Teacher"].full_name
 
@@ -64,12 +69,14 @@ _DATA = 3  # field number of Tensor.data
 _KEY, _VALUE = 1, 2  # field numbers of a map entry
 
 
-def write(value: Any, compression: str | None = None, limit_bytes: int = 2**31 - 1) -> bytes:
+def write(value: Any, compression: str | None = None, limit_bytes: int = LARGEST) -> bytes:
     """Gives the protobuf bytes of a request or reply; see `pieces`."""
     return b"".join(pieces(value, compression, limit_bytes))
 
 
-def pieces(value: Any, compression: str | None = None, limit_bytes: int = 2**31 - 1) -> list[Piece]:
+def pieces(
+    value: Any, compression: str | None = None, limit_bytes: int = LARGEST, int8: Int8Rules | None = None
+) -> list[Piece]:
     """Gives the protobuf bytes of a request or reply of `teaching_protocol.verbs` in pieces, one behind the other.
 
     The tensors' pieces are their own memory, where nothing had to be cast: write them before it changes.
@@ -78,6 +85,7 @@ def pieces(value: Any, compression: str | None = None, limit_bytes: int = 2**31 
         value: one of the frozen dataclasses of `verbs`.
         compression: how float tensors travel; None leaves each tensor's dtype.
         limit_bytes: the largest message the other side accepts.
+        int8: which tensors may travel as int8 rows, and who hears of it.
 
     Raises:
         InvalidTensor: a tensor the wire does not carry.
@@ -89,7 +97,7 @@ def pieces(value: Any, compression: str | None = None, limit_bytes: int = 2**31 
     for field in _fields_of(type(value).__name__):
         if field.tensors:
             for name, tensor in getattr(value, field.name).items():
-                found += _tensor_entry(field.number, name, tensor, compression)
+                found += _tensor_entry(field.number, name, pack(tensor, compression, int8 or _INT8))
     size_bytes = sum(map(len, found))
     if size_bytes > limit_bytes:
         raise MessageTooLarge(
@@ -123,9 +131,9 @@ def read(cls: type[V], data: Piece) -> V:
     return cls(**values, **_values(cls, message))
 
 
-def _tensor_entry(number: int, name: str, tensor: torch.Tensor, compression: str | None) -> list[Piece]:
-    packed = pack(tensor, compression)
-    meta = tensor_pb2.Tensor(dtype=packed.dtype, shape=packed.shape).SerializeToString()  # type: ignore[arg-type]
+def _tensor_entry(number: int, name: str, packed: PackedTensor) -> list[Piece]:
+    small = tensor_pb2.Tensor(dtype=packed.dtype, shape=packed.shape, scales=packed.scales)  # type: ignore[arg-type]
+    meta = small.SerializeToString()
     meta += _tag(_DATA) + _varint(len(packed.data))
     value_bytes = len(meta) + len(packed.data)
     key = name.encode()
@@ -147,7 +155,7 @@ def _read_entry(entry: memoryview) -> tuple[str, torch.Tensor]:
         else:
             rest += value[start:end]
     meta = tensor_pb2.Tensor.FromString(bytes(rest))
-    return name, unpack(int(meta.dtype), tuple(meta.shape), payload, name)
+    return name, unpack(int(meta.dtype), tuple(meta.shape), payload, name, meta.scales)
 
 
 def _fields(data: memoryview) -> Iterator[tuple[int, int, int, int]]:

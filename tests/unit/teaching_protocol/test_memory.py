@@ -32,6 +32,22 @@ print(taken, faults[1])
 """
 
 
+# what a command has when it runs: malloc_info lists its arenas
+ARENAS = """
+import ctypes, importlib, sys
+libc = ctypes.CDLL(None)
+libc.fopen.restype = ctypes.c_void_p
+sys.argv = ["command", "--help"]
+try:
+    importlib.import_module("{module}").main()
+except SystemExit:
+    pass
+out = ctypes.c_void_p(libc.fopen(b"{path}", b"w"))
+libc.malloc_info(0, out)
+libc.fclose(out)
+"""
+
+
 def second_faults(**environment: str) -> tuple[bool, int]:
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_TUN"))}
     clean |= {"PYTHONPATH": str(ROOT)} | environment
@@ -49,6 +65,17 @@ def test_a_freed_block_is_not_faulted_again() -> None:
     taken, faults = second_faults()
     assert taken
     assert faults < 100  # of 12,288 pages
+
+
+@pytest.mark.skipif(not GLIBC, reason="the settings are glibc's")
+@pytest.mark.parametrize("side", ["teacher_server", "student_client"])
+def test_a_command_has_one_arena_whatever_it_imports(side: str, tmp_path: Path) -> None:
+    path = tmp_path / "arenas.xml"
+    script = ARENAS.format(module=f"{side}.__main__", path=path)
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_TUN"))}
+    environment = clean | {"PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-c", script], env=environment, check=True, capture_output=True, timeout=120)
+    assert path.read_text().count("<heap nr=") == 1
 
 
 @pytest.mark.skipif(not GLIBC, reason="the settings are glibc's")
