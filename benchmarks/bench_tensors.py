@@ -1,8 +1,15 @@
-"""A tensor there and back over gRPC as this project packs it, against a raw TCP socket, by size."""
+"""A tensor there and back: over gRPC, through shared memory and plain protobuf, against raw sockets and memcpy, by size."""
 
+# ruff: noqa: E402
 from __future__ import annotations
 
+from teaching_protocol.memory import OFF_SWITCH, keep_freed_memory
+
+keep_freed_memory()  # before anything starts a thread, as the commands do; not if the environment says otherwise
+
 import argparse
+import json
+import os
 import socket
 import statistics
 import subprocess
@@ -11,30 +18,50 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Thread
+from typing import Any
 
 import grpc
+import psutil
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 from processes import started
 
+from student_client.transport import GrpcTransport
+from teacher_server.config import ServerConfig
+from teacher_server.metrics import Metrics
+from teacher_server.same_host import SameHost
+from teacher_server.service import add_service
 from teaching_protocol import verbs
 from teaching_protocol.channel import channel_options, server_options
-from teaching_protocol.memory import keep_freed_memory
 from teaching_protocol.v1 import teacher_pb2
-from teaching_protocol.wire import read, write
 
 LIMIT = 2**31 - 1
-SIZES = {"64 KB": 2**16, "1 MB": 2**20, "4 MB": 2**22, "16 MB": 2**24, "64 MB": 2**26}
+SIZES = {"64K": 2**16, "256K": 2**18, "1M": 2**20, "4M": 2**22, "16M": 2**24, "64M": 2**26}
+TARGETS = {"gRPC": (1.7, 2**20), "shared memory": (5.0, 2**20)}  # GB/s, from this size on
+Rates = dict[str, dict[str, float]]
+
+
+class Echo:
+    """A teacher that answers Forward with its inputs, behind the product's own service."""
+
+    def __init__(self, same_host: str) -> None:
+        self.card = verbs.DescribeReply(same_host=same_host)
+
+    def describe(self, request: verbs.DescribeRequest, call: verbs.Call) -> verbs.DescribeReply:
+        return self.card
+
+    def forward(self, request: verbs.ForwardRequest, call: verbs.Call) -> verbs.ForwardReply:
+        return verbs.ForwardReply(outputs=request.inputs)
+
+    def __getattr__(self, verb: str) -> None:
+        return None
 
 
 def serve_echo() -> None:
-    """Two echo servers in this process: gRPC with our packing, and with plain protobuf; and a raw socket."""
-
-    def ours(data: bytes, context: grpc.ServicerContext) -> bytes:
-        request = read(verbs.ForwardRequest, data)
-        return write(verbs.ForwardReply(outputs=request.inputs))
+    """All echo servers in this process: the product's service, plain protobuf, ready bytes, and two raw sockets."""
 
     def plain(data: bytes, context: grpc.ServicerContext) -> bytes:
         request = teacher_pb2.ForwardRequest.FromString(data)
@@ -42,31 +69,91 @@ def serve_echo() -> None:
         reply.outputs["x"].CopyFrom(request.inputs["x"])
         return reply.SerializeToString()
 
-    server = grpc.server(ThreadPoolExecutor(2), options=server_options(LIMIT))
-    handlers = {"Ours": grpc.unary_unary_rpc_method_handler(ours), "Plain": grpc.unary_unary_rpc_method_handler(plain)}
+    same_host = SameHost(2**30, 8)
+    same_host.start()
+    server = grpc.server(ThreadPoolExecutor(4), options=server_options(LIMIT))
+    add_service(server, Echo(same_host.address), Metrics(), ServerConfig(model="echo", message_bytes=LIMIT), same_host)  # type: ignore[arg-type]
+    handlers = {
+        "Plain": grpc.unary_unary_rpc_method_handler(plain),
+        "Ready": grpc.unary_unary_rpc_method_handler(lambda data, context: data),
+    }
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("echo", handlers),))
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
-    listener = socket.create_server(("127.0.0.1", 0))
-    print(port, listener.getsockname()[1], flush=True)
-    peer, _ = listener.accept()
-    peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    while True:
-        size = int.from_bytes(received(peer, bytearray(8)), "little")
-        if not size:
-            break
-        peer.sendall(received(peer, bytearray(size)))
+    tcp, unix = socket.create_server(("127.0.0.1", 0)), socket.socket(socket.AF_UNIX)
+    unix.bind(f"\0bench-tensors-{os.getpid()}")
+    unix.listen()
+    for listener in (tcp, unix):
+        Thread(target=echo_raw, args=(listener,), daemon=True).start()
+    print(port, tcp.getsockname()[1], os.getpid(), flush=True)
     server.wait_for_termination()
 
 
-def received(peer: socket.socket, buffer: bytearray) -> bytearray:
-    view = memoryview(buffer)
+def echo_raw(listener: socket.socket) -> None:
+    peer, _ = listener.accept()
+    if peer.family == socket.AF_INET:
+        peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    head, buffer = memoryview(bytearray(8)), memoryview(bytearray(max(SIZES.values())))
+    while size := int.from_bytes(received(peer, head), "little"):
+        peer.sendall(received(peer, buffer[:size]))
+
+
+def received(peer: socket.socket, buffer: memoryview) -> memoryview:
+    view = buffer
     while view:
         count = peer.recv_into(view)
         if not count:
-            return bytearray(8)
+            return memoryview(bytes(8))
         view = view[count:]
     return buffer
+
+
+class Ways:
+    """Each way to send a tensor there and back, all against one echo process."""
+
+    def __init__(self, port: int, tcp_port: int, pid: int) -> None:
+        self.transports = [GrpcTransport(f"127.0.0.1:{port}", "none", shared_memory=each) for each in (False, True)]
+        for transport in self.transports:
+            transport.describe(verbs.DescribeRequest(), verbs.Call(time.monotonic() + 60))
+        channel = grpc.insecure_channel(f"127.0.0.1:{port}", options=channel_options(LIMIT))
+        self.ready_stub, self.plain_stub = (channel.unary_unary(f"/echo/{name}") for name in ("Ready", "Plain"))
+        tcp, unix = socket.create_connection(("127.0.0.1", tcp_port)), socket.socket(socket.AF_UNIX)
+        tcp.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        unix.connect(f"\0bench-tensors-{pid}")
+        self.sockets = [tcp, unix]
+        self.buffer = torch.empty(max(SIZES.values()) // 4)
+
+    def calls(self, tensor: torch.Tensor) -> dict[str, Callable[[], torch.Tensor]]:
+        """By name: what sends this tensor and gives the one that came back."""
+        ready = tensor.numpy().tobytes()
+        return {
+            "gRPC": lambda: self.ours(self.transports[0], tensor),
+            "shared memory": lambda: self.ours(self.transports[1], tensor),
+            "gRPC, ready bytes": lambda: torch.frombuffer(self.ready_stub(ready), dtype=torch.float32),
+            "gRPC, protobuf's own": lambda: self.plain(tensor),
+            "raw TCP": lambda: self.raw(self.sockets[0], tensor),
+            "raw unix socket": lambda: self.raw(self.sockets[1], tensor),
+            "memcpy": lambda: tensor.copy_(self.buffer[: len(tensor)].copy_(tensor)),
+        }
+
+    def ours(self, transport: GrpcTransport, tensor: torch.Tensor) -> torch.Tensor:
+        request = verbs.ForwardRequest(inputs={"x": tensor})
+        return transport.forward(request, verbs.Call(time.monotonic() + 60)).outputs["x"]
+
+    def plain(self, tensor: torch.Tensor) -> torch.Tensor:
+        request = teacher_pb2.ForwardRequest()
+        request.inputs["x"].dtype = 1  # type: ignore[assignment]
+        request.inputs["x"].shape.append(len(tensor))
+        request.inputs["x"].data = tensor.numpy().tobytes()
+        reply = teacher_pb2.ForwardReply.FromString(self.plain_stub(request.SerializeToString()))
+        return torch.frombuffer(reply.outputs["x"].data, dtype=torch.float32)
+
+    def raw(self, peer: socket.socket, tensor: torch.Tensor) -> torch.Tensor:
+        peer.sendall(tensor.nbytes.to_bytes(8, "little"))
+        peer.sendall(tensor.numpy().data.cast("B"))
+        found = self.buffer[: len(tensor)]
+        received(peer, found.numpy().data.cast("B"))
+        return found
 
 
 def seconds(call: Callable[[], object]) -> float:
@@ -75,67 +162,102 @@ def seconds(call: Callable[[], object]) -> float:
     return time.perf_counter() - started_at
 
 
-def measure(port: int, raw_port: int, rounds: int) -> None:
-    channel = grpc.insecure_channel(f"127.0.0.1:{port}", options=channel_options(LIMIT))
-    raw = socket.create_connection(("127.0.0.1", raw_port))
-    raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    ours_stub, plain_stub = (channel.unary_unary(f"/echo/{name}") for name in ("Ours", "Plain"))
-    print(f"{'size':>6} {'ours GB/s':>10} {'protobuf GB/s':>14} {'raw GB/s':>9} {'ours/raw':>9} {'ours/protobuf':>14}")
+def measure(addresses: list[int], rounds: int) -> dict[str, Any]:
+    """GB/s by way and size; the order of the ways turns from round to round. With the foreign CPU use of the run."""
+    ways, watch, rates = Ways(*addresses), CpuWatch([os.getpid(), addresses[2]]), {}
     for name, size in SIZES.items():
         tensor = torch.randn(size // 4)
-        buffer = bytearray(size)
+        calls = ways.calls(tensor)
+        for way, call in calls.items():
+            assert torch.equal(call(), tensor), way
+        times: dict[str, list[float]] = {way: [] for way in calls}
+        order = list(calls)
+        for _ in range(rounds):
+            for way in order:
+                times[way].append(seconds(calls[way]))
+            order.append(order.pop(0))
+        rates[name] = {way: 2 * size / statistics.median(column) / 1e9 for way, column in times.items()}
+    return {"rates": rates, "foreign": watch.foreign(), "shared": ways.transports[1].bytes_shared > 0}
 
-        def ours(tensor: torch.Tensor = tensor) -> object:
-            reply = ours_stub(write(verbs.ForwardRequest(inputs={"x": tensor})))
-            return read(verbs.ForwardReply, reply).outputs["x"]
 
-        def plain(tensor: torch.Tensor = tensor) -> object:
-            request = teacher_pb2.ForwardRequest()
-            request.inputs["x"].dtype = 1
-            request.inputs["x"].shape.append(len(tensor))
-            request.inputs["x"].data = tensor.numpy().tobytes()
-            reply = teacher_pb2.ForwardReply.FromString(plain_stub(request.SerializeToString()))
-            return torch.frombuffer(bytearray(reply.outputs["x"].data), dtype=torch.float32)
+class CpuWatch:
+    """How much of the machine's CPU time others than these processes took since the object was made."""
 
-        def socket_only(tensor: torch.Tensor = tensor, buffer: bytearray = buffer) -> object:
-            raw.sendall((4 * tensor.numel()).to_bytes(8, "little"))
-            raw.sendall(tensor.numpy().data)
-            return torch.frombuffer(received(raw, buffer), dtype=torch.float32)
+    def __init__(self, pids: list[int]) -> None:
+        self._processes = [psutil.Process(pid) for pid in pids]
+        self._before = self._read()
 
-        calls = (ours, plain, socket_only)
-        for call in calls:
-            call()
-        times: list[list[float]] = [[], [], []]
-        for number in range(rounds):
-            for place in sorted(range(3), key=lambda index: (index + number) % 3):
-                times[place].append(seconds(calls[place]))
-        rates = [2 * size / statistics.median(column) / 1e9 for column in times]
-        print(
-            f"{name:>6} {rates[0]:>10.2f} {rates[1]:>14.2f} {rates[2]:>9.2f} "
-            f"{rates[0] / rates[2]:>9.2f} {rates[0] / rates[1]:>14.2f}"
+    def foreign(self) -> float:
+        (busy, total, own), (busy_before, total_before, own_before) = self._read(), self._before
+        return max(0.0, (busy - busy_before - own + own_before) / max(1e-9, total - total_before))
+
+    def _read(self) -> tuple[float, float, float]:
+        times = psutil.cpu_times()
+        total = sum(times) - times.guest - times.guest_nice
+        own = sum(sum(process.cpu_times()[:2]) for process in self._processes)
+        return total - times.idle - times.iowait, total, own
+
+
+def show(found: dict[str, Any], kept: bool) -> None:
+    print("malloc as the commands set it" if kept else "malloc's own settings")
+    rates: Rates = found["rates"]
+    ways = list(rates["64K"])
+    print(f"{'GB/s':>6}" + "".join(f"{way:>22}" for way in ways))
+    for name, row in rates.items():
+        print(f"{name:>6}" + "".join(f"{row[way]:>22.2f}" for way in ways))
+    print(f"foreign CPU use {found['foreign']:.0%}" + ("" if found["shared"] else "; NO MEMORY WAS SHARED HERE"))
+    if kept:
+        for way, (target, least) in TARGETS.items():
+            slowest = min(row[way] for name, row in rates.items() if SIZES[name] >= least)
+            print(
+                f"{way}: {slowest:.2f} GB/s at the least from 1M on, target {target}, {'held' if slowest >= target else 'missed'}"
+            )
+
+
+def plot(found: dict[str, Any], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(8, 5))
+    rates: Rates = found["rates"]
+    for way in rates["64K"]:
+        ours = way in TARGETS
+        axes.plot(
+            list(rates), [row[way] for row in rates.values()], "o-" if ours else "o--", lw=2.5 if ours else 1, label=way
         )
-    raw.sendall(bytes(8))
+    for target, _ in TARGETS.values():
+        axes.axhline(target, color="grey", lw=0.8, ls=":")
+    axes.set(
+        yscale="log", xlabel="tensor, bytes", ylabel="GB/s, there and back", title="A tensor there and back on one host"
+    )
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    figure.savefig(path, dpi=120, bbox_inches="tight")
+    print(f"plot: {path}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--echo", action="store_true", help="be the echo server")
-    parser.add_argument("--measure", metavar="PORTS", help="measure against a running echo server")
-    parser.add_argument("--keep", action="store_true", help="call keep_freed_memory first, as the commands do")
+    parser.add_argument("--measure", metavar="ADDRESSES", help="measure against a running echo server")
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--plot", type=Path, default=Path(__file__).with_name("tensors.png"), help="PNG to write")
     arguments = parser.parse_args()
-    if arguments.keep:
-        keep_freed_memory()
+    torch.set_num_threads(1)
     if arguments.echo:
         serve_echo()
-    elif arguments.measure:
-        measure(*map(int, arguments.measure.split()), arguments.rounds)
-    else:
-        for flags in ([], ["--keep"]):  # malloc's settings hold for a whole process: new ones for each
-            with started(__file__, "--echo", *flags) as line:
-                print("keep_freed_memory in both processes" if flags else "glibc's own malloc settings", flush=True)
-                command = [sys.executable, __file__, "--measure", line, "--rounds", str(arguments.rounds), *flags]
-                subprocess.run(command, check=True)
+    if arguments.measure:
+        print(json.dumps(measure([int(each) for each in arguments.measure.split()], arguments.rounds)))
+        return
+    for kept in (False, True):  # malloc's settings hold for a whole process: new ones for each
+        os.environ[OFF_SWITCH] = str(int(kept))
+        with started(__file__, "--echo") as line:
+            command = [sys.executable, "-W", "ignore", __file__, "--measure", line, "--rounds", str(arguments.rounds)]
+            found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+        show(found, kept)
+    plot(found, arguments.plot)
 
 
 if __name__ == "__main__":

@@ -43,7 +43,6 @@ from student_client.transport import GrpcTransport
 from task_data.config import DataConfig
 from task_data.flags import data_fields
 from teaching_protocol.errors import ConfigError, ServiceError, SessionNotFound, TeachingError
-from teaching_protocol.memory import keep_freed_memory
 from teaching_protocol.verbs import Call, DescribeReply, DescribeRequest
 
 __all__ = ["build_app", "main"]
@@ -187,7 +186,6 @@ def demo(
 
 
 def _train(config: RunConfig, resume: bool, overwrite: bool, quiet: bool) -> None:
-    keep_freed_memory()
     if config.training.threads:
         torch.set_num_threads(config.training.threads)
     progress = Progress("+".join(config.method.names), quiet=quiet)

@@ -54,7 +54,13 @@ class TeacherConfig(BaseModel):
     entry: int | None = Field(None, ge=0, description="Layer at which a message enters; None takes the server's.")
     exit: int | None = Field(None, ge=1, description="Layer at which the answer is read; None takes the server's.")
     deadline_s: float = Field(60.0, gt=0.0, description="Seconds any one call may take.")
-    compression: Literal["none", "bf16", "fp16"] = Field("bf16", description="How float tensors travel.")
+    compression: Literal["none", "bf16", "fp16", "int8"] = Field("bf16", description="How float tensors travel.")
+    int8_error: float = Field(
+        0.02, ge=0.0, description="Largest relative error of a tensor sent as int8; one that has more goes as bf16."
+    )
+    shared_memory: bool = Field(
+        True, description="Whether large messages go through shared memory where the teacher is on this host."
+    )
     optimizer: Literal["adamw", "adam", "sgd"] = Field("adamw", description="Optimizer of the teacher-side codec.")
     lr: float | None = Field(
         None, gt=0.0, description="Peak learning rate of the teacher-side codec; None takes that of the training."

@@ -13,6 +13,7 @@ from student_client.exchange import Question, exchange, placed
 from student_client.session import Session, SessionOptions
 from student_client.transport import GrpcTransport
 from teaching_protocol import verbs
+from teaching_protocol.int8 import Int8Rules
 from teaching_protocol.verbs import TeacherVerbs
 
 __all__ = ["InProcessTeacher", "RemoteTeacher", "SessionOptions", "Teacher"]
@@ -132,9 +133,11 @@ class RemoteTeacher(Teacher):
     Args:
         address: `host:port` of a teacher server.
         student: this student's name, one live session each.
-        compression: how float ports travel: bf16 (default), fp16, or none for float32.
+        compression: how float ports travel: bf16 (default), fp16, int8 (rows with a scale each), or none for float32.
         deadline_s: seconds any one call may take.
         patience_s: for how many of these seconds a teacher that does not answer is tried again.
+        shared_memory: whether large messages may go through shared memory, where the teacher is on this host.
+        int8_error: largest relative error of a tensor sent as int8; one that has more goes as bf16.
         options: fields of `SessionSettings`, see `SessionOptions`.
     """
 
@@ -146,9 +149,11 @@ class RemoteTeacher(Teacher):
         compression: str = "bf16",
         deadline_s: float = 60.0,
         patience_s: float = 10.0,
+        shared_memory: bool = True,
+        int8_error: float = Int8Rules.error_limit,
         **options: Unpack[SessionOptions],
     ) -> None:
-        transport = GrpcTransport(address, compression, patience_s)
+        transport = GrpcTransport(address, compression, patience_s, shared_memory, int8_error)
         super().__init__(Session(transport, student, compression, deadline_s), options)
 
 

@@ -174,6 +174,8 @@ def _session(
         wanted.address,
         student=name,
         compression=wanted.compression,
+        shared_memory=wanted.shared_memory,
+        int8_error=wanted.int8_error,
         deadline_s=wanted.deadline_s,
         patience_s=_PATIENCE_S if config.method.committee.on_missing == "fail" else _SHORT_PATIENCE_S,
         **options,

@@ -93,6 +93,11 @@ class Session:
         card = self.card
         if isinstance(self.transport, GrpcTransport):
             self.transport.message_bytes = card.limits.message_bytes
+        if self._compression not in card.compressions:
+            raise IncompatibleTeacher(
+                f"the teacher takes the compressions {', '.join(card.compressions)}, but this student was told to send "
+                f"{self._compression}; set teacher.compression to one of them"
+            )
         fields: dict[str, Any] = {"entry": card.entry, "exit": card.exit, **options}
         request = verbs.EnrollRequest(self.student, SessionSettings(**fields), resume, state, uuid.uuid4().hex)
         reply = self.transport.enroll(request, self._call())

@@ -5,13 +5,15 @@ A `TeacherVerbs` in this process fits the same seam. Knows no autograd and no se
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, cast
 
 import grpc
 import tenacity
 
+from student_client.same_host import SharedBlocks
 from teaching_protocol import verbs
 from teaching_protocol.channel import channel_options, error_from
 from teaching_protocol.errors import (
@@ -21,17 +23,50 @@ from teaching_protocol.errors import (
     MessageTooLarge,
     Overloaded,
     ServiceError,
+    SharedMemoryLost,
     TeacherUnavailable,
     TeachingError,
 )
+from teaching_protocol.int8 import Int8Rules
+from teaching_protocol.shared_memory import SHARED_KEY
 from teaching_protocol.verbs import Call
-from teaching_protocol.wire import METHODS, Method, read, write
+from teaching_protocol.wire import METHODS, Method, Piece, pieces, read
 
-__all__ = ["GrpcTransport"]
+__all__ = ["GrpcTransport", "Int8Account"]
 
-_RETRIED = (Overloaded, TeacherUnavailable)
+_log = logging.getLogger(__name__)
+
+Stub = Any  # grpc's callable of one RPC
+
+_RETRIED = (Overloaded, SharedMemoryLost, TeacherUnavailable)
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.05, 2.0
 _CHANNEL_BYTES = 2**31 - 1  # the server's own limit is on its card
+
+
+@dataclass
+class Int8Account:
+    """What became of the tensors that were to travel as int8: how many did, how many went as bf16, and their errors."""
+
+    address: str
+    tensors: int = 0
+    fallbacks: int = 0
+    error_sum: float = 0.0
+
+    @property
+    def mean_error(self) -> float:
+        """Mean relative error of the tensors that travelled as int8."""
+        return self.error_sum / max(1, self.tensors)
+
+    def note(self, error: float, is_kept: bool) -> None:
+        """Counts one tensor; says the first that was too rough."""
+        if is_kept:
+            self.tensors, self.error_sum = self.tensors + 1, self.error_sum + error
+            return
+        self.fallbacks += 1
+        if self.fallbacks == 1:
+            _log.info(
+                "a tensor for %s would have had the relative error %.3f as int8; such go as bf16", self.address, error
+            )
 
 
 class GrpcTransport:
@@ -43,22 +78,49 @@ class GrpcTransport:
 
     Args:
         address: `host:port`.
-        compression: how float tensors travel to the teacher: none | bf16 | fp16.
+        compression: how float tensors travel to the teacher: none | bf16 | fp16 | int8.
         patience_s: how long a teacher that is down is waited for, within the call's deadline.
+        shared_memory: whether large messages may go through shared memory, where the teacher is on this host.
+        int8_error: largest relative error of a tensor sent as int8; one that has more goes as bf16.
+
+    Attributes:
+        bytes_sent, bytes_received, bytes_shared: of all calls, both ways, and those of them that were in shared memory.
+        int8: what became of the tensors that were to travel as int8.
     """
 
-    def __init__(self, address: str, compression: str = "bf16", patience_s: float = 10.0) -> None:
+    def __init__(
+        self,
+        address: str,
+        compression: str = "bf16",
+        patience_s: float = 10.0,
+        shared_memory: bool = True,
+        int8_error: float = Int8Rules.error_limit,
+    ) -> None:
         self.address = address
         self.compression = compression
         self.patience_s = patience_s
         self.message_bytes = _CHANNEL_BYTES
-        self.bytes_sent = self.bytes_received = 0
+        self.shared_memory = shared_memory
+        self.bytes_sent = self.bytes_received = self.bytes_shared = 0
+        self.int8 = Int8Account(address)
+        self._int8 = Int8Rules(int8_error, self.int8.note)
+        self._blocks = SharedBlocks()
+        self._reply_bytes: dict[str, int] = {}  # the largest of each verb
         self._channel = grpc.insecure_channel(address, options=channel_options(_CHANNEL_BYTES))
         self._stubs = {method.verb: self._stub(method) for method in METHODS}
 
     def describe(self, request: verbs.DescribeRequest, call: Call) -> verbs.DescribeReply:
-        """The teacher's card."""
-        return cast(verbs.DescribeReply, self._send("describe", request, call))
+        """The teacher's card. Where it says that the teacher is on this host, memory is shared from now on."""
+        card = cast(verbs.DescribeReply, self._send("describe", request, call))
+        if self.shared_memory:
+            is_shared = self._blocks.connect(card.same_host)
+            way = (
+                "shared memory, where they are large"
+                if is_shared
+                else "the connection: it shares no memory with this host"
+            )
+            _log.info("messages to the teacher at %s go through %s", self.address, way)
+        return card
 
     def enroll(self, request: verbs.EnrollRequest, call: Call) -> verbs.EnrollReply:
         """Opens or resumes a session."""
@@ -94,15 +156,16 @@ class GrpcTransport:
 
     def close(self) -> None:
         """Closes the connection."""
+        self._blocks.close()
         self._channel.close()
 
-    def _stub(self, method: Method) -> tuple[Method, Callable[..., bytes]]:
+    def _stub(self, method: Method) -> tuple[Method, Stub]:
         return method, self._channel.unary_unary(method.path)
 
     def _send(self, verb: str, request: Any, call: Call) -> Any:
         method, stub = self._stubs[verb]
         deadline = call.deadline if call.deadline is not None else time.monotonic() + 60.0
-        data = write(request, self.compression, self.message_bytes)
+        data = pieces(request, self.compression, self.message_bytes, self._int8)
         patience = time.monotonic() + self.patience_s
         for attempt in tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(_RETRIED),
@@ -113,14 +176,36 @@ class GrpcTransport:
             reraise=True,
         ):
             with attempt:
-                self.bytes_sent += len(data)
-                reply = self._once(stub, data, deadline)
-                self.bytes_received += len(reply)
+                reply = self._exchange(verb, stub, data, deadline)
         return read(method.reply, reply)
 
-    def _once(self, stub: Callable[..., bytes], data: bytes, deadline: float) -> bytes:
+    def _exchange(self, verb: str, stub: Stub, data: list[Piece], deadline: float) -> Piece:
+        size_bytes = sum(map(len, data))
+        self.bytes_sent += size_bytes
+        reply: Piece
+        with self._blocks.leased(max(size_bytes, self._reply_bytes.get(verb, 0))) as lease:
+            if lease is None:
+                reply, _ = self._once(stub, b"".join(data), deadline)
+            else:
+                place = str(lease.put(data))
+                reply, shared = self._once(stub, b"", deadline, ((SHARED_KEY, place),))
+                shared_bytes = _size(shared)
+                if shared_bytes:
+                    reply = lease.reply(shared_bytes)
+                else:
+                    lease.end()
+                self.bytes_shared += size_bytes + shared_bytes
+        self.bytes_received += len(reply)
+        self._reply_bytes[verb] = max(len(reply), self._reply_bytes.get(verb, 0))
+        return reply
+
+    def _once(
+        self, stub: Stub, data: bytes, deadline: float, metadata: tuple[tuple[str, str], ...] = ()
+    ) -> tuple[bytes, str]:
+        """One try: the reply that came with the call, and what the server says of one in the shared block."""
         try:
-            return stub(data, timeout=max(0.001, deadline - time.monotonic()))
+            reply, answered = stub.with_call(data, timeout=max(0.001, deadline - time.monotonic()), metadata=metadata)
+            return reply, dict(answered.trailing_metadata()).get(SHARED_KEY, "0") if metadata else "0"
         except grpc.RpcError as error:
             raise self._typed(error) from error
         except ValueError as error:  # gRPC's word for a channel that was closed
@@ -149,6 +234,13 @@ class GrpcTransport:
         if code is grpc.StatusCode.UNIMPLEMENTED:
             return InternalError(f"what answers at {self.address} is no teacher of this protocol: {details}")
         return InternalError(f"the teacher at {self.address} failed with {code.name}: {details}")
+
+
+def _size(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise InternalError(f"the teacher says that {text[:80]!r} bytes of its reply are in shared memory") from None
 
 
 def _wait(state: tenacity.RetryCallState) -> float:

@@ -1,5 +1,19 @@
-"""`python -m teacher_server` is the command `teacher-server`."""
+"""The command `teacher-server`, also as `python -m teacher_server`: malloc is set before anything else is imported."""
 
-from teacher_server.cli import main
+from __future__ import annotations
 
-main()
+from teaching_protocol.memory import keep_freed_memory
+
+__all__ = ["main"]
+
+
+def main() -> None:
+    """Runs the command."""
+    keep_freed_memory()
+    from teacher_server import cli  # here: what it imports starts threads, each with an arena of its own
+
+    cli.main()
+
+
+if __name__ == "__main__":
+    main()

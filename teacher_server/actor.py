@@ -26,6 +26,7 @@ from teacher_server.scheduler import Scheduler
 from teacher_server.sessions import Session, Sessions, new_session_id
 from teaching_protocol import verbs
 from teaching_protocol.errors import DeadlineExceeded, Draining, InvalidSetting
+from teaching_protocol.tensors import COMPRESSIONS
 from teaching_protocol.verbs import Call, SessionSettings
 
 __all__ = ["TeacherActor", "build_card"]
@@ -197,7 +198,7 @@ def build_card(engine: Engine, config: ServerConfig) -> verbs.DescribeReply:
         labels=tuple(teacher.labels),
         input_ports=(*MESSAGE_INPUTS, *teacher.input_ports),
         output_ports=tuple(sorted(outputs)),
-        compressions=("none", "bf16", "fp16"),
+        compressions=tuple(COMPRESSIONS),
         dtype=config.dtype,
         deterministic=config.deterministic,
         limits=verbs.Limits(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import sys
@@ -23,6 +24,7 @@ from teacher_server.health import Health
 from teacher_server.interceptors import ErrorInterceptor
 from teacher_server.local import make_engine
 from teacher_server.metrics import Metrics
+from teacher_server.same_host import SameHost
 from teacher_server.scheduler import ThreadScheduler
 from teacher_server.service import add_service
 from teacher_server.split import FrozenTeacher
@@ -49,6 +51,7 @@ class TeacherApp:
         self.metrics_port = 0
         self._teacher = teacher
         self._health = Health()
+        self._same_host = SameHost(config.shared_memory_bytes if config.shared_memory else 0, config.max_sessions)
         self._closing = threading.Event()
 
     def start(self) -> TeacherApp:
@@ -64,13 +67,16 @@ class TeacherApp:
         card = build_card(self._engine, self.config)
         if not 0 <= card.entry < card.exit <= card.layers:
             raise InvalidSetting(f"entry {card.entry}, exit {card.exit}: expected 0 <= entry < exit <= {card.layers}")
+        self._same_host.start()
+        card = dataclasses.replace(card, same_host=self._same_host.address)
         self._scheduler = ThreadScheduler(self._engine, self.config.permits, self.config.threads, self.metrics)
         self.actor = TeacherActor(card, self._engine, self._scheduler, self.config, self.metrics)
-        self._start_metrics()
         try:
+            self._start_metrics()
             self._server = self._bound_server()
         except PortInUse:
             self._stop_metrics()
+            self._same_host.close()
             raise
         self._scheduler.start()
         self._server.start()
@@ -80,6 +86,7 @@ class TeacherApp:
             self._server.stop(None).wait()
             self._scheduler.stop()
             self._stop_metrics()
+            self._same_host.close()
             raise
         self._reaper = threading.Thread(target=self._reap, name="reaper", daemon=True)
         self._reaper.start()
@@ -109,6 +116,7 @@ class TeacherApp:
         self._scheduler.stop()
         for session in self.actor.sessions.live():
             self.actor.end(session, "shutdown")
+        self._same_host.close()
         self._stop_metrics()
         self._reaper.join()
         _log.info("ended")
@@ -139,7 +147,7 @@ class TeacherApp:
         server = grpc.server(
             workers, interceptors=[ErrorInterceptor(self.metrics)], options=server_options(self.config.message_bytes)
         )
-        add_service(server, self.actor, self.metrics, self.config.message_bytes)
+        add_service(server, self.actor, self.metrics, self.config, self._same_host)
         self._health.add_to(server)
         reflection.enable_server_reflection((SERVICE, "grpc.health.v1.Health", reflection.SERVICE_NAME), server)
         host = f"[{self.config.host}]" if ":" in self.config.host else self.config.host
@@ -167,6 +175,7 @@ class TeacherApp:
         self.metrics_port = self._metrics_server.server_port
         if self._engine.teacher.device.type == "cuda" or sys.platform == "linux":
             self.metrics.device_memory.set_function(lambda: _device_memory(self._engine))
+        self.metrics.shared_connections.set_function(lambda: len(self._same_host))
         card = self.actor.card
         self.metrics.model.info(
             {"name": card.model_name, "family": card.family, "hash": card.model_hash[:12], "dtype": card.dtype}

@@ -21,7 +21,6 @@ from teacher_server.config import load_config
 from teaching_protocol import verbs
 from teaching_protocol.channel import channel_options, error_from
 from teaching_protocol.errors import ConfigError, TeacherUnavailable, TeachingError
-from teaching_protocol.memory import keep_freed_memory
 from teaching_protocol.wire import METHODS, read, write
 
 __all__ = ["main"]
@@ -56,11 +55,16 @@ def serve(
     deterministic: Annotated[
         bool | None, typer.Option("--deterministic", help="The same bits alone or among many.")
     ] = None,
+    shared_memory: Annotated[
+        bool | None,
+        typer.Option(
+            "--shared-memory/--no-shared-memory", help="Large messages of students on this host through shared memory."
+        ),
+    ] = None,
     insecure: Annotated[bool | None, typer.Option("--insecure", help="Bind other than loopback without TLS.")] = None,
 ) -> None:
     """Serves a teacher until SIGTERM or Ctrl-C, which drain it; a second one ends it at once."""
     flags = dict(locals())
-    keep_freed_memory()
     path = flags.pop("config")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     transformers_logging.disable_progress_bar()
@@ -164,7 +168,6 @@ def _finetune(flags: dict[str, Any], data: str, settings: list[str], overwrite: 
         raise ConfigError(
             f"finetune needs the package {error.name}; install it with: pip install 'talking-models[finetune]'"
         ) from error
-    keep_freed_memory()
     transformers_logging.disable_progress_bar()
     console = Console(quiet=quiet, highlight=False)
     config = load_finetune_config(flags | data_fields(data), settings)

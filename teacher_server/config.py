@@ -57,6 +57,16 @@ class ServerConfig(BaseModel):
     )
     batch_tokens: int = Field(16384, ge=1, description="Padded tokens one batch may have.")
 
+    int8_error: float = Field(
+        0.02,
+        ge=0,
+        description="Largest relative error of a tensor sent as int8, where a student asked for int8; else bf16.",
+    )
+    shared_memory: bool = Field(
+        True, description="Whether students on the same host may send large messages through shared memory."
+    )
+    shared_memory_bytes: int = Field(1024 * _MIB, ge=0, description="Shared bytes one student's connection may have.")
+
     message_bytes: int = Field(256 * _MIB, ge=1024, description="Largest request or reply in bytes.")
     max_rows: int = Field(1024, ge=1, description="Rows one call may have.")
     max_tokens: int = Field(512, ge=1, description="Tokens one row may have; longer text is cut.")

@@ -8,6 +8,7 @@ __all__ = ["Metrics"]
 
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+_ERRORS = (0.001, 0.003, 0.005, 0.007, 0.01, 0.015, 0.02, 0.03, 0.05, 0.1, 0.3, 1.0)
 _TOKENS = (16, 64, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
 
 
@@ -34,6 +35,22 @@ class Metrics:
         self.session_ends = Counter("teacher_session_ends", "Sessions ended, by cause.", ["cause"], registry=registry)
         self.session_steps = Counter("teacher_session_steps", "Codec steps applied.", registry=registry)
         self.bytes = Counter("teacher_transfer_bytes", "Bytes of calls.", ["direction"], registry=registry)
+        self.int8_error = Histogram(
+            "teacher_int8_error",
+            "Relative error of a reply's tensor tried as int8.",
+            ["method"],
+            buckets=_ERRORS,
+            registry=registry,
+        )
+        self.int8_fallbacks = Counter(
+            "teacher_int8_fallbacks", "Tensors sent as bf16, int8 being too rough.", ["method"], registry=registry
+        )
+        self.shared_bytes = Counter(
+            "teacher_shared_bytes", "Bytes of calls that went through shared memory.", ["direction"], registry=registry
+        )
+        self.shared_connections = Gauge(
+            "teacher_shared_connections", "Students that share memory with the server.", registry=registry
+        )
         self.graph_bytes = Gauge("teacher_graph_cache_bytes", "Bytes of kept graphs.", registry=registry)
         self.graph_hits = Counter("teacher_graph_cache_hits", "Backwards served by a kept graph.", registry=registry)
         self.graph_evictions = Counter("teacher_graph_cache_evictions", "Graphs let go unused.", registry=registry)

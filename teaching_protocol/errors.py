@@ -31,6 +31,7 @@ TeachingError
     ├── DeadlineExceeded         the answer did not come in time
     ├── CallCancelled            the caller went away
     ├── OutOfMemory              the device has no room for this call
+    ├── SharedMemoryLost         a message in memory the server does not share; send the message itself
     └── InternalError            a bug; the id finds it in the server's log
 """
 
@@ -60,6 +61,7 @@ __all__ = [
     "PortInUse",
     "ServiceError",
     "SessionNotFound",
+    "SharedMemoryLost",
     "StaleCall",
     "StaleEpoch",
     "StateMismatch",
@@ -242,6 +244,10 @@ class OutOfMemory(ServiceError):
     """The device has no room for this call."""
 
     status = "RESOURCE_EXHAUSTED"
+
+
+class SharedMemoryLost(ServiceError):
+    """The request lies in memory that this server does not share; send the message itself."""
 
 
 class InternalError(ServiceError):

@@ -3,29 +3,45 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 
-__all__ = ["keep_freed_memory"]
+__all__ = ["OFF_SWITCH", "keep_freed_memory"]
 
-_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3  # malloc.h
+OFF_SWITCH = "TALKING_MODELS_MALLOC"
+"""The environment variable that leaves malloc as it is when it is 0."""
+
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -2, -3, -8  # malloc.h
 _MIB = 2**20
+_GLIBC_ENVIRONMENT = ("MALLOC_", "GLIBC_TUNABLES")
 
 
 def keep_freed_memory() -> bool:
     """Tells malloc to keep freed blocks for the next message instead of giving them back to the kernel.
 
     Without it each large buffer is mapped anew and each of its pages faults once more, at every call
-    (measured in benchmarks/LOG.md). The process holds its largest footprint until it ends.
+    (measured in benchmarks/LOG.md). One arena, because a thread's own arena ends at 64 MiB and what is larger is
+    mapped anew whatever the threshold; so call it before anything starts a thread (pandas does when it is imported), since an
+    arena that is there stays. The process holds its largest footprint until it ends.
+
+    `TALKING_MODELS_MALLOC=0` leaves malloc alone, and so does any setting of the user's own (`MALLOC_*`,
+    `GLIBC_TUNABLES`).
 
     Returns:
-        whether all of it was taken; False where malloc is not glibc's.
+        whether all of it was taken; False where malloc is not glibc's, or the user said otherwise.
     """
-    if not sys.platform.startswith("linux"):
+    if not sys.platform.startswith("linux") or _user_decides():
         return False
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except AttributeError:
         return False
-    wishes = ((_M_MMAP_THRESHOLD, 32 * _MIB), (_M_TRIM_THRESHOLD, 1024 * _MIB), (_M_TOP_PAD, 64 * _MIB))
+    # before glibc 2.35 a threshold over 32 MiB was refused
+    mapped = mallopt(_M_MMAP_THRESHOLD, 512 * _MIB) or mallopt(_M_MMAP_THRESHOLD, 32 * _MIB)
+    wishes = ((_M_TRIM_THRESHOLD, 1024 * _MIB), (_M_TOP_PAD, 64 * _MIB), (_M_ARENA_MAX, 1))
     taken = [mallopt(option, size) for option, size in wishes]
-    return all(taken)
+    return bool(mapped and all(taken))
+
+
+def _user_decides() -> bool:
+    return os.environ.get(OFF_SWITCH) == "0" or any(name.startswith(_GLIBC_ENVIRONMENT) for name in os.environ)

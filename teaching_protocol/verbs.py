@@ -84,7 +84,10 @@ class DescribeRequest:
 
 @dataclass(frozen=True)
 class DescribeReply:
-    """The teacher's card. `widths[l]` is the width of the hidden states at cut `l`."""
+    """The teacher's card. `widths[l]` is the width of the hidden states at cut `l`.
+
+    `same_host` is where clients of the same host share memory with the server, or empty.
+    """
 
     protocol_version: int = PROTOCOL_VERSION
     model_name: str = ""
@@ -104,6 +107,7 @@ class DescribeReply:
     dtype: str = "float32"
     deterministic: bool = False
     limits: Limits = Limits()
+    same_host: str = ""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, TypeVar
 
 import torch
@@ -19,12 +19,19 @@ from google.protobuf.message import DecodeError, Message
 
 from teaching_protocol import verbs
 from teaching_protocol.errors import InvalidSetting, InvalidTensor, MessageTooLarge
-from teaching_protocol.tensors import pack, unpack
+from teaching_protocol.int8 import Int8Rules
+from teaching_protocol.tensors import PackedTensor, pack, unpack
 from teaching_protocol.v1 import teacher_pb2, tensor_pb2
 
-__all__ = ["METHODS", "SERVICE", "Method", "read", "write"]
+__all__ = ["LARGEST", "METHODS", "SERVICE", "Method", "Piece", "pieces", "read", "write"]
 
 V = TypeVar("V")
+
+Piece = bytes | memoryview
+LARGEST = 2**31 - 1
+"""Bytes of the largest message that protobuf and gRPC can carry."""
+
+_INT8 = Int8Rules()
 
 SERVICE = teacher_pb2.DESCRIPTOR.services_by_name["Teacher"].full_name
 
@@ -62,38 +69,44 @@ _DATA = 3  # field number of Tensor.data
 _KEY, _VALUE = 1, 2  # field numbers of a map entry
 
 
-def write(value: Any, compression: str | None = None, limit_bytes: int = 2**31 - 1) -> bytes:
-    """Gives the protobuf bytes of a request or reply of `teaching_protocol.verbs`.
+def write(value: Any, compression: str | None = None, limit_bytes: int = LARGEST) -> bytes:
+    """Gives the protobuf bytes of a request or reply; see `pieces`."""
+    return b"".join(pieces(value, compression, limit_bytes))
+
+
+def pieces(
+    value: Any, compression: str | None = None, limit_bytes: int = LARGEST, int8: Int8Rules | None = None
+) -> list[Piece]:
+    """Gives the protobuf bytes of a request or reply of `teaching_protocol.verbs` in pieces, one behind the other.
+
+    The tensors' pieces are their own memory, where nothing had to be cast: write them before it changes.
 
     Args:
         value: one of the frozen dataclasses of `verbs`.
         compression: how float tensors travel; None leaves each tensor's dtype.
         limit_bytes: the largest message the other side accepts.
+        int8: which tensors may travel as int8 rows, and who hears of it.
 
     Raises:
         InvalidTensor: a tensor the wire does not carry.
         MessageTooLarge: more than `limit_bytes`.
     """
     message = _message_class(type(value).__name__)()
-    chunks: list[bytes | memoryview] = [b""]
-    for field in dataclasses.fields(value):
-        item = getattr(value, field.name)
-        if isinstance(item, Mapping):
-            number = message.DESCRIPTOR.fields_by_name[field.name].number
-            for name, tensor in item.items():
-                chunks += _tensor_entry(number, name, tensor, compression)
-        else:
-            _fill(message, field.name, item)
-    chunks[0] = message.SerializeToString()
-    size_bytes = sum(map(len, chunks))
+    _fill(message, value)
+    found: list[Piece] = [message.SerializeToString()]
+    for field in _fields_of(type(value).__name__):
+        if field.tensors:
+            for name, tensor in getattr(value, field.name).items():
+                found += _tensor_entry(field.number, name, pack(tensor, compression, int8 or _INT8))
+    size_bytes = sum(map(len, found))
     if size_bytes > limit_bytes:
         raise MessageTooLarge(
             f"{type(value).__name__} is {size_bytes} bytes, the limit is {limit_bytes}; send fewer rows or tokens"
         )
-    return b"".join(chunks)
+    return found
 
 
-def read(cls: type[V], data: bytes) -> V:
+def read(cls: type[V], data: Piece) -> V:
     """Gives the request or reply that `data` holds; its tensors lie over `data` itself.
 
     Raises:
@@ -101,7 +114,7 @@ def read(cls: type[V], data: bytes) -> V:
         InvalidSetting: an enum number this side does not know.
     """
     message_class = _message_class(cls.__name__)
-    maps = _tensor_fields(cls.__name__)
+    maps = {field.number: field.name for field in _fields_of(cls.__name__) if field.tensors}
     try:
         tensors: dict[int, dict[str, torch.Tensor]] = {number: {} for number in maps}
         rest = bytearray()
@@ -118,9 +131,9 @@ def read(cls: type[V], data: bytes) -> V:
     return cls(**values, **_values(cls, message))
 
 
-def _tensor_entry(number: int, name: str, tensor: torch.Tensor, compression: str | None) -> list[bytes | memoryview]:
-    packed = pack(tensor, compression)
-    meta = tensor_pb2.Tensor(dtype=packed.dtype, shape=packed.shape).SerializeToString()  # type: ignore[arg-type]
+def _tensor_entry(number: int, name: str, packed: PackedTensor) -> list[Piece]:
+    small = tensor_pb2.Tensor(dtype=packed.dtype, shape=packed.shape, scales=packed.scales)  # type: ignore[arg-type]
+    meta = small.SerializeToString()
     meta += _tag(_DATA) + _varint(len(packed.data))
     value_bytes = len(meta) + len(packed.data)
     key = name.encode()
@@ -142,7 +155,7 @@ def _read_entry(entry: memoryview) -> tuple[str, torch.Tensor]:
         else:
             rest += value[start:end]
     meta = tensor_pb2.Tensor.FromString(bytes(rest))
-    return name, unpack(int(meta.dtype), tuple(meta.shape), payload, name)
+    return name, unpack(int(meta.dtype), tuple(meta.shape), payload, name, meta.scales)
 
 
 def _fields(data: memoryview) -> Iterator[tuple[int, int, int, int]]:
@@ -190,71 +203,87 @@ def _read_varint(data: memoryview, position: int) -> tuple[int, int]:
     raise DecodeError(f"a number of more than {_VARINT_BYTES} bytes at byte {position}")
 
 
-def _fill(message: Message, name: str, item: Any) -> None:
-    descriptor = message.DESCRIPTOR.fields_by_name[name]
-    if dataclasses.is_dataclass(item):
-        part = getattr(message, name)
-        part.SetInParent()
-        for field in dataclasses.fields(item):
-            _fill(part, field.name, getattr(item, field.name))
-    elif isinstance(item, tuple):
-        getattr(message, name).extend(_number(descriptor.enum_type, each) for each in item)
-    else:
-        setattr(message, name, _number(descriptor.enum_type, item))
+@dataclasses.dataclass(frozen=True)
+class _Field:
+    """One field of a value beside its protobuf field: what `write` and `read` ask of it, found once."""
+
+    name: str
+    number: int
+    enum: Any
+    part: Any
+    repeated: bool
+    tensors: bool
+
+
+@functools.cache
+def _fields_of(name: str) -> tuple[_Field, ...]:
+    cls = getattr(verbs, name)
+    hints, descriptor = typing.get_type_hints(cls), _message_class(name).DESCRIPTOR
+    found = []
+    for field in dataclasses.fields(cls):
+        wire, hint = descriptor.fields_by_name[field.name], hints[field.name]
+        part: Any = hint if dataclasses.is_dataclass(hint) else None
+        tensors = wire.message_type is not None and wire.message_type.GetOptions().map_entry
+        repeated = part is None and not isinstance(hint, type)
+        found.append(_Field(field.name, wire.number, wire.enum_type, part, repeated, tensors))
+    return tuple(found)
+
+
+def _fill(message: Message, value: Any) -> None:
+    for field in _fields_of(type(value).__name__):
+        item = getattr(value, field.name)
+        if field.tensors:
+            continue
+        if field.part is not None:
+            part = getattr(message, field.name)
+            part.SetInParent()
+            _fill(part, item)
+        elif field.repeated:
+            getattr(message, field.name).extend(item if field.enum is None else [_number(field.enum, e) for e in item])
+        else:
+            setattr(message, field.name, item if field.enum is None else _number(field.enum, item))
 
 
 def _values(cls: type[Any], message: Message) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    hints = _hints(cls.__name__)
-    for field in dataclasses.fields(cls):
-        descriptor = message.DESCRIPTOR.fields_by_name[field.name]
-        if descriptor.message_type is not None and descriptor.message_type.GetOptions().map_entry:
+    for field in _fields_of(cls.__name__):
+        if field.tensors:
             continue
         item = getattr(message, field.name)
-        if dataclasses.is_dataclass(hints[field.name]):
-            part = hints[field.name]
-            found[field.name] = part(**_values(part, item))
-        elif isinstance(hints[field.name], type):
-            found[field.name] = _name(descriptor.enum_type, item)
+        if field.part is not None:
+            found[field.name] = field.part(**_values(field.part, item))
+        elif field.repeated:
+            found[field.name] = tuple(item if field.enum is None else [_name(field.enum, each) for each in item])
         else:
-            found[field.name] = tuple(_name(descriptor.enum_type, each) for each in item)
+            found[field.name] = item if field.enum is None else _name(field.enum, item)
     return found
 
 
-def _number(enum: Any, item: Any) -> Any:
-    if enum is None:
-        return item
-    known = {_name(enum, value.number): value.number for value in enum.values}
+def _number(enum: Any, item: str) -> int:
+    known = _numbers(enum)
     if item not in known:
         raise InvalidSetting(f"unknown {enum.name.lower()} {item!r}; use one of {', '.join(known)}")
     return known[item]
 
 
-def _name(enum: Any, item: Any) -> Any:
-    if enum is None:
-        return item
-    value = enum.values_by_number.get(item)
-    if value is None:
-        raise InvalidSetting(f"unknown {enum.name.lower()} number {item}")
-    return "none" if item == 0 else value.name.removeprefix(f"{enum.name.upper()}_").lower()
+def _name(enum: Any, number: int) -> str:
+    if number not in enum.values_by_number:
+        raise InvalidSetting(f"unknown {enum.name.lower()} number {number}")
+    return _names(enum)[number]
 
 
 @functools.cache
-def _hints(name: str) -> dict[str, Any]:
-    return typing.get_type_hints(getattr(verbs, name))
+def _numbers(enum: Any) -> dict[str, int]:
+    return {name: number for number, name in _names(enum).items() if number}
+
+
+@functools.cache
+def _names(enum: Any) -> dict[int, str]:
+    prefix = f"{enum.name.upper()}_"
+    return {each.number: each.name.removeprefix(prefix).lower() if each.number else "none" for each in enum.values}
 
 
 @functools.cache
 def _message_class(name: str) -> type[Message]:
     found: type[Message] = getattr(teacher_pb2, name)
     return found
-
-
-@functools.cache
-def _tensor_fields(name: str) -> dict[int, str]:
-    descriptor = _message_class(name).DESCRIPTOR
-    return {
-        field.number: field.name
-        for field in descriptor.fields
-        if field.message_type is not None and field.message_type.GetOptions().map_entry
-    }

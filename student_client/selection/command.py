@@ -26,7 +26,6 @@ from student_client.flags import (
 )
 from student_client.progress import Progress
 from student_client.selection.episodes import train_selector
-from teaching_protocol.memory import keep_freed_memory
 
 __all__ = ["select"]
 
@@ -61,7 +60,6 @@ def select(
         max_steps=max_steps,
     )
     wanted = read_config(config, fields | {"output": output}, settings)
-    keep_freed_memory()
     if wanted.training.threads:
         torch.set_num_threads(wanted.training.threads)
     done = train_selector(wanted, episodes, overwrite=overwrite, progress=Progress("selector", quiet=quiet))

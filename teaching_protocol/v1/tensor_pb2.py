@@ -24,17 +24,17 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!teaching_protocol/v1/tensor.proto\x12\x14teaching_protocol.v1\"Q\n\x06Tensor\x12*\n\x05\x64type\x18\x01 \x01(\x0e\x32\x1b.teaching_protocol.v1.DType\x12\r\n\x05shape\x18\x02 \x03(\x03\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c*\x9b\x01\n\x05\x44Type\x12\x15\n\x11\x44TYPE_UNSPECIFIED\x10\x00\x12\x11\n\rDTYPE_FLOAT32\x10\x01\x12\x11\n\rDTYPE_FLOAT16\x10\x02\x12\x12\n\x0e\x44TYPE_BFLOAT16\x10\x03\x12\x0f\n\x0b\x44TYPE_INT64\x10\x04\x12\x0f\n\x0b\x44TYPE_INT32\x10\x05\x12\x0e\n\nDTYPE_BOOL\x10\x06\x12\x0f\n\x0b\x44TYPE_UINT8\x10\x07*l\n\x0b\x43ompression\x12\x1b\n\x17\x43OMPRESSION_UNSPECIFIED\x10\x00\x12\x14\n\x10\x43OMPRESSION_NONE\x10\x01\x12\x14\n\x10\x43OMPRESSION_BF16\x10\x02\x12\x14\n\x10\x43OMPRESSION_FP16\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!teaching_protocol/v1/tensor.proto\x12\x14teaching_protocol.v1\"a\n\x06Tensor\x12*\n\x05\x64type\x18\x01 \x01(\x0e\x32\x1b.teaching_protocol.v1.DType\x12\r\n\x05shape\x18\x02 \x03(\x03\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\x12\x0e\n\x06scales\x18\x04 \x01(\x0c*\xb0\x01\n\x05\x44Type\x12\x15\n\x11\x44TYPE_UNSPECIFIED\x10\x00\x12\x11\n\rDTYPE_FLOAT32\x10\x01\x12\x11\n\rDTYPE_FLOAT16\x10\x02\x12\x12\n\x0e\x44TYPE_BFLOAT16\x10\x03\x12\x0f\n\x0b\x44TYPE_INT64\x10\x04\x12\x0f\n\x0b\x44TYPE_INT32\x10\x05\x12\x0e\n\nDTYPE_BOOL\x10\x06\x12\x0f\n\x0b\x44TYPE_UINT8\x10\x07\x12\x13\n\x0f\x44TYPE_INT8_ROWS\x10\x08*\x82\x01\n\x0b\x43ompression\x12\x1b\n\x17\x43OMPRESSION_UNSPECIFIED\x10\x00\x12\x14\n\x10\x43OMPRESSION_NONE\x10\x01\x12\x14\n\x10\x43OMPRESSION_BF16\x10\x02\x12\x14\n\x10\x43OMPRESSION_FP16\x10\x03\x12\x14\n\x10\x43OMPRESSION_INT8\x10\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'teaching_protocol.v1.tensor_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_DTYPE']._serialized_start=143
-  _globals['_DTYPE']._serialized_end=298
-  _globals['_COMPRESSION']._serialized_start=300
-  _globals['_COMPRESSION']._serialized_end=408
+  _globals['_DTYPE']._serialized_start=159
+  _globals['_DTYPE']._serialized_end=335
+  _globals['_COMPRESSION']._serialized_start=338
+  _globals['_COMPRESSION']._serialized_end=468
   _globals['_TENSOR']._serialized_start=59
-  _globals['_TENSOR']._serialized_end=140
+  _globals['_TENSOR']._serialized_end=156
 # @@protoc_insertion_point(module_scope)

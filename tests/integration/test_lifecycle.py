@@ -143,7 +143,10 @@ def test_every_instrument_counts(servers: dict[str, Address]) -> None:
     assert server.metric("teacher_device_memory_bytes") > 10**7
     assert server.metric("teacher_model_info", family="bert", dtype="float32") == 1
     missing = {name for name in names if not any(sample.startswith(name) for sample in live)}
-    assert missing <= {"teacher_rejected", "teacher_session_ends"}  # labelled, and nothing was refused yet
+    # labelled, and nothing was refused, shared or sent as int8 yet
+    assert missing <= {
+        f"teacher_{name}" for name in ("rejected", "session_ends", "shared_bytes", "int8_error", "int8_fallbacks")
+    }
 
 
 STANDARD_CLIENT = """

@@ -24,6 +24,7 @@ from teaching_protocol.errors import (
     InvalidTensor,
     MessageTooLarge,
     Overloaded,
+    SharedMemoryLost,
     TeacherUnavailable,
     TeachingError,
 )
@@ -95,7 +96,7 @@ def test_an_overload_beyond_the_deadline_is_raised_before_it() -> None:
     assert len(times) > 1
 
 
-@pytest.mark.parametrize("name", sorted(set(ERRORS) - {"Overloaded", "TeacherUnavailable"}))
+@pytest.mark.parametrize("name", sorted(set(ERRORS) - {"Overloaded", "SharedMemoryLost", "TeacherUnavailable"}))
 def test_every_other_error_is_raised_as_its_class_at_once(name: str) -> None:
     answer, times = refusing(ERRORS[name]("what was received; what to do — größer"))
     with (
@@ -108,8 +109,9 @@ def test_every_other_error_is_raised_as_its_class_at_once(name: str) -> None:
     assert len(times) == 1
 
 
-def test_a_teacher_that_comes_back_within_the_patience() -> None:
-    answer, times = refusing(TeacherUnavailable("restarting"))
+@pytest.mark.parametrize("error", [TeacherUnavailable("restarting"), SharedMemoryLost("send the message itself")])
+def test_a_teacher_that_comes_back_within_the_patience(error: TeachingError) -> None:
+    answer, times = refusing(error)
     with peer(answer) as address, transport(address) as found:
         assert renew(found).lease_s == 60
     assert len(times) == 2

@@ -70,7 +70,7 @@ def test_what_does_not_travel() -> None:
         pack(torch.zeros(2, dtype=torch.float64))
     with pytest.raises(InvalidTensor, match="9 dimensions; at most 8"):
         pack(torch.zeros((1,) * (MAX_RANK + 1)))
-    with pytest.raises(InvalidSetting, match="'zip'; use one of none, bf16, fp16"):
+    with pytest.raises(InvalidSetting, match="'zip'; use one of none, bf16, fp16, int8"):
         pack(torch.zeros(2), "zip")
 
 
@@ -80,7 +80,10 @@ BAD = [
     (1, (2**62, 2**62, 2**62), 8, "but 8 were received"),
     (1, (-1, -2), 8, "negative size"),
     (0, (8,), 8, "unknown dtype number 0"),
-    (8, (8,), 8, "unknown dtype number 8"),
+    (9, (8,), 8, "unknown dtype number 9"),
+    (8, (2, 4), 8, "0 bytes of scales for 2 rows"),
+    (8, (), 1, "0 bytes of scales for 0 rows"),
+    (8, (2, 2**61), 8, "but 8 were received"),
     (7, (1,) * 9, 1, "9 dimensions"),
 ]
 

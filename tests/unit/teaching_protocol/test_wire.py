@@ -135,7 +135,7 @@ def test_random_bytes(cls: type[Any]) -> None:
 
 
 def test_an_unknown_compression_is_named() -> None:
-    with pytest.raises(InvalidSetting, match="unknown compression 'zip'; use one of none, bf16, fp16"):
+    with pytest.raises(InvalidSetting, match="unknown compression 'zip'; use one of none, bf16, fp16, int8"):
         write(dataclasses.replace(REQUEST, compression="zip"))
     message = teacher_pb2.ForwardRequest(compression=9)  # type: ignore[arg-type]
     with pytest.raises(InvalidSetting, match="unknown compression number 9"):
@@ -156,7 +156,7 @@ def test_every_rpc_and_every_dtype_is_known() -> None:
     found = {(rpc.name, rpc.input_type.name, rpc.output_type.name) for rpc in service.methods}
     assert found == {(method.name, method.request.__name__, method.reply.__name__) for method in METHODS}
     assert {method.verb for method in METHODS} == {name for name in vars(verbs.TeacherVerbs) if name[0] != "_"}
-    assert sorted(DTYPES.values()) == sorted(tensor_pb2.DType.values())[1:]
+    assert sorted([*DTYPES.values(), tensor_pb2.DTYPE_INT8_ROWS]) == sorted(tensor_pb2.DType.values())[1:]
 
 
 def test_generated_code_is_what_protoc_gives(tmp_path: Path) -> None:

@@ -1,0 +1,164 @@
+"""The server's end of shared memory against good and hostile clients, over the real socket."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from teacher_server.same_host import SameHost
+from teaching_protocol.errors import SharedMemoryLost
+from teaching_protocol.shared_memory import ADD, DROP, GREETING, TAKEN, Block, Place, can_share
+from tests.integration.gate import poll
+
+pytestmark = pytest.mark.skipif(not can_share(), reason="there is no memfd here")
+
+LIMIT = 2**20
+SIZE = 2**16
+
+
+@contextmanager
+def serving(connections: int = 4) -> Iterator[SameHost]:
+    host = SameHost(LIMIT, connections)
+    host.start()
+    try:
+        yield host
+    finally:
+        host.close()
+    assert len(host) == 0
+    assert mapped() == 0
+
+
+def mapped() -> int:
+    return Path("/proc/self/maps").read_text().count("memfd:teaching")
+
+
+def dial(host: SameHost) -> socket.socket:
+    found = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    found.settimeout(10)
+    found.connect("\0" + host.address.partition("/")[2])
+    return found
+
+
+def greeted(host: SameHost) -> tuple[socket.socket, str]:
+    found = dial(host)
+    secret, limit = GREETING.unpack(found.recv(100))
+    assert limit == LIMIT
+    return found, secret.hex()
+
+
+def hand_over(client: socket.socket, number: int, size: int = SIZE) -> tuple[bytes, Block]:
+    block, descriptor = Block.create(size)
+    socket.send_fds(client, [ADD.pack(b"+", number, size)], [descriptor])
+    os.close(descriptor)
+    return client.recv(10), block
+
+
+def test_a_block_is_found_under_its_connections_secret_alone() -> None:
+    with serving() as host:
+        one, secret = greeted(host)
+        other, other_secret = greeted(host)
+        answer, block = hand_over(one, 7)
+        assert answer == TAKEN
+        block.put([b"hello"])
+        assert bytes(host.find(Place(secret, 7, 5)).take(5)) == b"hello"
+        for place in (Place(other_secret, 7, 5), Place(secret, 8, 5), Place("0" * 32, 7, 5), Place("", 7, 5)):
+            with pytest.raises(SharedMemoryLost, match="send the message itself"):
+                host.find(place)
+        one.close()
+        other.close()
+        del block
+
+
+def test_a_block_that_was_dropped_is_gone() -> None:
+    with serving() as host:
+        client, secret = greeted(host)
+        for number in range(100):  # more than there may be at once
+            assert hand_over(client, number)[0] == TAKEN
+            client.send(DROP.pack(b"-", number))
+        poll(lambda: mapped() == 0, "the last is unmapped")
+        with pytest.raises(SharedMemoryLost):
+            host.find(Place(secret, 99, 5))
+        client.close()
+
+
+def test_a_connection_that_ends_takes_its_blocks_along() -> None:
+    with serving() as host:
+        client, secret = greeted(host)
+        hand_over(client, 0)
+        held = host.find(Place(secret, 0, 5))
+        client.close()
+        poll(lambda: len(host) == 0, "the connection ends")
+        assert len(held.take(5)) == 5  # a call that is under way ends with what it has
+        del held
+
+
+def test_what_is_refused_and_what_that_costs() -> None:
+    with serving() as host:
+        client, _ = greeted(host)
+        kept = [hand_over(client, number, LIMIT // 4) for number in range(4)]
+        assert [answer for answer, _ in kept] == [TAKEN] * 4
+        assert hand_over(client, 4)[0] == b"\0"  # over the limit
+        client.send(DROP.pack(b"-", 3))
+        assert hand_over(client, 0)[0] == b"\0"  # a number that is taken
+        reading, writing = os.pipe()
+        socket.send_fds(client, [ADD.pack(b"+", 9, SIZE)], [reading])
+        assert client.recv(10) == b"\0"  # no memory at all
+        os.close(reading)
+        os.close(writing)
+        assert hand_over(client, 5)[0] == TAKEN
+        client.close()
+        del kept
+
+
+@pytest.mark.parametrize(
+    "packet", [b"?", b"+", b"x" * 200, ADD.pack(b"+", 0, SIZE), DROP.pack(b"-", 3), ADD.pack(b"-", 0, 1)], ids=repr
+)
+def test_who_talks_nonsense_is_hung_up_on(packet: bytes) -> None:
+    with serving() as host:
+        good, secret = greeted(host)
+        assert hand_over(good, 0)[0] == TAKEN
+        bad, _ = greeted(host)
+        bad.send(packet)
+        assert bad.recv(10) == b""
+        assert host.find(Place(secret, 0, 1))
+        good.close()
+        bad.close()
+
+
+def test_descriptors_do_not_pile_up() -> None:
+    with serving() as host:
+        client, _ = greeted(host)
+        reading, writing = os.pipe()
+        before = len(list(Path("/proc/self/fd").iterdir()))
+        for _ in range(5):
+            socket.send_fds(client, [ADD.pack(b"+", 0, SIZE)], [reading, reading, reading])
+            assert client.recv(10) == b"\0"
+        poll(lambda: len(list(Path("/proc/self/fd").iterdir())) == before, "all are closed")
+        for descriptor in (reading, writing):
+            os.close(descriptor)
+        client.close()
+
+
+def test_one_too_many_is_turned_away_and_the_next_is_not() -> None:
+    with serving(connections=1) as host:
+        first, _ = greeted(host)
+        second = dial(host)
+        assert second.recv(10) == b""
+        first.close()
+        poll(lambda: len(host) == 0, "there is room again")
+        third, _ = greeted(host)
+        assert hand_over(third, 0)[0] == TAKEN
+        second.close()
+        third.close()
+
+
+def test_no_limit_no_socket() -> None:
+    host = SameHost(0, 4)
+    host.start()
+    assert host.address == ""
+    host.close()
