@@ -55,6 +55,9 @@ def serve(
     deterministic: Annotated[
         bool | None, typer.Option("--deterministic", help="The same bits alone or among many.")
     ] = None,
+    linger: Annotated[
+        bool | None, typer.Option("--linger/--no-linger", help="Wait briefly for students about to call.")
+    ] = None,
     insecure: Annotated[bool | None, typer.Option("--insecure", help="Bind other than loopback without TLS.")] = None,
 ) -> None:
     """Serves a teacher until SIGTERM or Ctrl-C, which drain it; a second one ends it at once."""

@@ -6,6 +6,7 @@ Plain values; they know neither who forms batches nor who runs them.
 from __future__ import annotations
 
 import time
+from collections.abc import Hashable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
@@ -31,7 +32,10 @@ class Timing:
 
 @dataclass(eq=False)
 class Job:
-    """One call that needs the engine; carries its own reply (`future`)."""
+    """One call that needs the engine; carries its own reply (`future`).
+
+    Jobs of equal buckets may share one batch; a job whose bucket is None shares none.
+    """
 
     method: str
     session: Session | None
@@ -42,6 +46,7 @@ class Job:
     born: float = field(default_factory=time.monotonic)
     future: Future[Any] = field(default_factory=Future)
     timing: Timing = field(default_factory=Timing)
+    bucket: Hashable | None = None
 
     @property
     def lane(self) -> str:

@@ -27,14 +27,14 @@ class Desk:
     """A teacher with an engine thread whose model waits while the door is shut."""
 
     def __init__(self, bert: FrozenTeacher, permits: int) -> None:
-        config = ServerConfig(model="tiny")
+        config = ServerConfig(model="tiny", permits=permits)
         self.metrics = Metrics()
         self.runs = 0
         self.door = threading.Event()
         self.door.set()
         self.busy = threading.Event()
         engine = make_engine(config, self.metrics, bert)
-        self.scheduler = ThreadScheduler(engine, permits, 0, self.metrics)
+        self.scheduler = ThreadScheduler(engine, config, self.metrics)
         self.actor = TeacherActor(build_card(engine, config), engine, self.scheduler, config, self.metrics)
         self.hook = bert.family.blocks[-1].register_forward_pre_hook(self._enter)
         self.scheduler.start()
@@ -53,7 +53,8 @@ class Desk:
 
     def job(self, request: Any, call: Call | None = None) -> Job:
         session = next(each for each in self.actor.sessions.live() if each.id == request.session.session_id)
-        return Job(type(request).__name__.removesuffix("Request"), session, request, call or in_s(20))
+        rows, tokens = (2, 6) if isinstance(request, verbs.ForwardRequest | verbs.BackwardRequest) else (0, 0)
+        return Job(type(request).__name__.removesuffix("Request"), session, request, call or in_s(20), rows, tokens)
 
 
 @pytest.fixture
