@@ -34,6 +34,7 @@ __all__ = ["TeacherApp"]
 
 _log = logging.getLogger(__name__)
 
+_SIGNAL_S = 0.5
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -88,7 +89,8 @@ class TeacherApp:
 
     def wait(self) -> None:
         """Blocks until somebody asks for the drain (see `drain`)."""
-        self._closing.wait()
+        while not self._closing.wait(_SIGNAL_S):
+            pass  # a signal that another thread received is handled here, and does not wake this one
 
     def ask_to_drain(self) -> None:
         """Ends `wait`; safe in a signal handler."""
