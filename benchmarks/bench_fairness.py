@@ -8,6 +8,8 @@ alternate within one run. Target: p95 in the flood <= 1.5 times p95 beside the n
 from __future__ import annotations
 
 import argparse
+import os
+import signal
 import sys
 import threading
 import time
@@ -29,12 +31,14 @@ from teaching_protocol.verbs import Call, SessionSettings
 
 
 def flood(address: str, connections: int, threads: int, rows: int) -> None:
-    """Floods until its input is closed; each connection has a transport of its own, all have one session."""
+    """Floods until SIGTERM; each connection has a transport of its own, all have one session."""
+    over = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: over.set())
     transports = [GrpcTransport(address) for _ in range(connections)]
     settings = SessionSettings(message_width=WIDTH, entry=2, exit=6)
     call = Call(time.monotonic() + 60)
-    session = transports[0].enroll(verbs.EnrollRequest("flood", settings), call).session
-    message, over = torch.randn(rows, TOKENS, WIDTH), threading.Event()
+    session = transports[0].enroll(verbs.EnrollRequest(f"flood-{os.getpid()}", settings), call).session
+    message = torch.randn(rows, TOKENS, WIDTH)
 
     def send(number: int) -> None:
         transport, count = transports[number % connections], 0
@@ -53,11 +57,11 @@ def flood(address: str, connections: int, threads: int, rows: int) -> None:
     print("flooding", flush=True)
     with ThreadPoolExecutor(connections * threads) as pool:
         running = [pool.submit(send, number) for number in range(connections * threads)]
-        sys.stdin.read()
-        over.set()
+        while not over.wait(0.5):
+            pass
+        transports[0].leave(verbs.LeaveRequest(session), Call(time.monotonic() + 10))  # what waits fails at once
         for each in running:
             each.result()
-    transports[0].leave(verbs.LeaveRequest(session), Call(time.monotonic() + 10))
 
 
 def main() -> None:

@@ -68,7 +68,7 @@ class ServerConfig(BaseModel):
 
     session_permits: int = Field(16, ge=1, description="Calls one session may have open at once.")
     linger: bool = Field(True, description="Wait briefly for students that are known to be about to call.")
-    linger_s: float = Field(0.02, ge=0, description="Longest such wait in seconds.")
+    linger_s: float = Field(0.05, ge=0, description="Longest such wait in seconds.")
     linger_share: float = Field(
         0.25, ge=0, le=1, description="Longest such wait as a share of the batch's expected seconds, a student."
     )

@@ -17,7 +17,7 @@ from teacher_server.pace import Pace
 from teacher_server.policy import Rules, Turn, area, next_batch
 from teacher_server.quarantine import Quarantine
 from teacher_server.rhythm import Expected, Rhythm, kind_of
-from teacher_server.waiting import Patience, companions, linger_s
+from teacher_server.waiting import Outlook, Patience, companions, linger_s
 
 __all__ = ["Choice", "Order"]
 
@@ -111,5 +111,6 @@ class Order:
         joining = [] if self._is_alone(first) else companions(batch, expected, batches, rules)
         standing = self._counters.of(first.lane)
         in_turn = [each for each in expected if self._counters.of(each.lane) + each.tokens <= standing]
-        seconds = self._pace.seconds(kind_of(first) or "", area(batch.jobs))
-        return linger_s(seconds, joining, in_turn, waited_s, self._patience)
+        kind = kind_of(first) or ""
+        outlook = Outlook(self._pace.seconds(kind, area(batch.jobs)), self._pace.start_s(kind), waited_s)
+        return linger_s(joining, in_turn, outlook, self._patience)

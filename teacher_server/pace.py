@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 __all__ = ["Pace"]
 
 _FADE = 0.97
+_VARIED = 0.1  # standard deviation over mean
 
 
 @dataclass
@@ -27,15 +28,20 @@ class _Line:
         for name, value in new.items():
             setattr(self, name, _FADE * getattr(self, name) + value)
 
+    @property
+    def varied(self) -> bool:
+        """Whether the sizes seen differ enough to tell start from slope."""
+        mean = self.x / self.weight
+        return bool(self.xx / self.weight - mean**2 > (_VARIED * mean) ** 2)
+
     def fit(self) -> tuple[float, float]:
         """Start and slope, neither below 0; batches that are all of one size are taken to cost by the token."""
         mean_x, mean_y = self.x / self.weight, self.y / self.weight
-        spread = self.xx / self.weight - mean_x**2
         if mean_x == 0:
             return mean_y, 0.0
-        if spread <= 1e-6 * mean_x**2:
+        if not self.varied:
             return 0.0, mean_y / mean_x
-        slope = (self.xy / self.weight - mean_x * mean_y) / spread
+        slope = (self.xy / self.weight - mean_x * mean_y) / (self.xx / self.weight - mean_x**2)
         slope = min(max(slope, 0.0), mean_y / mean_x)
         return max(0.0, mean_y - slope * mean_x), slope
 
@@ -54,6 +60,11 @@ class Pace:
         """Seconds a batch will take; 0 while nothing is known."""
         start, slope = self._lines[kind].fit() if kind in self._lines else (0.0, 0.0)
         return start + slope * tokens
+
+    def start_s(self, kind: str) -> float | None:
+        """Seconds that starting a batch costs, whatever is in it; None while batches of one size cannot tell."""
+        line = self._lines.get(kind)
+        return line.fit()[0] if line is not None and line.varied else None
 
     def free_tokens(self, kind: str) -> float:
         """Tokens that take as long as starting a batch does: below them a batch costs about the same with more."""

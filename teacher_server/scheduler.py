@@ -20,7 +20,6 @@ import torch
 from teacher_server.admission import Admission
 from teacher_server.config import ServerConfig
 from teacher_server.engine import Engine
-from teacher_server.fairness import cost
 from teacher_server.faults import typed
 from teacher_server.jobs import Batch, Job
 from teacher_server.lanes import Lanes
@@ -119,7 +118,7 @@ class ThreadScheduler:
             now = time.monotonic()
             self._order.check(job, now)
             student = job.session.student if job.session is not None else ""
-            self._admission.enter(job.lane, student, cost(job), now)
+            self._admission.enter(job.lane, student, job.tokens, now)
             self._order.arrived(job, self._under_way[job.lane] == 0, now)
             self._under_way[job.lane] += 1
             self._lanes.push(job)

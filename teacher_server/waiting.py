@@ -15,7 +15,7 @@ from teacher_server.jobs import Batch
 from teacher_server.policy import Rules, area
 from teacher_server.rhythm import Expected, kind_of
 
-__all__ = ["Patience", "companions", "linger_s"]
+__all__ = ["Outlook", "Patience", "companions", "linger_s"]
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,15 @@ class Patience:
     limit_s: float
     share: float
 
-    def gain_s(self, batch_s: float, students: int) -> float:
-        """Seconds that so many students more are worth."""
-        return min(self.limit_s, self.share * batch_s * students)
+
+@dataclass(frozen=True)
+class Outlook:
+    """What is known of a batch before it runs: the seconds it will take, those that a batch more would cost just for being
+    started (None: not known yet), and those for which it has been held back already."""
+
+    batch_s: float
+    start_s: float | None = None
+    waited_s: float = 0.0
 
 
 def companions(batch: Batch, expected: Sequence[Expected], batches: Collection[int], rules: Rules) -> list[Expected]:
@@ -50,22 +56,25 @@ def companions(batch: Batch, expected: Sequence[Expected], batches: Collection[i
     return found
 
 
-def linger_s(
-    batch_s: float, joining: Sequence[Expected], in_turn: Sequence[Expected], waited_s: float, patience: Patience
-) -> float:
+def linger_s(joining: Sequence[Expected], in_turn: Sequence[Expected], outlook: Outlook, patience: Patience) -> float:
     """Seconds to hold a batch back from now; 0 to run it.
 
+    A student that joins saves the start of another batch, so it is worth no longer a wait than that; while the start is not known,
+    and for one whose turn it is, the share alone bounds it.
+
     Args:
-        batch_s: seconds the batch is expected to take.
-        joining: who is about to send what may join it, soonest first.
+        joining: who is about to send what may join the batch, soonest first.
         in_turn: who is about to send what should run before it.
-        waited_s: seconds it has been held back already.
+        outlook: the batch.
         patience: the bounds.
     """
-    options = [*enumerate(joining, 1), *((1, each) for each in in_turn)]
+    turn_s = patience.share * outlook.batch_s
+    join_s = turn_s if outlook.start_s is None else min(turn_s, outlook.start_s)
+    options = [(number * join_s, each) for number, each in enumerate(joining, 1)]
+    options += [(turn_s, each) for each in in_turn]
     best_s = hold_s = 0.0
-    for students, each in options:
-        left_s = patience.gain_s(batch_s, students) - waited_s
+    for worth_s, each in options:
+        left_s = min(patience.limit_s, worth_s) - outlook.waited_s
         if left_s - each.in_s > best_s:
             best_s, hold_s = left_s - each.in_s, min(left_s, each.at_most_s)
     return hold_s

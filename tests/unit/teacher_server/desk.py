@@ -9,7 +9,7 @@ from typing import Any
 
 from teacher_server.actor import TeacherActor, build_card
 from teacher_server.config import ServerConfig
-from teacher_server.jobs import Job
+from teacher_server.jobs import Batch, Job
 from teacher_server.local import make_engine
 from teacher_server.metrics import Metrics
 from teacher_server.rhythm import kind_of
@@ -32,7 +32,7 @@ class BucketedScheduler(ThreadScheduler):
 
 
 class Desk:
-    """A teacher with an engine thread whose model waits while the door is shut, and takes `busy_s` a pass."""
+    """A teacher with an engine thread whose model waits while the door is shut, and that takes `busy_s` to start a batch."""
 
     def __init__(self, bert: FrozenTeacher, permits: int = 8, busy_s: float = 0.0, **settings: Any) -> None:
         config = ServerConfig(model="tiny", permits=permits, **settings)
@@ -43,6 +43,8 @@ class Desk:
         self.busy = threading.Event()
         self._busy_s = busy_s
         engine = make_engine(config, self.metrics, bert)
+        self._engine_run = engine.run
+        engine.run = self._run  # type: ignore[method-assign]
         self.scheduler = BucketedScheduler(engine, config, self.metrics)
         self.actor = TeacherActor(build_card(engine, config), engine, self.scheduler, config, self.metrics)
         self._hook = bert.family.blocks[-1].register_forward_pre_hook(self._enter)
@@ -53,11 +55,15 @@ class Desk:
         self.scheduler.stop()
         self._hook.remove()
 
+    def _run(self, batch: Batch) -> None:
+        if batch.tokens:
+            time.sleep(self._busy_s)
+        self._engine_run(batch)
+
     def _enter(self, *_: Any) -> None:
         self.runs += 1
         self.busy.set()
         assert self.door.wait(20)
-        time.sleep(self._busy_s)
 
     def shut(self) -> None:
         self.door.clear()

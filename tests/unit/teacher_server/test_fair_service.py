@@ -88,7 +88,7 @@ def test_no_call_waits_for_more_than_two_jobs_of_a_flood(open_desk: Callable[...
             future.result(20)
     # one that runs already, a Backward before it, and what is done before this thread is awake again
     assert sorted(waited)[len(waited) * 9 // 10] <= 4, waited
-    assert done[0] > 60, "the flood was starved instead"
+    assert done[0] > 20, "the flood was starved instead"
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from teacher_server.jobs import Batch, Job
 from teacher_server.pace import Pace
 from teacher_server.policy import Rules
 from teacher_server.rhythm import Expected, Rhythm, kind_of
-from teacher_server.waiting import Patience, companions, linger_s
+from teacher_server.waiting import Outlook, Patience, companions, linger_s
 from teaching_protocol import verbs
 from teaching_protocol.verbs import Call
 
@@ -168,28 +168,44 @@ def about(in_s: float, kind: str = "forward", bucket: str | None = "b", tokens: 
     return Expected("x", kind, bucket, tokens, in_s, in_s + 0.002, batch)
 
 
+def hold(
+    batch_s: float,
+    joining: list[Expected],
+    in_turn: list[Expected],
+    start_s: float | None = None,
+    waited_s: float = 0.0,
+) -> float:
+    return linger_s(joining, in_turn, Outlook(batch_s, start_s, waited_s), PATIENCE)
+
+
 def test_a_student_about_to_call_is_waited_for_and_no_longer_than_it_is_worth() -> None:
-    assert linger_s(0.04, [about(0.001)], [], 0.0, PATIENCE) == pytest.approx(0.003)
-    assert linger_s(0.04, [about(0.009)], [], 0.0, PATIENCE) == pytest.approx(0.010)
-    assert linger_s(0.04, [about(0.011)], [], 0.0, PATIENCE) == 0.0  # a quarter of the batch is 10 ms
-    assert linger_s(0.04, [about(0.011), about(0.011)], [], 0.0, PATIENCE) == pytest.approx(0.013)  # worth it for two
-    assert linger_s(10.0, [about(0.021)], [], 0.0, PATIENCE) == 0.0  # the limit
-    assert linger_s(0.0, [about(0.0)], [], 0.0, PATIENCE) == 0.0
+    assert hold(0.04, [about(0.001)], []) == pytest.approx(0.003)
+    assert hold(0.04, [about(0.009)], []) == pytest.approx(0.010)
+    assert hold(0.04, [about(0.011)], []) == 0.0  # a quarter of the batch is 10 ms
+    assert hold(0.04, [about(0.011), about(0.011)], []) == pytest.approx(0.013)  # worth it for two
+    assert hold(10.0, [about(0.021)], []) == 0.0  # the limit
+    assert hold(0.0, [about(0.0)], []) == 0.0
+
+
+def test_where_starting_a_batch_costs_next_to_nothing_waiting_buys_nothing() -> None:
+    assert hold(0.04, [about(0.002)], [], start_s=0.001) == 0.0
+    assert hold(0.04, [about(0.002)], [], start_s=0.003) == pytest.approx(0.003)
+    assert hold(0.04, [about(0.002)], [], start_s=1.0) == pytest.approx(0.004)  # the share still bounds it
 
 
 def test_what_was_waited_already_counts() -> None:
-    assert linger_s(0.04, [about(0.005)], [], 0.004, PATIENCE) == pytest.approx(0.006)
-    assert linger_s(0.04, [about(0.005)], [], 0.006, PATIENCE) == 0.0
+    assert hold(0.04, [about(0.005)], [], waited_s=0.004) == pytest.approx(0.006)
+    assert hold(0.04, [about(0.005)], [], waited_s=0.006) == 0.0
 
 
 def test_nobody_to_wait_for() -> None:
-    assert linger_s(1.0, [], [], 0.0, PATIENCE) == 0.0
-    assert linger_s(1.0, [about(0.001)], [], 0.0, Patience(0.0, 0.25)) == 0.0
+    assert hold(1.0, [], []) == 0.0
+    assert linger_s([about(0.001)], [], Outlook(1.0), Patience(0.0, 0.25)) == 0.0
 
 
 def test_whose_turn_it_is_is_waited_for_as_long_as_one_student_is_worth() -> None:
-    assert linger_s(0.04, [], [about(0.004)], 0.0, PATIENCE) == pytest.approx(0.006)
-    assert linger_s(0.04, [], [about(0.011), about(0.011)], 0.0, PATIENCE) == 0.0
+    assert hold(0.04, [], [about(0.004)], start_s=0.0) == pytest.approx(0.006)
+    assert hold(0.04, [], [about(0.011), about(0.011)]) == 0.0
 
 
 @settings(deadline=None)
@@ -197,12 +213,13 @@ def test_whose_turn_it_is_is_waited_for_as_long_as_one_student_is_worth() -> Non
     st.floats(0, 10),
     st.lists(st.builds(about, st.floats(0, 1)), max_size=5),
     st.lists(st.builds(about, st.floats(0, 1)), max_size=5),
+    st.one_of(st.none(), st.floats(0, 1)),
     st.floats(0, 1),
 )
 def test_all_waits_together_stay_within_the_bounds(
-    batch_s: float, joining: list[Expected], in_turn: list[Expected], waited_s: float
+    batch_s: float, joining: list[Expected], in_turn: list[Expected], start_s: float | None, waited_s: float
 ) -> None:
-    hold_s = linger_s(batch_s, joining, in_turn, waited_s, PATIENCE)
+    hold_s = hold(batch_s, joining, in_turn, start_s, waited_s)
     assert hold_s >= 0
     if hold_s:
         students = max(1, len(joining))
@@ -245,6 +262,10 @@ def test_batches_of_one_size_cost_by_the_token() -> None:
         pace.learn("forward", 100, 0.5)
     assert pace.seconds("forward", 200) == pytest.approx(1.0)
     assert pace.free_tokens("forward") == 0.0
+    assert pace.start_s("forward") is None
+    for tokens in (50, 200):
+        pace.learn("forward", tokens, 0.5)  # whatever is in it
+    assert pace.start_s("forward") == pytest.approx(0.5)
 
 
 @settings(deadline=None)
