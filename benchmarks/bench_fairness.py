@@ -68,7 +68,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=30.0)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--flood-rows", type=int, nargs="+", default=[ROWS, 2 * ROWS, 4 * ROWS])
+    parser.add_argument("--rows", type=int, default=ROWS, help="rows of a polite call")
+    parser.add_argument(
+        "--times", type=int, nargs="+", default=[1, 2, 4], help="rows of a flood's call over a polite one's"
+    )
     parser.add_argument("--connections", type=int, default=4)
     parser.add_argument("--flood-threads", type=int, default=5)
     parser.add_argument("--threads", type=int, default=psutil.cpu_count() or 1)
@@ -79,9 +82,9 @@ def main() -> None:
         flood(arguments.flood[0], arguments.connections, arguments.flood_threads, int(arguments.flood[1]))
         return
     with served(minilm(), arguments.threads) as server:
-        polite, neighbour = Loop(server.address, "polite"), Loop(server.address, "neighbour")
+        polite, neighbour = (Loop(server.address, name, arguments.rows) for name in ("polite", "neighbour"))
         together([polite, neighbour], 3.0)
-        names = ["alone", "neighbour", *(f"flood of {rows} rows" for rows in arguments.flood_rows)]
+        names = ["alone", "neighbour", *(f"flood of {each * arguments.rows} rows" for each in arguments.times)]
         found: dict[str, list[list[float]]] = {name: [] for name in names}
         psutil.cpu_percent()
         for number in range(arguments.rounds):

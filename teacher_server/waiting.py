@@ -17,6 +17,8 @@ from teacher_server.rhythm import Expected, kind_of
 
 __all__ = ["Outlook", "Patience", "companions", "linger_s"]
 
+_LEAST_S = 0.0002
+
 
 @dataclass(frozen=True)
 class Patience:
@@ -77,4 +79,4 @@ def linger_s(joining: Sequence[Expected], in_turn: Sequence[Expected], outlook: 
         left_s = min(patience.limit_s, worth_s) - outlook.waited_s
         if left_s - each.in_s > best_s:
             best_s, hold_s = left_s - each.in_s, min(left_s, each.at_most_s)
-    return hold_s
+    return hold_s if hold_s >= _LEAST_S else 0.0
