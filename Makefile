@@ -52,6 +52,9 @@ bench: setup
 	$(BIN)/python benchmarks/bench_committee.py
 	$(BIN)/python benchmarks/bench_merge.py
 	$(BIN)/python benchmarks/bench_edges.py
+	$(BIN)/python benchmarks/bench_waiting.py
+	$(BIN)/python benchmarks/bench_fairness.py
+	$(BIN)/python benchmarks/bench_sessions.py
 
 serve: setup ## MODEL=name or folder
 	$(BIN)/teacher-server serve --model $(MODEL) $(SERVE_FLAGS)

@@ -244,12 +244,16 @@ def _size(text: str) -> int:
 
 
 def _wait(state: tenacity.RetryCallState) -> float:
-    """Seconds until the next try: what the server asked for, or exponential backoff, with jitter."""
+    """Seconds until the next try: never before the server said, then anywhere in a time that doubles; or backoff.
+
+    The spread is as wide as the delay asked for at first: those who were refused together do not come back together.
+    """
     error = state.outcome.exception() if state.outcome is not None else None
     asked = error.retry_after_s if isinstance(error, ServiceError) else 0.0
+    doubled: float = 2.0 ** min(state.attempt_number - 1, 16)
     if asked:
-        return asked * (1 + 0.5 * _spread(state))
-    backoff: float = min(_LONGEST_WAIT_S, _FIRST_WAIT_S * 2 ** (state.attempt_number - 1))
+        return asked + min(asked * doubled, max(asked, _LONGEST_WAIT_S)) * _spread(state)
+    backoff = min(_LONGEST_WAIT_S, _FIRST_WAIT_S * doubled)
     return backoff * (0.5 + 0.5 * _spread(state))
 
 

@@ -21,6 +21,7 @@ from teacher_server.engine import Engine
 from teacher_server.jobs import Job
 from teacher_server.metrics import Metrics
 from teacher_server.optimizers import build_optimizer
+from teacher_server.quotas import SessionQuotas, state_bytes
 from teacher_server.replies import Replies
 from teacher_server.scheduler import Scheduler
 from teacher_server.sessions import Session, Sessions, new_session_id
@@ -39,7 +40,7 @@ class TeacherActor:
         self, card: verbs.DescribeReply, engine: Engine, scheduler: Scheduler, config: ServerConfig, metrics: Metrics
     ) -> None:
         self.card = card
-        self.sessions = Sessions(config.lease_s, config.max_sessions)
+        self.sessions = Sessions(config.lease_s, config.max_sessions, SessionQuotas(config).check)
         self._engine = engine
         self._scheduler = scheduler
         self._config = config
@@ -55,11 +56,12 @@ class TeacherActor:
         checks.check_student(request.student)
         if self._scheduler.draining:
             raise Draining("the server is shutting down and opens no session; enrol elsewhere, or when it is back")
-        if request.resume:
-            session = self.sessions.resume(request.resume, request.student)
-        else:
-            checks.check_settings(request.settings, self.card)
-            session = self.sessions.enrolled(request.student, request.call_id) or self._opened(request)
+        with self._scheduler.permit(f"enroll {request.student}", request.student):
+            if request.resume:
+                session = self.sessions.resume(request.resume, request.student)
+            else:
+                checks.check_settings(request.settings, self.card)
+                session = self.sessions.enrolled(request.student, request.call_id) or self._opened(request)
         parameters = sum(parameter.numel() for parameter in session.parameters())
         return verbs.EnrollReply(session.ref, self.sessions.lease_s, session.step, parameters, session.settings)
 
@@ -68,7 +70,8 @@ class TeacherActor:
         session = self.sessions.get(request.session)
         checks.check_forward(request, session.settings, self.card)
         if not any(port in CONVERSATION_PORTS for port in request.outputs):
-            known = self._engine.answers.known(raw_inputs(request), request.outputs)
+            with self._scheduler.permit(session.id, session.student):
+                known = self._engine.answers.known(raw_inputs(request), request.outputs)
             if known is not None:
                 return verbs.ForwardReply(outputs=known)
         reply, job = self._work("Forward", session, request, call)
@@ -118,11 +121,13 @@ class TeacherActor:
         inputs = self._engine.teacher.example()
         request = verbs.ForwardRequest(session.ref, "warm-up", (layer,), inputs=inputs)
         self._work("Forward", session, request, Call())
+        self._scheduler.forget(session.id)
 
     def end(self, session: Session, cause: str) -> None:
         """Ends a session for a cause: leave, lease or shutdown."""
         if self.sessions.remove(session, cause):
             self._engine.graphs.drop(session.id)
+            self._scheduler.forget(session.id)
             self._metrics.session_ends.labels(cause).inc()
             self._metrics.sessions.set(len(self.sessions))
 
@@ -156,10 +161,12 @@ class TeacherActor:
                 f"a codec of message_width {settings.message_width}, depth {settings.codec_depth} and {settings.message_tokens} "
                 f"tokens has {size:,} parameters, the limit is {self._config.max_codec_parameters:,}; ask for a smaller one"
             )
+        held_bytes = state_bytes(size, settings.optimizer)
+        self.sessions.check_room(student, held_bytes)
         codec = TeacherCodec(shape, settings.seed).to(self._engine.teacher.device)
         optimizer = build_optimizer(codec.parameters(), settings.optimizer)
         replies = Replies(self._config.session_replay_bytes)
-        return Session(new_session_id(), student, settings, codec, optimizer, replies)
+        return Session(new_session_id(), student, settings, codec, optimizer, replies, size_bytes=held_bytes)
 
     def _work(self, method: str, session: Session, request: Any, call: Call) -> tuple[Any, Job]:
         """Queues a job and waits for its reply until the call's deadline."""

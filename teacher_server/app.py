@@ -8,7 +8,6 @@ import os
 import sys
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 
@@ -21,13 +20,14 @@ from teacher_server.actor import TeacherActor, build_card
 from teacher_server.config import ServerConfig
 from teacher_server.engine import Engine
 from teacher_server.health import Health
-from teacher_server.interceptors import ErrorInterceptor
+from teacher_server.interceptors import CallInterceptor
 from teacher_server.local import make_engine
 from teacher_server.metrics import Metrics
 from teacher_server.same_host import SameHost
 from teacher_server.scheduler import ThreadScheduler
 from teacher_server.service import add_service
 from teacher_server.split import FrozenTeacher
+from teacher_server.threads import CallThreads
 from teaching_protocol.channel import server_options
 from teaching_protocol.errors import InvalidSetting, PortInUse, TeachingError
 from teaching_protocol.wire import SERVICE
@@ -36,7 +36,7 @@ __all__ = ["TeacherApp"]
 
 _log = logging.getLogger(__name__)
 
-_CONTROL_THREADS = 16  # more than there are permits, so that control never waits behind work
+_SIGNAL_S = 0.5
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -69,7 +69,7 @@ class TeacherApp:
             raise InvalidSetting(f"entry {card.entry}, exit {card.exit}: expected 0 <= entry < exit <= {card.layers}")
         self._same_host.start()
         card = dataclasses.replace(card, same_host=self._same_host.address)
-        self._scheduler = ThreadScheduler(self._engine, self.config.permits, self.config.threads, self.metrics)
+        self._scheduler = ThreadScheduler(self._engine, self.config, self.metrics)
         self.actor = TeacherActor(card, self._engine, self._scheduler, self.config, self.metrics)
         try:
             self._start_metrics()
@@ -96,7 +96,8 @@ class TeacherApp:
 
     def wait(self) -> None:
         """Blocks until somebody asks for the drain (see `drain`)."""
-        self._closing.wait()
+        while not self._closing.wait(_SIGNAL_S):
+            pass  # a signal that another thread received is handled here, and does not wake this one
 
     def ask_to_drain(self) -> None:
         """Ends `wait`; safe in a signal handler."""
@@ -114,6 +115,7 @@ class TeacherApp:
         self._hand_off()
         self._server.stop(grace=1.0 if finished else 0.0).wait()
         self._scheduler.stop()
+        self._threads.close()
         for session in self.actor.sessions.live():
             self.actor.end(session, "shutdown")
         self._same_host.close()
@@ -143,9 +145,11 @@ class TeacherApp:
             )
 
     def _bound_server(self) -> grpc.Server:
-        workers = ThreadPoolExecutor(self.config.permits + _CONTROL_THREADS, thread_name_prefix="call")
+        self._threads = CallThreads(self.config.permits)
         server = grpc.server(
-            workers, interceptors=[ErrorInterceptor(self.metrics)], options=server_options(self.config.message_bytes)
+            self._threads.work,
+            interceptors=[CallInterceptor(self.metrics, self._threads, self._scheduler.refusal)],
+            options=server_options(self.config.message_bytes),
         )
         add_service(server, self.actor, self.metrics, self.config, self._same_host)
         self._health.add_to(server)

@@ -61,6 +61,9 @@ def serve(
             "--shared-memory/--no-shared-memory", help="Large messages of students on this host through shared memory."
         ),
     ] = None,
+    linger: Annotated[
+        bool | None, typer.Option("--linger/--no-linger", help="Wait briefly for students about to call.")
+    ] = None,
     insecure: Annotated[bool | None, typer.Option("--insecure", help="Bind other than loopback without TLS.")] = None,
 ) -> None:
     """Serves a teacher until SIGTERM or Ctrl-C, which drain it; a second one ends it at once."""

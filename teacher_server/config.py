@@ -12,9 +12,21 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from teaching_protocol.errors import ConfigError
 
-__all__ = ["ServerConfig", "load_config"]
+__all__ = ["Quota", "ServerConfig", "load_config"]
 
 _MIB = 2**20
+
+
+class Quota(BaseModel):
+    """What students whose name fits a pattern may take; the first quota that fits a name holds for it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    students: str = Field(min_length=1, description="Pattern of student names, as in a shell: `team-a-*`.")
+    weight: float = Field(1.0, gt=0, le=1000, description="Share of the teacher next to others' weights, a session.")
+    tokens_per_s: float = Field(0.0, ge=0, description="Forward and backward tokens a second of a session; 0: any.")
+    sessions: int = Field(0, ge=0, description="Sessions that all these students may have at once; 0: any.")
+    state_bytes: int = Field(0, ge=0, description="Bytes of codecs and optimizers of all these students; 0: any.")
 
 
 class ServerConfig(BaseModel):
@@ -55,7 +67,18 @@ class ServerConfig(BaseModel):
     ends_with_input: bool = Field(
         False, description="Drain when standard input is closed too: a server that does not outlive who started it."
     )
-    batch_tokens: int = Field(16384, ge=1, description="Padded tokens one batch may have.")
+    batch_tokens: int = Field(16384, ge=1, description="Padded tokens one batch may have; a larger call runs alone.")
+
+    session_permits: int = Field(16, ge=1, description="Calls one session may have open at once.")
+    linger: bool = Field(True, description="Wait briefly for students that are known to be about to call.")
+    linger_s: float = Field(0.05, ge=0, description="Longest such wait in seconds.")
+    linger_share: float = Field(
+        0.25, ge=0, le=1, description="Longest such wait as a share of the batch's expected seconds, a student."
+    )
+    quotas: tuple[Quota, ...] = Field((), description="What students may take, by name pattern.")
+    alone_strikes: int = Field(3, ge=1, description="Failed jobs after which a student's jobs run alone.")
+    refused_strikes: int = Field(12, ge=1, description="Failed jobs after which a student is refused for a time.")
+    refused_s: float = Field(10.0, gt=0, description="Seconds it is refused the first time; doubles each time.")
 
     int8_error: float = Field(
         0.02,
@@ -78,6 +101,7 @@ class ServerConfig(BaseModel):
     session_graph_bytes: int = Field(1024 * _MIB, ge=0, description="The same, of one session.")
     session_input_bytes: int = Field(128 * _MIB, ge=0, description="Bytes of inputs a session keeps for a recompute.")
     session_replay_bytes: int = Field(64 * _MIB, ge=0, description="Bytes of replies a session keeps for a repeat.")
+    state_bytes: int = Field(8192 * _MIB, ge=0, description="Bytes of all sessions' codecs and optimizers.")
     knowledge_cache_bytes: int = Field(1024 * _MIB, ge=0, description="Bytes of student-independent outputs kept.")
 
 

@@ -1,4 +1,4 @@
-"""What every call passes on its way in and out: counting, and errors of the tree to gRPC status."""
+"""What every call passes on its way in and out: the door, counting, and errors of the tree to gRPC status."""
 
 from __future__ import annotations
 
@@ -11,39 +11,61 @@ import grpc
 
 from teacher_server.faults import typed
 from teacher_server.metrics import Metrics
+from teacher_server.threads import CONTROL, CallThreads, on
 from teaching_protocol.channel import error_metadata
 from teaching_protocol.errors import Overloaded
 from teaching_protocol.wire import SERVICE
 
-__all__ = ["ErrorInterceptor"]
+__all__ = ["CallInterceptor"]
 
 _log = logging.getLogger(__name__)
 
 _SENTENCE_BYTES, _END_CHARACTERS = 5000, 200
 
 
-class ErrorInterceptor(grpc.ServerInterceptor):
-    """Maps errors of the tree out; anything else is logged whole and sent as an id."""
+class CallInterceptor(grpc.ServerInterceptor):
+    """Gives each call its threads, and maps errors of the tree out; anything else is logged whole and sent as an id.
 
-    def __init__(self, metrics: Metrics) -> None:
+    A full server refuses work before it reads it.
+
+    Args:
+        metrics: where calls are counted.
+        threads: the pools.
+        refusal: why any work is refused now, or None.
+    """
+
+    def __init__(self, metrics: Metrics, threads: CallThreads, refusal: Callable[[], Overloaded | None]) -> None:
         self._metrics = metrics
+        self._threads = threads
+        self._refusal = refusal
 
     def intercept_service(self, continuation: Callable[[Any], Any], handler_call_details: Any) -> Any:
-        """Wraps the teacher's own methods; standard services pass."""
+        """Wraps the teacher's own methods; of standard services, unary calls count as control and streams pass."""
         handler = continuation(handler_call_details)
-        _, service, method = handler_call_details.method.rsplit("/", 2) if handler else ("", "", "")
-        if service != SERVICE:
+        if handler is None or handler.unary_unary is None:
             return handler
+        _, service, method = handler_call_details.method.rsplit("/", 2)
+        if service != SERVICE:
+            return handler._replace(unary_unary=on(self._threads.control, handler.unary_unary))
+        if method in CONTROL:
+            answer = on(self._threads.control, self._answer(handler.unary_unary, method))
+            return grpc.unary_unary_rpc_method_handler(answer)
+        refusal = self._refusal()
+        if refusal is not None:
+            answer = on(self._threads.refusals, self._answer(_refuse(refusal), method))
+            return grpc.stream_unary_rpc_method_handler(answer)  # as if a stream were awaited: the request is not read
+        return grpc.unary_unary_rpc_method_handler(self._answer(handler.unary_unary, method))
 
-        def answer(request: bytes, context: grpc.ServicerContext) -> bytes:
+    def _answer(self, behaviour: Callable[[Any, Any], bytes], method: str) -> Callable[[Any, Any], bytes]:
+        def answer(request: Any, context: grpc.ServicerContext) -> bytes:
             try:
-                reply: bytes = handler.unary_unary(request, context)
+                reply = behaviour(request, context)
             except Exception as error:
                 self._abort(error, method, context)
             self._metrics.requests.labels(method, "OK").inc()
             return reply
 
-        return grpc.unary_unary_rpc_method_handler(answer)
+        return answer
 
     def _abort(self, error: Exception, method: str, context: grpc.ServicerContext) -> NoReturn:
         known = typed(error, method)
@@ -54,6 +76,13 @@ class ErrorInterceptor(grpc.ServerInterceptor):
         context.set_trailing_metadata(error_metadata(known))
         context.abort(grpc.StatusCode[known.status], _short(str(known)))
         raise AssertionError("abort raises")
+
+
+def _refuse(refusal: Overloaded) -> Callable[[Any, Any], bytes]:
+    def refuse(request: Any, context: grpc.ServicerContext) -> bytes:
+        raise refusal
+
+    return refuse
 
 
 def _short(sentence: str) -> str:

@@ -9,6 +9,7 @@ __all__ = ["Metrics"]
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 _ERRORS = (0.001, 0.003, 0.005, 0.007, 0.01, 0.015, 0.02, 0.03, 0.05, 0.1, 0.3, 1.0)
+_STUDENTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 _TOKENS = (16, 64, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
 
 
@@ -29,10 +30,37 @@ class Metrics:
         self.batch_culprits = Counter(
             "teacher_batch_culprits", "Jobs that failed when they were run again alone.", registry=registry
         )
+        self.batch_students = Histogram(
+            "teacher_batch_students", "Students merged into a batch.", ["method"], buckets=_STUDENTS, registry=registry
+        )
+        self.active_students = Histogram(
+            "teacher_batch_active_students",
+            "Students at work when a batch was formed: those that wait and those expected.",
+            ["method"],
+            buckets=_STUDENTS,
+            registry=registry,
+        )
+        self.linger_seconds = Histogram(
+            "teacher_batch_linger_seconds",
+            "Seconds a batch was held back for students about to call.",
+            ["method"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
         self.in_flight = Gauge("teacher_in_flight", "Jobs that wait or run.", registry=registry)
+        self.open_calls = Gauge(
+            "teacher_open_calls",
+            "Calls of sessions from their request to the delivery of their reply.",
+            registry=registry,
+        )
         self.rejected = Counter("teacher_rejected", "Calls refused, by reason.", ["reason"], registry=registry)
         self.sessions = Gauge("teacher_sessions", "Sessions alive.", registry=registry)
         self.session_ends = Counter("teacher_session_ends", "Sessions ended, by cause.", ["cause"], registry=registry)
+        self.served_tokens = Counter(
+            "teacher_served_tokens", "Tokens charged to students.", ["method"], registry=registry
+        )
+        self.strikes = Counter("teacher_strikes", "Jobs that failed by their student's fault.", registry=registry)
+        self.quarantines = Counter("teacher_quarantines", "Students set apart, by how.", ["kind"], registry=registry)
         self.session_steps = Counter("teacher_session_steps", "Codec steps applied.", registry=registry)
         self.bytes = Counter("teacher_transfer_bytes", "Bytes of calls.", ["direction"], registry=registry)
         self.int8_error = Histogram(

@@ -3,26 +3,82 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
+from teacher_server.fairness import cost
 from teacher_server.jobs import Batch, Job
 
-__all__ = ["next_batch"]
+__all__ = ["Rules", "Turn", "area", "next_batch"]
+
+_UNFAIR = 1.5
 
 
-def next_batch(heads: Sequence[Job], batch_tokens: int = 16384) -> Batch:
-    """Chooses among the first jobs of all lanes, given in order of arrival; at least one.
+@dataclass(frozen=True)
+class Turn:
+    """A lane's first job, what the lane has been charged so far, and whether it must run alone."""
 
-    What frees memory (Backward, Step, Export, Import) goes before a new Forward; otherwise first come,
-    first served. Others of the same bucket join, up to a padded area of `batch_tokens`.
+    job: Job
+    counter: float = 0.0
+    alone: bool = False
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What a batch may be.
+
+    Attributes:
+        batch_tokens: padded tokens of a batch; a single job may have more.
+        free_tokens: tokens that cost as much as starting a batch at all; below it the device is not busy.
+        merge: whether jobs of several lanes share a batch.
     """
-    first = min(heads, key=lambda job: (not job.frees_memory, job.born))
-    chosen = [first]
-    for job in heads if first.bucket is not None else []:
-        if job is not first and job.bucket == first.bucket and _area([*chosen, job]) <= batch_tokens:
-            chosen.append(job)
-    return Batch(tuple(chosen))
+
+    batch_tokens: int
+    free_tokens: float = 0.0
+    merge: bool = True
 
 
-def _area(jobs: Sequence[Job]) -> int:
-    """Rows of all times the tokens of the longest."""
-    return sum(job.rows for job in jobs) * max(job.tokens // max(1, job.rows) for job in jobs)
+def next_batch(turns: Sequence[Turn], rules: Rules) -> Batch:
+    """Chooses among the first jobs of all lanes; at least one is given.
+
+    First is the lane that was charged least, then who came first. What frees memory goes before every new Forward: a
+    Backward while its lane is ahead by no more than this very job, and what takes no time (Step, Export) while it is ahead by no
+    more than a whole batch. Lanes of the same bucket join in the same order, each if (1) the padded batch stays within its budget, (2) it is not ahead of the first by more than the
+    budget, and (3) the batch takes at most 1.5 times as long as if everybody in it had sent what the first one did: a large
+    call does not ride along with a small one.
+    """
+    floor = min(turn.counter for turn in turns)
+    order = sorted(turns, key=lambda turn: (not _goes_before(turn, floor, rules), turn.counter, turn.job.born))
+    first = order[0]
+    if not rules.merge or first.alone or first.job.bucket is None:
+        return Batch((first.job,))
+    jobs = [first.job]
+    for turn in order[1:]:
+        if _may_join(turn, first, jobs, rules):
+            jobs.append(turn.job)
+    return Batch(tuple(jobs))
+
+
+def area(jobs: Sequence[Job]) -> int:
+    """Padded tokens of a batch: all its rows times the longest row."""
+    return sum(job.rows for job in jobs) * max(map(_length, jobs), default=0)
+
+
+def _length(job: Job) -> int:
+    return -(-job.tokens // job.rows) if job.rows else 0
+
+
+def _goes_before(turn: Turn, floor: float, rules: Rules) -> bool:
+    lead = cost(turn.job) if turn.job.tokens else rules.batch_tokens
+    return turn.job.frees_memory and turn.counter <= floor + lead
+
+
+def _may_join(turn: Turn, first: Turn, jobs: Sequence[Job], rules: Rules) -> bool:
+    if turn.alone or turn.job.bucket != first.job.bucket:
+        return False
+    together = area([*jobs, turn.job])
+    fair = rules.free_tokens + (len(jobs) + 1) * max(1, area([first.job]))
+    return (
+        together <= rules.batch_tokens
+        and turn.counter <= first.counter + rules.batch_tokens
+        and rules.free_tokens + together <= _UNFAIR * fair
+    )

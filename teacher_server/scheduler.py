@@ -8,16 +8,24 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import OrderedDict, deque
+from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import Future
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any, Protocol
 
 import torch
 
+from teacher_server.admission import Admission
+from teacher_server.config import ServerConfig
 from teacher_server.engine import Engine
+from teacher_server.faults import typed
 from teacher_server.jobs import Batch, Job
+from teacher_server.lanes import Lanes
 from teacher_server.metrics import Metrics
-from teacher_server.policy import next_batch
+from teacher_server.order import Order
+from teacher_server.rhythm import kind_of
 from teaching_protocol.errors import CallCancelled, DeadlineExceeded, Draining, Overloaded
 
 __all__ = ["InlineScheduler", "Scheduler", "ThreadScheduler"]
@@ -33,6 +41,14 @@ class Scheduler(Protocol):
 
     def submit(self, job: Job) -> Future[Any]:
         """Takes the job; its future is filled in now or later."""
+        ...
+
+    def permit(self, lane: str, student: str) -> AbstractContextManager[None]:
+        """A permit for work that needs no engine, held in the block."""
+        ...
+
+    def forget(self, lane: str) -> None:
+        """A session has ended: lets go of what was known of its lane."""
         ...
 
 
@@ -51,19 +67,27 @@ class InlineScheduler:
             self._engine.run(Batch((job,)))
         return job.future
 
+    def permit(self, lane: str, student: str) -> AbstractContextManager[None]:
+        """Nobody else is here: no permit is needed."""
+        return nullcontext()
+
+    def forget(self, lane: str) -> None:
+        """Nothing is known of lanes."""
+
 
 class ThreadScheduler:
     """One engine thread fed from bounded lanes."""
 
-    def __init__(self, engine: Engine, permits: int, threads: int, metrics: Metrics) -> None:
+    def __init__(self, engine: Engine, config: ServerConfig, metrics: Metrics) -> None:
         self._engine = engine
-        self._permits = permits
-        self._threads = threads
+        self._threads = config.threads
         self._metrics = metrics
         self._changed = threading.Condition()
-        self._lanes: OrderedDict[str, deque[Job]] = OrderedDict()
-        self._held = 0
-        self._mean_s = 0.05
+        self._lanes = Lanes()
+        self._admission = Admission(config)
+        self._order = Order(config, metrics, self._admission)
+        self._under_way: Counter[str] = Counter()
+        self._since: float | None = None
         self._draining = self._stopped = False
         self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
 
@@ -76,31 +100,59 @@ class ThreadScheduler:
         """Whether nothing new is begun; what finishes a step, and Export, still goes."""
         return self._draining
 
+    def refusal(self) -> Overloaded | None:
+        """Why any work would be refused now, or None; a look without the lock, for the door."""
+        return self._admission.refusal()
+
     def submit(self, job: Job) -> Future[Any]:
         """Queues a job.
 
         Raises:
             Draining: the server begins nothing new.
-            Overloaded: every permit is taken; says when to come back.
+            Overloaded: every permit is taken; says when to come back. QuotaExceeded: it is the student's own share.
+            Quarantined: the student's calls failed too often.
         """
         with self._changed:
             if self._stopped or (self._draining and job.begins):
                 raise Draining("the server is shutting down; export your state and enrol elsewhere")
-            if self._held >= self._permits:
-                raise Overloaded(
-                    f"all {self._permits} permits are taken; try again later", max(0.05, self._held * self._mean_s / 4)
-                )
-            self._held += 1
-            self._lanes.setdefault(job.lane, deque()).append(job)
-            self._metrics.in_flight.set(self._held)
+            now = time.monotonic()
+            self._order.check(job, now)
+            student = job.session.student if job.session is not None else ""
+            self._admission.enter(job.lane, student, job.tokens, now)
+            self._order.arrived(job, self._under_way[job.lane] == 0, now)
+            self._under_way[job.lane] += 1
+            self._lanes.push(job)
+            self._metrics.in_flight.set(self._admission.held)
             self._changed.notify()
+        job.future.add_done_callback(partial(self._done, job))
         return job.future
+
+    @contextmanager
+    def permit(self, lane: str, student: str) -> Iterator[None]:
+        """A permit for work that needs no engine, held in the block.
+
+        Raises:
+            Overloaded: every permit is taken. QuotaExceeded: the student's own share is.
+        """
+        with self._changed:
+            self._admission.enter(lane, student, 0.0, time.monotonic())
+        try:
+            yield
+        finally:
+            self._leave(lane)
+
+    def forget(self, lane: str) -> None:
+        """A session has ended: lets go of what was known of its lane."""
+        with self._changed:
+            self._admission.forget(lane)
+            self._order.forget(lane)
 
     def drain(self, limit_s: float) -> bool:
         """Begins nothing new and waits for the admitted jobs; false if the limit came first."""
         with self._changed:
             self._draining = True
-            return self._changed.wait_for(lambda: self._held == 0, limit_s)
+            self._changed.notify_all()
+            return self._changed.wait_for(lambda: self._admission.held == 0, limit_s)
 
     def stop(self) -> None:
         """Ends the engine thread after the batch it runs; what still waits is refused."""
@@ -113,60 +165,78 @@ class ThreadScheduler:
         if self._threads:
             torch.set_num_threads(self._threads)
         while (batch := self._next()) is not None:
-            started = time.monotonic()
-            for job in batch.jobs:
-                job.timing.queue_s = started - job.born
-                self._metrics.queue_seconds.labels(job.method).observe(job.timing.queue_s)
+            self._run(batch)
+
+    def _run(self, batch: Batch) -> None:
+        started = time.monotonic()
+        for job in batch.jobs:
+            job.timing.queue_s = started - job.born
+            self._metrics.queue_seconds.labels(job.method).observe(job.timing.queue_s)
+        try:
             self._engine.run(batch)
-            self._mean_s += 0.1 * (time.monotonic() - started - self._mean_s)
-            self._release(len(batch.jobs))
+        except Exception as error:  # the thread must outlive whatever happens in there
+            for job in batch.jobs:
+                if not job.future.done():
+                    job.future.set_exception(typed(error, job.method))
+        seconds = time.monotonic() - started
+        with self._changed:
+            self._order.ran(batch, seconds)
+            self._admission.learn(seconds / len(batch.jobs))
 
     def _next(self) -> Batch | None:
         with self._changed:
-            while True:
+            while not self._stopped:
                 self._drop_dead()
-                heads = [lane[0] for lane in self._lanes.values()]
-                if heads and not self._stopped:
-                    batch = next_batch(heads)
-                    for job in batch.jobs:
-                        self._pop(job)
-                    return batch
-                if self._stopped:
-                    self._refuse_all()
-                    return None
-                self._changed.wait()
+                heads = self._lanes.heads()
+                if not heads:
+                    self._since = None
+                    self._changed.wait()
+                    continue
+                now = time.monotonic()
+                waited_s = 0.0 if self._since is None else now - self._since
+                choice = self._order.choose(heads, waited_s, now)
+                if choice.hold_s > 0 and not self._draining:
+                    self._since = now - waited_s
+                    self._changed.wait(choice.hold_s)
+                    continue
+                self._lanes.take(choice.batch)
+                self._order.take(choice, waited_s)
+                if kind_of(choice.batch.jobs[0]) is not None:
+                    self._since = None
+                return choice.batch
+            self._refuse_all()
+            return None
+
+    def _done(self, job: Job, future: Future[Any]) -> None:
+        """A job is answered, by whomever: gives its permit back, and learns from it."""
+        error = future.exception()
+        ran = not isinstance(error, CallCancelled | DeadlineExceeded | Draining)
+        with self._changed:
+            self._under_way[job.lane] -= 1
+            if not self._under_way[job.lane]:
+                del self._under_way[job.lane]
+            self._order.done(job, error, ran, time.monotonic())
+            if job.session is not None and job.session.closed:
+                self.forget(job.lane)
+        self._leave(job.lane)
+
+    def _leave(self, lane: str) -> None:
+        with self._changed:
+            self._admission.leave(lane)
+            self._metrics.in_flight.set(self._admission.held)
+            self._changed.notify_all()
 
     def _drop_dead(self) -> None:
-        """Takes out jobs nobody waits for, before they reach the device."""
-        now = time.monotonic()
-        for lane in list(self._lanes.values()):
-            while lane and lane[0].is_dead(now):
-                job = lane[0]
-                self._pop(job)
-                cancelled = job.call.cancelled.is_set()
-                self._metrics.rejected.labels("cancelled" if cancelled else "expired").inc()
-                gone = (
-                    CallCancelled("the caller went away")
-                    if cancelled
-                    else DeadlineExceeded("the deadline passed in the queue")
-                )
-                job.future.set_exception(gone)
-                self._release(1)
-
-    def _pop(self, job: Job) -> None:
-        lane = self._lanes[job.lane]
-        lane.popleft()
-        if not lane:
-            del self._lanes[job.lane]
+        """Answers jobs nobody waits for, before they reach the device."""
+        for job in self._lanes.dead(time.monotonic()):
+            cancelled = job.call.cancelled.is_set()
+            self._metrics.rejected.labels("cancelled" if cancelled else "expired").inc()
+            job.future.set_exception(
+                CallCancelled("the caller went away")
+                if cancelled
+                else DeadlineExceeded("the deadline passed in the queue")
+            )
 
     def _refuse_all(self) -> None:
-        for lane in list(self._lanes.values()):
-            for job in lane:
-                job.future.set_exception(Draining("the server shut down before this call ran"))
-        self._lanes.clear()
-
-    def _release(self, count: int) -> None:
-        with self._changed:
-            self._held -= count
-            self._metrics.in_flight.set(self._held)
-            self._changed.notify_all()
+        for job in self._lanes.clear():
+            job.future.set_exception(Draining("the server shut down before this call ran"))

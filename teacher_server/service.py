@@ -12,9 +12,11 @@ import grpc
 
 from teacher_server.actor import TeacherActor
 from teacher_server.config import ServerConfig
+from teacher_server.door import Door
 from teacher_server.metrics import Metrics
 from teacher_server.same_host import SameHost
-from teaching_protocol.errors import MessageTooLarge
+from teacher_server.threads import CONTROL
+from teaching_protocol.errors import CallCancelled, MessageTooLarge
 from teaching_protocol.int8 import Int8Rules
 from teaching_protocol.shared_memory import SHARED_KEY, SHARED_MIN_BYTES, Block, Place
 from teaching_protocol.verbs import Call
@@ -29,15 +31,16 @@ def add_service(
     server: grpc.Server, actor: TeacherActor, metrics: Metrics, config: ServerConfig, same_host: SameHost
 ) -> None:
     """Registers the teacher's methods on a server."""
+    door = Door(config.session_permits)
     handlers: dict[str, Any] = {
-        method.name: grpc.unary_unary_rpc_method_handler(_behaviour(method, actor, metrics, config, same_host))
+        method.name: grpc.unary_unary_rpc_method_handler(_behaviour(method, actor, metrics, config, same_host, door))
         for method in METHODS
     }
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
 
 
 def _behaviour(
-    method: Method, actor: TeacherActor, metrics: Metrics, config: ServerConfig, same_host: SameHost
+    method: Method, actor: TeacherActor, metrics: Metrics, config: ServerConfig, same_host: SameHost, door: Door
 ) -> Callable[[bytes, grpc.ServicerContext], bytes]:
     verb = getattr(actor, method.verb)
     pack_seconds = metrics.pack_seconds.labels(method.name)
@@ -48,6 +51,8 @@ def _behaviour(
         block, received = _received(data, context, config.message_bytes, same_host)
         metrics.bytes.labels("received").inc(len(received))
         request: Any = read(method.request, received)
+        if method.name not in CONTROL:
+            _open(door, request, context, metrics)
         unpacked = time.perf_counter()
         reply = verb(request, _call(context))
         answered = time.perf_counter()
@@ -95,6 +100,23 @@ def _received(
             f"the request is {place.size_bytes} bytes, the limit is {message_bytes}; send fewer rows or tokens"
         )
     return block, block.take(place.size_bytes)
+
+
+def _open(door: Door, request: Any, context: grpc.ServicerContext, metrics: Metrics) -> None:
+    """Counts a session's call as open until its reply is delivered."""
+    session = getattr(request, "session", None)
+    if session is None:
+        return
+
+    def close() -> None:
+        door.leave(session.session_id)
+        metrics.open_calls.set(len(door))
+
+    door.enter(session.session_id)
+    metrics.open_calls.set(len(door))
+    if not context.add_callback(close):
+        close()
+        raise CallCancelled("the caller went away")
 
 
 def _call(context: grpc.ServicerContext) -> Call:

@@ -12,7 +12,7 @@ import secrets
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Collection, Hashable
 from dataclasses import dataclass, field
 
 import torch
@@ -29,6 +29,8 @@ from teaching_protocol.errors import (
 from teaching_protocol.verbs import ForwardRequest, SessionRef, SessionSettings
 
 __all__ = ["Extent", "OpenCall", "Session", "Sessions", "new_session_id"]
+
+Quota = Callable[[str, int, "Collection[Session]"], None]
 
 _REMEMBERED_ENDS = 4096
 _OPEN_CALLS = 256
@@ -55,7 +57,10 @@ class OpenCall:
 
 @dataclass
 class Session:
-    """One student's session. `gathered` holds the codec gradients since the last Step."""
+    """One student's session. `gathered` holds the codec gradients since the last Step.
+
+    `size_bytes` is what its codec, gathered gradients and optimizer take.
+    """
 
     id: str
     student: str
@@ -63,6 +68,7 @@ class Session:
     codec: TeacherCodec
     optimizer: torch.optim.Optimizer
     replies: Replies
+    size_bytes: int = 0
     enrolled_by: str = ""
     epoch: int = 1
     step: int = 0
@@ -110,11 +116,21 @@ class Session:
 
 
 class Sessions:
-    """The table of live sessions: leases, epochs and names."""
+    """The table of live sessions: leases, epochs and names.
 
-    def __init__(self, lease_s: float, limit: int, clock: Callable[[], float] = time.monotonic) -> None:
+    `quota` is asked, with student, bytes and the live sessions, whether one more may be opened, and raises if not.
+    """
+
+    def __init__(
+        self,
+        lease_s: float,
+        limit: int,
+        quota: Quota = lambda student, size_bytes, live: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.lease_s = lease_s
         self.limit = limit
+        self._quota = quota
         self._clock = clock
         self._lock = threading.Lock()
         self._live: dict[str, Session] = {}
@@ -128,17 +144,21 @@ class Sessions:
 
         Raises:
             StudentNameTaken: a live session has this student name.
-            Overloaded: as many sessions live as may.
+            Overloaded: as many sessions live as may. QuotaExceeded: as many as this student's quota allows.
         """
         with self._lock:
             holder = self._holder(session.student, session.enrolled_by)
             if holder is not None:
                 return holder
-            if len(self._live) >= self.limit:
-                raise Overloaded(f"{self.limit} sessions are open, which is the limit; try again later", self.lease_s)
+            self._check_room(session.student, session.size_bytes)
             session.lease_until = self._clock() + self.lease_s
             self._live[session.id] = session
             return session
+
+    def check_room(self, student: str, size_bytes: int) -> None:
+        """Refuses a session before it is built, as `add` would: Overloaded or QuotaExceeded."""
+        with self._lock:
+            self._check_room(student, size_bytes)
 
     def enrolled(self, student: str, call_id: str) -> Session | None:
         """The live session that this very call has opened before, or None.
@@ -197,6 +217,11 @@ class Sessions:
         """The live sessions."""
         with self._lock:
             return list(self._live.values())
+
+    def _check_room(self, student: str, size_bytes: int) -> None:
+        if len(self._live) >= self.limit:
+            raise Overloaded(f"{self.limit} sessions are open, which is the limit; try again later", self.lease_s)
+        self._quota(student, size_bytes, self._live.values())
 
     def _holder(self, student: str, call_id: str) -> Session | None:
         now = self._clock()

@@ -19,6 +19,7 @@ TeachingError
 │   ├── StepOutOfOrder           Step with another number than the next one
 │   ├── StateMismatch            exported state that does not fit this session or teacher
 │   ├── IncompatibleTeacher      the teacher does not serve what the student needs
+│   ├── Quarantined              the student's calls failed too often; refused for `retry_after_s`
 │   ├── ConfigError              a configuration that cannot be read or used
 │   ├── DataError                a data file or its rows cannot be used
 │   ├── UnsupportedFamily        a model family without an adapter
@@ -26,6 +27,7 @@ TeachingError
 │   └── PortInUse                the address is taken
 └── ServiceError             the service could not; asking again may help
     ├── Overloaded               every permit is taken; retry after `retry_after_s`
+    │   └── QuotaExceeded            the student takes more than it may; retry after `retry_after_s`
     ├── Draining                 the server is shutting down
     ├── TeacherUnavailable       nobody answers at the address
     ├── DeadlineExceeded         the answer did not come in time
@@ -59,6 +61,8 @@ __all__ = [
     "OutOfMemory",
     "Overloaded",
     "PortInUse",
+    "Quarantined",
+    "QuotaExceeded",
     "ServiceError",
     "SessionNotFound",
     "SharedMemoryLost",
@@ -180,6 +184,16 @@ class IncompatibleTeacher(CallerError):
     status = "FAILED_PRECONDITION"
 
 
+class Quarantined(CallerError):
+    """The student's calls failed too often; it is refused until `retry_after_s` have passed."""
+
+    status = "FAILED_PRECONDITION"
+
+    def __init__(self, message: str = "", retry_after_s: float = 0.0) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
 class ConfigError(CallerError):
     """A configuration that cannot be read or used."""
 
@@ -218,6 +232,10 @@ class Overloaded(ServiceError):
     def __init__(self, message: str = "", retry_after_s: float = 0.1) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+
+class QuotaExceeded(Overloaded):
+    """The student takes more than it may. `retry_after_s` says when to come back."""
 
 
 class Draining(ServiceError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -24,6 +25,7 @@ from teaching_protocol.errors import (
     InvalidTensor,
     MessageTooLarge,
     Overloaded,
+    QuotaExceeded,
     SharedMemoryLost,
     TeacherUnavailable,
     TeachingError,
@@ -85,6 +87,17 @@ def test_an_overload_is_tried_again_when_the_server_said() -> None:
     assert times[2] - times[1] >= 0.1
 
 
+@pytest.mark.parametrize("error", [Overloaded, QuotaExceeded])
+def test_no_retry_comes_early_and_they_spread_more_and_more(error: type[Overloaded]) -> None:
+    answer, times = refusing(*[error("full", 0.05)] * 4)
+    with peer(answer) as address, transport(address) as found:
+        assert renew(found, 20.0).lease_s == 60
+    gaps = [after - before for before, after in itertools.pairwise(times)]
+    assert len(gaps) == 4
+    for number, gap in enumerate(gaps):
+        assert 0.05 <= gap < 0.05 + 0.05 * 2**number + 0.5
+
+
 def test_an_overload_beyond_the_deadline_is_raised_before_it() -> None:
     answer, times = refusing(*[Overloaded("full", 0.1)] * 100)
     with peer(answer) as address, transport(address) as found:
@@ -96,7 +109,9 @@ def test_an_overload_beyond_the_deadline_is_raised_before_it() -> None:
     assert len(times) > 1
 
 
-@pytest.mark.parametrize("name", sorted(set(ERRORS) - {"Overloaded", "SharedMemoryLost", "TeacherUnavailable"}))
+@pytest.mark.parametrize(
+    "name", sorted(set(ERRORS) - {"Overloaded", "QuotaExceeded", "SharedMemoryLost", "TeacherUnavailable"})
+)
 def test_every_other_error_is_raised_as_its_class_at_once(name: str) -> None:
     answer, times = refusing(ERRORS[name]("what was received; what to do — größer"))
     with (

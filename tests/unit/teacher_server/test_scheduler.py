@@ -1,59 +1,18 @@
 from __future__ import annotations
 
 import dataclasses
-import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import pytest
 
-from teacher_server.actor import TeacherActor, build_card
-from teacher_server.config import ServerConfig
-from teacher_server.jobs import Job
-from teacher_server.local import make_engine
-from teacher_server.metrics import Metrics
-from teacher_server.scheduler import ThreadScheduler
 from teacher_server.split import FrozenTeacher
 from teaching_protocol import verbs
 from teaching_protocol.errors import CallCancelled, DeadlineExceeded, Draining, Overloaded, StaleEpoch
-from teaching_protocol.verbs import Call
 from tests.calls import Caller, backward_request, forward_request, in_s
 from tests.integration.gate import poll
-
-
-class Desk:
-    """A teacher with an engine thread whose model waits while the door is shut."""
-
-    def __init__(self, bert: FrozenTeacher, permits: int) -> None:
-        config = ServerConfig(model="tiny")
-        self.metrics = Metrics()
-        self.runs = 0
-        self.door = threading.Event()
-        self.door.set()
-        self.busy = threading.Event()
-        engine = make_engine(config, self.metrics, bert)
-        self.scheduler = ThreadScheduler(engine, permits, 0, self.metrics)
-        self.actor = TeacherActor(build_card(engine, config), engine, self.scheduler, config, self.metrics)
-        self.hook = bert.family.blocks[-1].register_forward_pre_hook(self._enter)
-        self.scheduler.start()
-
-    def _enter(self, *_: Any) -> None:
-        self.runs += 1
-        self.busy.set()
-        assert self.door.wait(20)
-
-    def shut(self) -> None:
-        self.door.clear()
-        self.busy.clear()
-
-    def count(self, name: str, **labels: str) -> float:
-        return self.metrics.registry.get_sample_value(name, labels) or 0.0
-
-    def job(self, request: Any, call: Call | None = None) -> Job:
-        session = next(each for each in self.actor.sessions.live() if each.id == request.session.session_id)
-        return Job(type(request).__name__.removesuffix("Request"), session, request, call or in_s(20))
+from tests.unit.teacher_server.desk import Desk
 
 
 @pytest.fixture
@@ -66,9 +25,7 @@ def open_desk(bert: FrozenTeacher) -> Iterator[Callable[[int], Desk]]:
 
     yield build
     for desk in desks:
-        desk.door.set()
-        desk.scheduler.stop()
-        desk.hook.remove()
+        desk.close()
 
 
 Open = Callable[..., Desk]

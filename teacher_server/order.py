@@ -1,0 +1,116 @@
+"""Which batch is next and how long it is held back: what is known of the students, put before the pure choices.
+
+Fairness, rhythm, pace and quarantine each keep their own facts; here they meet. Its caller holds the lock and says the time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from teacher_server.admission import Admission
+from teacher_server.config import ServerConfig
+from teacher_server.fairness import Counters, cost
+from teacher_server.jobs import Batch, Job
+from teacher_server.metrics import Metrics
+from teacher_server.pace import Pace
+from teacher_server.policy import Rules, Turn, area, next_batch
+from teacher_server.quarantine import Quarantine
+from teacher_server.rhythm import Expected, Rhythm, kind_of
+from teacher_server.waiting import Outlook, Patience, companions, linger_s
+
+__all__ = ["Choice", "Order"]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A batch, the seconds to hold it back first, and the students at work when it was chosen."""
+
+    batch: Batch
+    hold_s: float
+    active: int
+
+
+class Order:
+    """Chooses batches. `admission` says each student's weight."""
+
+    def __init__(self, config: ServerConfig, metrics: Metrics, admission: Admission) -> None:
+        self._config = config
+        self._metrics = metrics
+        self._admission = admission
+        self._patience = Patience(config.linger_s if config.linger else 0.0, config.linger_share)
+        self._counters = Counters(config.batch_tokens / 2)
+        self._rhythm = Rhythm()
+        self._pace = Pace()
+        self._quarantine = Quarantine(config, metrics)
+        self._number = 0
+
+    def check(self, job: Job, now: float) -> None:
+        """Refuses the model work of a student in quarantine; what it has, it may still export.
+
+        Raises:
+            Quarantined: with the reason and the time.
+        """
+        if job.session is not None and kind_of(job) is not None:
+            self._quarantine.check(job.session.student, now)
+
+    def arrived(self, job: Job, first: bool, now: float) -> None:
+        """A job has come; `first`: its lane had none waiting or running."""
+        if first:
+            self._counters.arrive(job.lane, self._rhythm.at_work(job.lane, now))
+        self._rhythm.called(job, now)
+
+    def choose(self, heads: Sequence[Job], waited_s: float, now: float) -> Choice:
+        """The next batch of the lanes' first jobs, and how long to hold it back."""
+        turns = [Turn(job, self._counters.of(job.lane), self._is_alone(job)) for job in heads]
+        kind = kind_of(min(turns, key=lambda turn: turn.counter).job) or ""
+        rules = Rules(self._config.batch_tokens, self._pace.free_tokens(kind), not self._config.deterministic)
+        batch = next_batch(turns, rules)
+        if kind_of(batch.jobs[0]) is None:
+            return Choice(batch, 0.0, 1)
+        expected = self._rhythm.expected(now)
+        active = len({job.lane for job in heads} | {each.lane for each in expected})
+        return Choice(batch, self._hold_s(batch, expected, rules, waited_s), active)
+
+    def take(self, choice: Choice, waited_s: float) -> None:
+        """The chosen batch is about to run: charges its students."""
+        self._number += 1
+        self._counters.turn(choice.batch.jobs[0].lane)
+        for job in choice.batch.jobs:
+            tokens, student = cost(job), job.session.student if job.session is not None else ""
+            self._counters.charge(job.lane, tokens, self._admission.weight(student))
+            self._metrics.served_tokens.labels(job.method).inc(tokens)
+        method = choice.batch.jobs[0].method
+        self._metrics.batch_students.labels(method).observe(len(choice.batch.jobs))
+        self._metrics.active_students.labels(method).observe(choice.active)
+        self._metrics.linger_seconds.labels(method).observe(waited_s)
+
+    def ran(self, batch: Batch, seconds: float) -> None:
+        """A batch is done and took so long."""
+        self._pace.learn(kind_of(batch.jobs[0]) or "", area(batch.jobs), seconds)
+
+    def done(self, job: Job, error: BaseException | None, ran: bool, now: float) -> None:
+        """A job is answered; `ran`: by the engine."""
+        self._rhythm.replied(job, now, self._number, error is None)
+        if ran and job.session is not None and kind_of(job) is not None:
+            self._quarantine.judge(job.session.student, error, now)
+
+    def forget(self, lane: str) -> None:
+        """A session has ended."""
+        self._counters.forget(lane)
+        self._rhythm.forget(lane)
+
+    def _is_alone(self, job: Job) -> bool:
+        return job.session is not None and self._quarantine.is_alone(job.session.student)
+
+    def _hold_s(self, batch: Batch, expected: Sequence[Expected], rules: Rules, waited_s: float) -> float:
+        if not self._patience.limit_s or not expected:
+            return 0.0
+        first = batch.jobs[0]
+        batches = {number for job in batch.jobs if (number := self._rhythm.batch_of(job.lane))}
+        joining = [] if self._is_alone(first) else companions(batch, expected, batches, rules)
+        standing = self._counters.of(first.lane)
+        in_turn = [each for each in expected if self._counters.of(each.lane) + each.tokens <= standing]
+        kind = kind_of(first) or ""
+        outlook = Outlook(self._pace.seconds(kind, area(batch.jobs)), self._pace.start_s(kind), waited_s)
+        return linger_s(joining, in_turn, outlook, self._patience)

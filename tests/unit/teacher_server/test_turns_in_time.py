@@ -1,0 +1,186 @@
+"""Turns on a clock of the test's own: the server's real order of batches, simulated students, no threads.
+
+Times are those of a device on which a batch costs a start and so much a token; so what a flood does to a polite student's
+step is a number that does not depend on the machine that runs the test.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from teacher_server.admission import Admission
+from teacher_server.config import ServerConfig
+from teacher_server.jobs import Batch, Job
+from teacher_server.lanes import Lanes
+from teacher_server.metrics import Metrics
+from teacher_server.order import Choice, Order
+from teacher_server.policy import area
+from teacher_server.rhythm import kind_of
+from teaching_protocol import verbs
+from teaching_protocol.verbs import Call
+
+SECONDS, TOKENS, LENGTH = 20.0, 512, 32
+REQUESTS = {
+    "forward": verbs.ForwardRequest(backward_follows=True),
+    "backward": verbs.BackwardRequest(),
+    "step": verbs.StepRequest(),
+}
+
+
+class LaneJob(Job):
+    """A job of a named lane, and what follows its reply."""
+
+    lane = ""
+    then: Callable[[], None]
+
+
+@dataclass
+class Simulation:
+    """A server in simulated time: lanes, the real order, an engine that takes `start_s` and `token_s`."""
+
+    start_s: float = 0.002
+    token_s: float = 0.0001
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        config = ServerConfig(model="tiny", **self.settings)
+        self.order = Order(config, Metrics(), Admission(config))
+        self.now, self.since, self.running = 0.0, None, False
+        self.lanes, self.under_way = Lanes(), dict[str, int]()
+        self.batches: list[Batch] = []
+        self._events: list[tuple[float, int, Callable[[], None]]] = []
+        self._numbers = itertools.count()
+
+    def after(self, seconds: float, event: Callable[[], None]) -> None:
+        heapq.heappush(self._events, (self.now + seconds, next(self._numbers), event))
+
+    def run(self, until: float) -> None:
+        while self._events and self._events[0][0] <= until:
+            self.now, _, event = heapq.heappop(self._events)
+            event()
+            self._dispatch()
+
+    def call(self, lane: str, kind: str, tokens: int, then: Callable[[], None]) -> None:
+        tokens = tokens if kind != "step" else 0
+        job = LaneJob(kind, None, REQUESTS[kind], Call(), tokens // LENGTH, tokens, born=self.now)
+        job.lane, job.bucket, job.then = lane, kind, then
+        self.order.arrived(job, not self.under_way.get(lane), self.now)
+        self.under_way[lane] = self.under_way.get(lane, 0) + 1
+        self.lanes.push(job)
+
+    def _dispatch(self) -> None:
+        heads = self.lanes.heads()
+        if self.running or not heads:
+            return
+        waited_s = 0.0 if self.since is None else self.now - self.since
+        choice = self.order.choose(heads, waited_s, self.now)
+        if choice.hold_s > 0:
+            self.since = self.now - waited_s
+            self.after(choice.hold_s, lambda: None)
+            return
+        if kind_of(choice.batch.jobs[0]) is not None:
+            self.since = None
+            self.batches.append(choice.batch)
+        self._begin(choice, waited_s)
+
+    def _begin(self, choice: Choice, waited_s: float) -> None:
+        self.lanes.take(choice.batch)
+        self.order.take(choice, waited_s)
+        self.running = True
+        seconds = self.start_s + self.token_s * area(choice.batch.jobs) if choice.batch.tokens else 0.0003
+        self.after(seconds, lambda: self._end(choice.batch, seconds))
+
+    def _end(self, batch: Batch, seconds: float) -> None:
+        self.running = False
+        for job in batch.jobs:
+            assert isinstance(job, LaneJob)
+            self.under_way[job.lane] -= 1
+            self.order.done(job, None, True, self.now)
+            self.after(0.0005, job.then)  # the way there and back
+        self.order.ran(batch, seconds)
+
+
+def loop(simulation: Simulation, lane: str, tokens: int, think_s: float = 0.002) -> list[float]:
+    """A student in a loop; gives the list its steps' seconds are added to."""
+    seconds: list[float] = []
+
+    def follow() -> Iterator[None]:
+        for _ in itertools.count():
+            begun = simulation.now
+            for kind in ("forward", "backward", "step"):
+                simulation.call(lane, kind, tokens, resume)
+                yield
+            seconds.append(simulation.now - begun)
+            simulation.after(think_s, resume)
+            yield
+
+    story = follow()
+
+    def resume() -> None:
+        next(story)
+
+    simulation.after(0.0, resume)
+    return seconds
+
+
+def flood(simulation: Simulation, threads: int, tokens: int) -> None:
+    """One lane into which many threads send Forward and Backward without a pause."""
+
+    def thread(kind: str) -> None:
+        simulation.call("flood", kind, tokens, lambda: thread("backward" if kind == "forward" else "forward"))
+
+    for _ in range(threads):
+        simulation.after(0.0, lambda: thread("forward"))
+
+
+def p95(values: list[float]) -> float:
+    return sorted(values)[int(0.95 * len(values))]
+
+
+@pytest.mark.parametrize("start_s", [0.002, 0.05])  # every token costs; a batch costs its start
+@pytest.mark.parametrize("times", [1, 2, 4])
+def test_a_flood_costs_a_polite_student_no_more_than_one_and_a_half_fair_shares(times: int, start_s: float) -> None:
+    fair = Simulation(start_s)
+    shared = [loop(fair, lane, TOKENS) for lane in ("polite", "neighbour")]
+    fair.run(SECONDS)
+    flooded = Simulation(start_s)
+    polite = loop(flooded, "polite", TOKENS)
+    flood(flooded, 20, times * TOKENS)
+    flooded.run(SECONDS)
+    assert p95(polite) <= 1.5 * p95(shared[0]) + 0.002
+    served = sum(job.tokens for batch in flooded.batches for job in batch.jobs if job.lane == "flood")
+    assert served > 0.5 * 2 * TOKENS * len(polite), "the flood has its own share"
+
+
+def merged(simulation: Simulation) -> float:
+    batches = simulation.batches[len(simulation.batches) // 4 :]
+    return sum(len(batch.jobs) for batch in batches) / len(batches)
+
+
+@pytest.mark.parametrize("students", [2, 4, 8, 16])
+def test_students_in_loops_find_each_other_where_a_batch_costs_its_start(students: int) -> None:
+    found, steps = {}, {}
+    for linger in (False, True):
+        simulation = Simulation(0.02, 0.00001, {"linger": linger})
+        loops = [loop(simulation, f"student-{number}", 64, 0.002 + 0.0003 * number) for number in range(students)]
+        simulation.run(SECONDS / 4)
+        found[linger], steps[linger] = merged(simulation), sum(map(len, loops))
+    assert found[True] > 0.9 * students, found
+    assert found[False] < 0.75 * students, found
+    assert steps[True] > 1.1 * steps[False], steps
+
+
+def test_where_every_token_costs_waiting_neither_helps_nor_harms() -> None:
+    steps = {}
+    for linger in (False, True):
+        simulation = Simulation(0.0005, 0.0001, {"linger": linger})
+        loops = [loop(simulation, f"student-{number}", 256 + 32 * number, 0.002) for number in range(8)]
+        simulation.run(SECONDS / 4)
+        steps[linger] = sum(map(len, loops))
+    assert steps[True] > 0.97 * steps[False], steps
