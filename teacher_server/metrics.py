@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 
 __all__ = ["Metrics"]
@@ -17,83 +19,89 @@ class Metrics:
     """One registry and its instruments. Label values come from closed sets."""
 
     def __init__(self) -> None:
-        self.registry = registry = CollectorRegistry()
-        self.requests = Counter("teacher_requests", "Calls answered.", ["method", "code"], registry=registry)
-        self.queue_seconds = _seconds("teacher_queue", "Seconds a job waited for the engine.", registry)
-        self.compute_seconds = _seconds("teacher_compute", "Seconds the engine ran a job.", registry)
-        self.pack_seconds = _seconds("teacher_pack", "Seconds a call was unpacked and its reply packed.", registry)
-        self.batch_rows = Histogram("teacher_batch_rows", "Rows of a batch.", buckets=_ROWS, registry=registry)
-        self.batch_tokens = Histogram("teacher_batch_tokens", "Tokens of a batch.", buckets=_TOKENS, registry=registry)
-        self.batch_retries = Counter(
-            "teacher_batch_retries", "Batches that failed and were run again job by job.", registry=registry
+        self.registry = CollectorRegistry()
+        self._calls()
+        self._batches()
+        self._students()
+        self._memory()
+        self.draining = self._gauge("teacher_draining", "1 while the server drains.")
+        self.model = Info("teacher_model", "The model that is served.", registry=self.registry)
+
+    def _calls(self) -> None:
+        seconds = partial(self._histogram, buckets=_SECONDS, labels=["method"])
+        self.requests = self._counter("teacher_requests", "Calls answered.", ["method", "code"])
+        self.rejected = self._counter("teacher_rejected", "Calls refused, by reason.", ["reason"])
+        self.open_calls = self._gauge(
+            "teacher_open_calls", "Calls of sessions from their request to the delivery of their reply."
         )
-        self.batch_culprits = Counter(
-            "teacher_batch_culprits", "Jobs that failed when they were run again alone.", registry=registry
+        self.queue_seconds = seconds("teacher_queue_seconds", "Seconds a job waited for the engine.")
+        self.compute_seconds = seconds("teacher_compute_seconds", "Seconds the engine ran a job.")
+        self.pack_seconds = seconds("teacher_pack_seconds", "Seconds a call was unpacked and its reply packed.")
+        self.bytes = self._counter("teacher_transfer_bytes", "Bytes of calls.", ["direction"])
+        self.shared_bytes = self._counter(
+            "teacher_shared_bytes", "Bytes of calls that went through shared memory.", ["direction"]
         )
-        self.batch_students = Histogram(
-            "teacher_batch_students", "Students merged into a batch.", ["method"], buckets=_STUDENTS, registry=registry
+        self.shared_connections = self._gauge(
+            "teacher_shared_connections", "Students that share memory with the server."
         )
-        self.active_students = Histogram(
+        self.int8_error = self._histogram(
+            "teacher_int8_error", "Relative error of a reply's tensor tried as int8.", _ERRORS, ["method"]
+        )
+        self.int8_fallbacks = self._counter(
+            "teacher_int8_fallbacks", "Tensors sent as bf16, int8 being too rough.", ["method"]
+        )
+
+    def _batches(self) -> None:
+        self.in_flight = self._gauge("teacher_in_flight", "Jobs that wait or run.")
+        self.batch_rows = self._histogram("teacher_batch_rows", "Rows of a batch.", _ROWS)
+        self.batch_tokens = self._histogram("teacher_batch_tokens", "Tokens of a batch.", _TOKENS)
+        self.batch_students = self._histogram(
+            "teacher_batch_students", "Students merged into a batch.", _STUDENTS, ["method"]
+        )
+        self.active_students = self._histogram(
             "teacher_batch_active_students",
             "Students at work when a batch was formed: those that wait and those expected.",
+            _STUDENTS,
             ["method"],
-            buckets=_STUDENTS,
-            registry=registry,
         )
-        self.linger_seconds = Histogram(
+        self.linger_seconds = self._histogram(
             "teacher_batch_linger_seconds",
             "Seconds a batch was held back for students about to call.",
+            _SECONDS,
             ["method"],
-            buckets=_SECONDS,
-            registry=registry,
         )
-        self.in_flight = Gauge("teacher_in_flight", "Jobs that wait or run.", registry=registry)
-        self.open_calls = Gauge(
-            "teacher_open_calls",
-            "Calls of sessions from their request to the delivery of their reply.",
-            registry=registry,
+        self.batch_retries = self._counter(
+            "teacher_batch_retries", "Batches that failed and were run again job by job."
         )
-        self.rejected = Counter("teacher_rejected", "Calls refused, by reason.", ["reason"], registry=registry)
-        self.sessions = Gauge("teacher_sessions", "Sessions alive.", registry=registry)
-        self.session_ends = Counter("teacher_session_ends", "Sessions ended, by cause.", ["cause"], registry=registry)
-        self.served_tokens = Counter(
-            "teacher_served_tokens", "Tokens charged to students.", ["method"], registry=registry
+        self.batch_culprits = self._counter(
+            "teacher_batch_culprits", "Jobs that failed when they were run again alone."
         )
-        self.strikes = Counter("teacher_strikes", "Jobs that failed by their student's fault.", registry=registry)
-        self.quarantines = Counter("teacher_quarantines", "Students set apart, by how.", ["kind"], registry=registry)
-        self.session_steps = Counter("teacher_session_steps", "Codec steps applied.", registry=registry)
-        self.bytes = Counter("teacher_transfer_bytes", "Bytes of calls.", ["direction"], registry=registry)
-        self.int8_error = Histogram(
-            "teacher_int8_error",
-            "Relative error of a reply's tensor tried as int8.",
-            ["method"],
-            buckets=_ERRORS,
-            registry=registry,
-        )
-        self.int8_fallbacks = Counter(
-            "teacher_int8_fallbacks", "Tensors sent as bf16, int8 being too rough.", ["method"], registry=registry
-        )
-        self.shared_bytes = Counter(
-            "teacher_shared_bytes", "Bytes of calls that went through shared memory.", ["direction"], registry=registry
-        )
-        self.shared_connections = Gauge(
-            "teacher_shared_connections", "Students that share memory with the server.", registry=registry
-        )
-        self.graph_bytes = Gauge("teacher_graph_cache_bytes", "Bytes of kept graphs.", registry=registry)
-        self.graph_hits = Counter("teacher_graph_cache_hits", "Backwards served by a kept graph.", registry=registry)
-        self.graph_evictions = Counter("teacher_graph_cache_evictions", "Graphs let go unused.", registry=registry)
-        self.recomputes = Counter(
-            "teacher_graph_recomputes", "Backwards that ran their Forward again.", registry=registry
-        )
-        self.knowledge_bytes = Gauge("teacher_knowledge_cache_bytes", "Bytes of kept knowledge.", registry=registry)
-        self.knowledge_hits = Counter("teacher_knowledge_cache_hits", "Rows found in the cache.", registry=registry)
-        self.knowledge_misses = Counter("teacher_knowledge_cache_misses", "Rows computed.", registry=registry)
-        self.device_memory = Gauge(
-            "teacher_device_memory_bytes", "Memory the process holds on its device.", registry=registry
-        )
-        self.draining = Gauge("teacher_draining", "1 while the server drains.", registry=registry)
-        self.model = Info("teacher_model", "The model that is served.", registry=registry)
 
+    def _students(self) -> None:
+        self.sessions = self._gauge("teacher_sessions", "Sessions alive.")
+        self.session_ends = self._counter("teacher_session_ends", "Sessions ended, by cause.", ["cause"])
+        self.session_steps = self._counter("teacher_session_steps", "Codec steps applied.")
+        self.served_tokens = self._counter("teacher_served_tokens", "Tokens charged to students.", ["method"])
+        self.strikes = self._counter("teacher_strikes", "Jobs that failed by their student's fault.")
+        self.quarantines = self._counter("teacher_quarantines", "Students set apart, by how.", ["kind"])
 
-def _seconds(name: str, text: str, registry: CollectorRegistry) -> Histogram:
-    return Histogram(f"{name}_seconds", text, ["method"], buckets=_SECONDS, registry=registry)
+    def _memory(self) -> None:
+        self.graph_bytes = self._gauge("teacher_graph_cache_bytes", "Bytes of kept graphs.")
+        self.graph_hits = self._counter("teacher_graph_cache_hits", "Backwards served by a kept graph.")
+        self.graph_evictions = self._counter("teacher_graph_cache_evictions", "Graphs let go unused.")
+        self.recomputes = self._counter("teacher_graph_recomputes", "Backwards that ran their Forward again.")
+        self.knowledge_bytes = self._gauge("teacher_knowledge_cache_bytes", "Bytes of kept knowledge.")
+        self.knowledge_hits = self._counter("teacher_knowledge_cache_hits", "Rows found in the cache.")
+        self.knowledge_misses = self._counter("teacher_knowledge_cache_misses", "Rows computed.")
+        self.device_memory = self._gauge("teacher_device_memory_bytes", "Memory the process holds on its device.")
+
+    def _counter(self, name: str, text: str, labels: list[str] | None = None) -> Counter:
+        return Counter(name, text, labels or [], registry=self.registry)
+
+    def _gauge(self, name: str, text: str) -> Gauge:
+        return Gauge(name, text, registry=self.registry)
+
+    def _histogram(
+        self, name: str, text: str, buckets: tuple[float, ...], labels: list[str] | None = None
+    ) -> Histogram:
+        return Histogram(name, text, labels or [], buckets=buckets, registry=self.registry)
