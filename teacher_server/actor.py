@@ -174,9 +174,10 @@ class TeacherActor:
         call = Call(deadline, call.cancelled)
         extent = self._buckets.extent(session, request)
         job = Job(method, session, request, call, extent.rows, extent.tokens, bucket=extent.bucket)
-        future: Future[Any] = self._scheduler.submit(job)
         try:
-            return future.result(max(0.0, deadline - time.monotonic())), job
+            with self.sessions.working(session):
+                future: Future[Any] = self._scheduler.submit(job)
+                return future.result(max(0.0, deadline - time.monotonic())), job
         except FutureTimeout:
             call.cancelled.set()
             raise DeadlineExceeded(

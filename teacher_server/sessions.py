@@ -12,7 +12,8 @@ import secrets
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Hashable
+from collections.abc import Callable, Collection, Hashable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -59,7 +60,8 @@ class OpenCall:
 class Session:
     """One student's session. `gathered` holds the codec gradients since the last Step.
 
-    `size_bytes` is what its codec, gathered gradients and optimizer take.
+    `size_bytes` is what its codec, gathered gradients and optimizer take. No lease runs out while `at_work` of its
+    calls wait or run: a student is not lost for the server's being busy.
     """
 
     id: str
@@ -74,6 +76,7 @@ class Session:
     step: int = 0
     closed: bool = False
     lease_until: float = 0.0
+    at_work: int = 0
     calls: OrderedDict[str, OpenCall] = field(default_factory=OrderedDict)
     gathered: list[torch.Tensor | None] = field(default_factory=list)
     extents: OrderedDict[str, Extent] = field(default_factory=OrderedDict)
@@ -196,6 +199,18 @@ class Sessions:
             session.lease_until = self._clock() + self.lease_s
             return session
 
+    @contextmanager
+    def working(self, session: Session) -> Iterator[None]:
+        """A call of the session waits or runs in the `with`; its lease begins anew when that is over."""
+        with self._lock:
+            session.at_work += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                session.at_work -= 1
+                session.lease_until = self._clock() + self.lease_s
+
     def remove(self, session: Session, cause: str) -> bool:
         """Ends a session; false if it had ended already."""
         with self._lock:
@@ -210,8 +225,7 @@ class Sessions:
     def expired(self) -> list[Session]:
         """The live sessions whose lease has run out."""
         with self._lock:
-            now = self._clock()
-            return [session for session in self._live.values() if session.lease_until < now]
+            return [session for session in self._live.values() if not self._is_leased(session)]
 
     def live(self) -> list[Session]:
         """The live sessions."""
@@ -226,18 +240,21 @@ class Sessions:
     def _holder(self, student: str, call_id: str) -> Session | None:
         now = self._clock()
         for session in self._live.values():
-            if session.student == student and session.lease_until >= now:
+            if session.student == student and self._is_leased(session):
                 if call_id and session.enrolled_by == call_id:
                     return session
                 raise StudentNameTaken(
-                    f"student {student!r} has a live session (its lease ends in {session.lease_until - now:.0f} s); "
+                    f"student {student!r} has a live session (its lease ends in {max(0.0, session.lease_until - now):.0f} s); "
                     "choose another name, wait, or resume that session by its id"
                 )
         return None
 
+    def _is_leased(self, session: Session) -> bool:
+        return session.at_work > 0 or session.lease_until >= self._clock()
+
     def _find(self, session_id: str) -> Session:
         session = self._live.get(session_id)
-        if session is not None and session.lease_until >= self._clock():
+        if session is not None and self._is_leased(session):
             return session
         if session is not None or self._ended.get(session_id) == "lease":
             raise LeaseExpired(

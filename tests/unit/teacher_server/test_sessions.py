@@ -76,6 +76,25 @@ def test_any_call_renews_the_lease_and_without_one_it_runs_out() -> None:
     assert found.closed
 
 
+def test_no_lease_runs_out_while_a_call_waits_or_runs() -> None:
+    sessions, clock = table()
+    found = session()
+    sessions.add(found)
+    with sessions.working(found):
+        with sessions.working(found):
+            clock.now += 1000
+            assert sessions.expired() == []
+        clock.now += 1000
+        assert sessions.get(found.ref) is found
+        with pytest.raises(StudentNameTaken):
+            sessions.add(session())
+        clock.now += 1000
+    clock.now += 59
+    assert sessions.expired() == [], "it begins anew when the call is answered"
+    clock.now += 2
+    assert sessions.expired() == [found]
+
+
 def test_a_name_is_free_as_soon_as_the_lease_ran_out() -> None:
     sessions, clock = table()
     sessions.add(session())
