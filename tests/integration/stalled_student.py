@@ -16,7 +16,7 @@ import torch
 from teaching_protocol.wire import write
 from tests.calls import Caller, forward_request
 
-WIDTH, ROWS, TOKENS = 2048, 8, 32
+WIDTH, ROWS, TOKENS = 2048, 4, 32
 
 if __name__ == "__main__":
     address, name, count = sys.argv[1], sys.argv[2], int(sys.argv[3])

@@ -20,7 +20,14 @@ from student_client import InProcessTeacher, RemoteTeacher
 from teacher_server.actor import TeacherActor
 from teacher_server.local import local_teacher
 from teacher_server.split import FrozenTeacher
-from teaching_protocol.errors import CallCancelled, DeadlineExceeded, NonFiniteError, Quarantined, SessionNotFound
+from teaching_protocol.errors import (
+    CallCancelled,
+    DeadlineExceeded,
+    NonFiniteError,
+    Overloaded,
+    Quarantined,
+    SessionNotFound,
+)
 from teaching_protocol.verbs import Call, RenewRequest
 from teaching_protocol.wire import write
 from tests.calls import Caller, backward_request, forward_request
@@ -99,7 +106,7 @@ class Student:
         """A Forward that is cancelled, or whose deadline is too short; it must leave no trace."""
         request = forward_request(remote.session, inputs={"message": torch.zeros(2, 4, width)})
         if self._random.random() < 0.5:
-            with suppress(DeadlineExceeded, CallCancelled):
+            with suppress(DeadlineExceeded, CallCancelled, Overloaded):
                 remote._session.transport.forward(request, Call(time.monotonic() + 0.003))
             return
         with grpc.insecure_channel(self._address) as channel:

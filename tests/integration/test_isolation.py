@@ -25,7 +25,7 @@ def isolating(model_folder: Callable[[str], Path]) -> Iterator[dict[str, Address
     """A server whose patience with poison is short, and one with a short lease."""
     configs: dict[str, dict[str, Any]] = {
         "strict": {"alone_strikes": 2, "refused_strikes": 4, "refused_s": 1.0},
-        "short": {"lease_s": 1.0, "session_permits": 64},
+        "short": {"lease_s": 3.0, "session_permits": 32},
     }
     process = ServerProcess({name: {"model": str(model_folder("bert"))} | config for name, config in configs.items()})
     yield process.addresses
@@ -65,9 +65,14 @@ def refused(error: object) -> Quarantined | None:
     return error if isinstance(error, Quarantined) else None
 
 
+def renewed(caller: Caller) -> float:
+    reply: verbs.RenewReply = caller.teacher.renew(verbs.RenewRequest(caller.session), in_s(20))
+    return reply.lease_s
+
+
 def test_a_client_that_stops_reading_holds_up_nobody(isolating: dict[str, Address]) -> None:
     server = isolating["short"]
-    command = [sys.executable, "-m", "tests.integration.stalled_student", server.name, "stalled", "48"]
+    command = [sys.executable, "-m", "tests.integration.stalled_student", server.name, "stalled", "24"]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as stalled:
         try:
             assert stalled.stdout is not None
@@ -77,9 +82,16 @@ def test_a_client_that_stops_reading_holds_up_nobody(isolating: dict[str, Addres
                     forward, _ = reader.forward()
                     reader.backward(forward)
                     reader.step(step)
-                poll(lambda: server.metric("teacher_in_flight") == 0, "the engine is done with the stalled one's calls")
+                poll(
+                    lambda: renewed(reader) and server.metric("teacher_in_flight") == 0,
+                    "the engine is done with the stalled one's calls",
+                )
                 assert server.metric("teacher_open_calls") > 1, "its replies were all delivered: it did not stall"
-                poll(lambda: server.metric("teacher_sessions") == 1, "the stalled one's lease ends")
+                poll(
+                    lambda: renewed(reader) and server.metric("teacher_sessions") == 1,
+                    "the stalled one's lease ends",
+                    40,
+                )
         finally:
             stalled.send_signal(signal.SIGKILL)
     poll(lambda: server.metric("teacher_open_calls") == 0, "a dead client's replies are let go")
