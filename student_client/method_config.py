@@ -247,6 +247,9 @@ class MethodConfig(BaseModel):
         "replace", description="How the message enters the teacher's states."
     )
     message_dropout: float = Field(0.5, ge=0.0, le=1.0, description="Share of the rows whose message is not heard.")
+    silent_steps: int = Field(
+        0, ge=0, description="First exchanges in which no message is heard: a one-way warm-up before the conversation."
+    )
     question_scale: float = Field(0.3, ge=0.0, description="Factor on the message before it joins the teacher's state.")
     answer_dropout: float = Field(0.1, ge=0.0, lt=1.0, description="Dropout on the answer before the head reads it.")
     message_width: int = Field(128, ge=1, description="Width of the messages.")
