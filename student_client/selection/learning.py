@@ -140,6 +140,7 @@ class Learner:
         self._critic_optimizer = torch.optim.Adam(critic, lr=settings.lr)
         self._actor_optimizer = torch.optim.Adam(selector.actor.parameters(), lr=settings.lr)
         self._memory: deque[Transition] = deque(maxlen=settings.memory)
+        self._closed = 0  # phases of all episodes; the memory may hold fewer
         self._now = _Episode(0.0, torch.zeros(len(selector.card.kinds)))
 
     def begin(self, loss: float) -> None:
@@ -194,9 +195,9 @@ class Learner:
         return self._close(None)
 
     def _draw(self) -> None:
-        """Draws the next phase's weights, while the memory is too short for the actor to know anything."""
+        """Draws the next phase's weights, while too few have ended for the actor to know anything."""
         count = len(self.selector.card.kinds)
-        is_early = len(self._memory) + (self._now.ended is not None) < self.settings.drawn_phases
+        is_early = self._closed + (self._now.ended is not None) < self.settings.drawn_phases
         self._now.drawn = torch.rand(count, generator=self._generator) if is_early else None
 
     def _normal(self) -> torch.Tensor:
@@ -209,6 +210,7 @@ class Learner:
         if ended is None:
             return None
         self._memory.append(replace(ended, following=following))
+        self._closed += 1
         critic_loss = self.update(tuple(self._memory))
         for _ in range(self.settings.updates - 1):
             self.update(tuple(self._memory))

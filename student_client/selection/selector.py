@@ -86,8 +86,7 @@ class Selector(nn.Module):
         """
         self.check_width("student", student.shape[-1])
         self.check_width("teacher", teacher.shape[-1])
-        sides = ((self.student_state, student), (self.teacher_state, teacher))
-        return torch.cat([net(functional.layer_norm(each, each.shape[-1:])).mean(0) for net, each in sides])
+        return self.states([(student, teacher)])[0]
 
     def states(self, looks: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
         """s [looks, 2 state_width] of many batches at once; each a pair as `state` takes it."""

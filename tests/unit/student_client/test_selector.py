@@ -291,7 +291,7 @@ def test_noise_is_held_over_a_phase_drawn_from_the_seed_and_moves_no_random_stat
 
 def test_the_first_phases_are_drawn_evenly_and_the_actor_is_asked_after_them() -> None:
     """Of 400 phases of any episode the first 399 are draws between 0 and 1; the last is the actor's."""
-    learner = Learner(selector(), learning(noise=0.0, drawn_phases=399, updates=1, memory=400, lr=1e-12), seed=0)
+    learner = Learner(selector(), learning(noise=0.0, drawn_phases=399, updates=1, memory=7, lr=1e-12), seed=0)
     actions = []
     for _ in range(4):
         learner.begin(0.0)
