@@ -19,10 +19,10 @@ import torch
 
 from task_data.packages import wheel_folder
 from teacher_server.codecs import CodecShape, TeacherCodec
+from teacher_server.engine.stacking import apply_stacked
 from teacher_server.loading import load_teacher
 from teacher_server.optimizers import Update, build_optimizer, update_together
 from teacher_server.split import LayerSpan
-from teacher_server.stacking import apply_stacked
 from teaching_protocol.verbs import OptimizerSettings
 
 WIDTH = 384

@@ -12,18 +12,18 @@ from concurrent.futures import TimeoutError as FutureTimeout
 from typing import Any
 
 from teacher_server import checks, state
-from teacher_server.answers import raw_inputs
-from teacher_server.buckets import Buckets
 from teacher_server.codecs import CodecShape, TeacherCodec, codec_parameters
 from teacher_server.config import ServerConfig
-from teacher_server.conversation import CONVERSATION_PORTS, MESSAGE_INPUTS
-from teacher_server.engine import Engine
+from teacher_server.engine.answers import raw_inputs
+from teacher_server.engine.buckets import Buckets
+from teacher_server.engine.conversation import CONVERSATION_PORTS, MESSAGE_INPUTS
+from teacher_server.engine.engine import Engine
 from teacher_server.jobs import Job
 from teacher_server.metrics import Metrics
 from teacher_server.optimizers import build_optimizer
-from teacher_server.quotas import SessionQuotas, state_bytes
 from teacher_server.replies import Replies
-from teacher_server.scheduler import Scheduler
+from teacher_server.scheduling.quotas import SessionQuotas, state_bytes
+from teacher_server.scheduling.scheduler import Scheduler
 from teacher_server.sessions import Session, Sessions, new_session_id
 from teaching_protocol import verbs
 from teaching_protocol.errors import DeadlineExceeded, Draining, InvalidSetting

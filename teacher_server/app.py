@@ -18,16 +18,16 @@ from prometheus_client import disable_created_metrics, start_http_server
 
 from teacher_server.actor import TeacherActor, build_card
 from teacher_server.config import ServerConfig
-from teacher_server.engine import Engine
+from teacher_server.engine.engine import Engine
 from teacher_server.health import Health
 from teacher_server.interceptors import CallInterceptor
 from teacher_server.local import make_engine
 from teacher_server.metrics import Metrics
 from teacher_server.same_host import SameHost
-from teacher_server.scheduler import ThreadScheduler
+from teacher_server.scheduling.scheduler import ThreadScheduler
+from teacher_server.scheduling.threads import CallThreads
 from teacher_server.service import add_service
 from teacher_server.split import FrozenTeacher
-from teacher_server.threads import CallThreads
 from teaching_protocol.channel import server_options
 from teaching_protocol.errors import InvalidSetting, PortInUse, TeachingError
 from teaching_protocol.wire import SERVICE

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 import torch
 
-from teacher_server.conversation import CONVERSATION_PORTS, MESSAGE_INPUTS, needs_own_states
+from teacher_server.engine.conversation import CONVERSATION_PORTS, MESSAGE_INPUTS, needs_own_states
 from teaching_protocol.errors import InvalidSetting, InvalidTensor, NonFiniteError, UnknownPort
 from teaching_protocol.tensors import is_finite
 from teaching_protocol.verbs import (

@@ -165,8 +165,8 @@ def _finetune(flags: dict[str, Any], data: str, settings: list[str], overwrite: 
     # imported here: data sets need packages that serving does not
     try:
         from task_data.flags import data_fields
-        from teacher_server.finetune import finetune
-        from teacher_server.finetune_config import load_finetune_config
+        from teacher_server.finetuning.finetune import finetune
+        from teacher_server.finetuning.finetune_config import load_finetune_config
     except ModuleNotFoundError as error:
         raise ConfigError(
             f"finetune needs the package {error.name}; install it with: pip install 'talking-models[finetune]'"

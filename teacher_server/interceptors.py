@@ -11,7 +11,7 @@ import grpc
 
 from teacher_server.faults import typed
 from teacher_server.metrics import Metrics
-from teacher_server.threads import CONTROL, CallThreads, on
+from teacher_server.scheduling.threads import CONTROL, CallThreads, on
 from teaching_protocol.channel import error_metadata
 from teaching_protocol.errors import Overloaded
 from teaching_protocol.wire import SERVICE

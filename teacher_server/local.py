@@ -7,10 +7,10 @@ from typing import Any
 
 from teacher_server.actor import TeacherActor, build_card
 from teacher_server.config import ServerConfig
-from teacher_server.engine import Engine
+from teacher_server.engine.engine import Engine
 from teacher_server.loading import load_teacher
 from teacher_server.metrics import Metrics
-from teacher_server.scheduler import InlineScheduler
+from teacher_server.scheduling.scheduler import InlineScheduler
 from teacher_server.split import FrozenTeacher
 
 __all__ = ["local_teacher", "make_engine"]

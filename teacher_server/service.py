@@ -12,10 +12,10 @@ import grpc
 
 from teacher_server.actor import TeacherActor
 from teacher_server.config import ServerConfig
-from teacher_server.door import Door
 from teacher_server.metrics import Metrics
 from teacher_server.same_host import SameHost
-from teacher_server.threads import CONTROL
+from teacher_server.scheduling.door import Door
+from teacher_server.scheduling.threads import CONTROL
 from teaching_protocol.errors import CallCancelled, MessageTooLarge
 from teaching_protocol.int8 import Int8Rules
 from teaching_protocol.shared_memory import SHARED_KEY, SHARED_MIN_BYTES, Block, Place

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from teacher_server.admission import Admission
 from teacher_server.config import ServerConfig
-from teacher_server.door import Door
-from teacher_server.quotas import SessionQuotas, TokenBucket, quota_of, state_bytes
+from teacher_server.scheduling.admission import Admission
+from teacher_server.scheduling.door import Door
+from teacher_server.scheduling.quotas import SessionQuotas, TokenBucket, quota_of, state_bytes
 from teaching_protocol.errors import InvalidSetting, Overloaded, QuotaExceeded
 from teaching_protocol.verbs import OptimizerSettings
 from tests.unit.teacher_server.test_sessions import session

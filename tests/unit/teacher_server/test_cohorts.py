@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from teacher_server.cohorts import Cohort, GraphCache, Member, storage_place, weigh_graph
+from teacher_server.engine.cohorts import Cohort, GraphCache, Member, storage_place, weigh_graph
 from teacher_server.metrics import Metrics
 
 

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from teacher_server.codecs import CodecShape, TeacherCodec
-from teacher_server.conversation import Conversation, Own, needs_own_states
-from teacher_server.merging import answering, together
+from teacher_server.engine.conversation import Conversation, Own, needs_own_states
+from teacher_server.engine.merging import answering, together
 from teacher_server.split import FrozenTeacher
 from teaching_protocol.errors import InvalidTensor, UnknownPort
 from teaching_protocol.verbs import SessionSettings, Tensors

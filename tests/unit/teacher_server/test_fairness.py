@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from teacher_server.fairness import Counters, cost
 from teacher_server.jobs import Job
-from teacher_server.lanes import Lanes
-from teacher_server.policy import Rules, Turn, next_batch
+from teacher_server.scheduling.fairness import Counters, cost
+from teacher_server.scheduling.lanes import Lanes
+from teacher_server.scheduling.policy import Rules, Turn, next_batch
 from teaching_protocol import verbs
 from teaching_protocol.verbs import Call
 

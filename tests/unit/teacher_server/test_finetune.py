@@ -15,8 +15,8 @@ import transformers as hf
 
 from task_data import load_data, teacher_view
 from task_data.flags import data_fields
-from teacher_server.finetune import Finetuned, finetune
-from teacher_server.finetune_config import FinetuneConfig, load_finetune_config
+from teacher_server.finetuning.finetune import Finetuned, finetune
+from teacher_server.finetuning.finetune_config import FinetuneConfig, load_finetune_config
 from teacher_server.loading import load_teacher
 from teacher_server.split import FrozenTeacher
 from teaching_protocol.errors import ConfigError, DataError, ModelLoadError, NonFiniteError, UnsupportedFamily

@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import torch
 
+from teacher_server.engine.knowledge import Knowledge, stack_rows
+from teacher_server.engine.knowledge_cache import KnowledgeCache
 from teacher_server.families import masked_mean
-from teacher_server.knowledge import Knowledge, stack_rows
-from teacher_server.knowledge_cache import KnowledgeCache
 from teacher_server.metrics import Metrics
 from teacher_server.split import FrozenTeacher
 from tests.unit.teacher_server.tiny_models import text_bytes, tiny_inputs, tiny_model

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import torch
 
-from teacher_server.knowledge_cache import KnowledgeCache, row_keys
+from teacher_server.engine.knowledge_cache import KnowledgeCache, row_keys
 from teacher_server.metrics import Metrics
 
 IDS = torch.tensor([[5, 6, 7], [5, 6, 0]])

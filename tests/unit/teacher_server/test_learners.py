@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 import torch
 
-from teacher_server.heads import HEADS, with_head
-from teacher_server.learners import BodyLearner, HeadLearner, Learner, LoraLearner, LoraSettings
+from teacher_server.finetuning.heads import HEADS, with_head
+from teacher_server.finetuning.learners import BodyLearner, HeadLearner, Learner, LoraLearner, LoraSettings
+from teacher_server.finetuning.tuning import Objective
 from teacher_server.split import FrozenTeacher
-from teacher_server.tuning import Objective
 from teaching_protocol.errors import ConfigError
 from tests.unit.teacher_server.tiny_models import tiny_inputs, tiny_model
 

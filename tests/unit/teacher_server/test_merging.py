@@ -9,8 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from teacher_server.asks import Ask, Asking
-from teacher_server.merging import length_class, merge_rows, split_rows, together
+from teacher_server.engine.asks import Ask, Asking
+from teacher_server.engine.merging import length_class, merge_rows, split_rows, together
 
 sizes = st.lists(st.tuples(st.integers(1, 5), st.integers(1, 9)), min_size=1, max_size=8)
 

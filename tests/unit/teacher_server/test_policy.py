@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from teacher_server.jobs import Job
-from teacher_server.policy import Rules, Turn, area, next_batch
+from teacher_server.scheduling.policy import Rules, Turn, area, next_batch
 from teaching_protocol import verbs
 from teaching_protocol.verbs import Call
 

@@ -7,10 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from teacher_server.jobs import Batch, Job
-from teacher_server.pace import Pace
-from teacher_server.policy import Rules
-from teacher_server.rhythm import Expected, Rhythm, kind_of
-from teacher_server.waiting import Outlook, Patience, companions, linger_s
+from teacher_server.scheduling.pace import Pace
+from teacher_server.scheduling.policy import Rules
+from teacher_server.scheduling.rhythm import Expected, Rhythm, kind_of
+from teacher_server.scheduling.waiting import Outlook, Patience, companions, linger_s
 from teaching_protocol import verbs
 from teaching_protocol.verbs import Call
 

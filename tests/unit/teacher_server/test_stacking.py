@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from teacher_server.codecs import CodecShape, TeacherCodec
-from teacher_server.stacking import apply_stacked
+from teacher_server.engine.stacking import apply_stacked
 
 
 @settings(deadline=None, max_examples=40)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from teacher_server.tuning import Epoch, Examples, Objective, Plan, tune
+from teacher_server.finetuning.tuning import Epoch, Examples, Objective, Plan, tune
 from teaching_protocol.errors import NonFiniteError
 
 PLAN = Plan(

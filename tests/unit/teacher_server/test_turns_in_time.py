@@ -14,14 +14,14 @@ from typing import Any
 
 import pytest
 
-from teacher_server.admission import Admission
 from teacher_server.config import ServerConfig
 from teacher_server.jobs import Batch, Job
-from teacher_server.lanes import Lanes
 from teacher_server.metrics import Metrics
-from teacher_server.order import Choice, Order
-from teacher_server.policy import area
-from teacher_server.rhythm import kind_of
+from teacher_server.scheduling.admission import Admission
+from teacher_server.scheduling.lanes import Lanes
+from teacher_server.scheduling.order import Choice, Order
+from teacher_server.scheduling.policy import area
+from teacher_server.scheduling.rhythm import kind_of
 from teaching_protocol import verbs
 from teaching_protocol.verbs import Call
 

@@ -12,9 +12,9 @@ from typing import Any, TypeVar
 import torch
 from torch.nn.functional import pad
 
-from teacher_server.asks import Ask, Asking, Decode, Encode, Through
+from teacher_server.engine.asks import Ask, Asking, Decode, Encode, Through
+from teacher_server.engine.stacking import decode_each, encode_each
 from teacher_server.split import FrozenTeacher
-from teacher_server.stacking import decode_each, encode_each
 
 __all__ = ["Answering", "answering", "length_class", "merge_rows", "owned", "split_rows", "together"]
 

@@ -13,20 +13,20 @@ from typing import Any
 import torch
 
 from teacher_server import state
-from teacher_server.answers import Answers
-from teacher_server.backwards import Backwards
-from teacher_server.cohorts import GraphCache
 from teacher_server.config import ServerConfig
+from teacher_server.engine.answers import Answers
+from teacher_server.engine.backwards import Backwards
+from teacher_server.engine.cohorts import GraphCache
+from teacher_server.engine.forwards import Forwards
+from teacher_server.engine.knowledge import Knowledge
+from teacher_server.engine.knowledge_cache import KnowledgeCache
+from teacher_server.engine.steps import Steps, forget_calls
 from teacher_server.faults import typed
-from teacher_server.forwards import Forwards
 from teacher_server.jobs import Batch, Job
-from teacher_server.knowledge import Knowledge
-from teacher_server.knowledge_cache import KnowledgeCache
 from teacher_server.metrics import Metrics
 from teacher_server.replies import fingerprint, size_bytes
 from teacher_server.sessions import Session
 from teacher_server.split import FrozenTeacher
-from teacher_server.steps import Steps, forget_calls
 from teaching_protocol.errors import CallConflict, SessionNotFound, StaleEpoch
 from teaching_protocol.verbs import (
     BackwardRequest,

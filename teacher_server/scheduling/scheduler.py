@@ -17,15 +17,15 @@ from typing import Any, Protocol
 
 import torch
 
-from teacher_server.admission import Admission
 from teacher_server.config import ServerConfig
-from teacher_server.engine import Engine
+from teacher_server.engine.engine import Engine
 from teacher_server.faults import typed
 from teacher_server.jobs import Batch, Job
-from teacher_server.lanes import Lanes
 from teacher_server.metrics import Metrics
-from teacher_server.order import Order
-from teacher_server.rhythm import kind_of
+from teacher_server.scheduling.admission import Admission
+from teacher_server.scheduling.lanes import Lanes
+from teacher_server.scheduling.order import Order
+from teacher_server.scheduling.rhythm import kind_of
 from teaching_protocol.errors import CallCancelled, DeadlineExceeded, Draining, Overloaded
 
 __all__ = ["InlineScheduler", "Scheduler", "ThreadScheduler"]

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn.functional import layer_norm
 
-from teacher_server.asks import Decode, Encode
+from teacher_server.engine.asks import Decode, Encode
 
 __all__ = ["apply_stacked", "decode_each", "encode_each"]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from teacher_server.fairness import cost
 from teacher_server.jobs import Batch, Job
+from teacher_server.scheduling.fairness import cost
 
 __all__ = ["Rules", "Turn", "area", "next_batch"]
 

@@ -13,9 +13,9 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from teacher_server.families.pretrained import PretrainedFamily
-from teacher_server.heads import head_features, head_modules, last_linear
+from teacher_server.finetuning.heads import head_features, head_modules, last_linear
+from teacher_server.finetuning.tuning import Examples, Objective
 from teacher_server.split import FrozenTeacher
-from teacher_server.tuning import Examples, Objective
 from teaching_protocol.errors import ConfigError
 
 __all__ = ["BodyLearner", "HeadLearner", "Learner", "LoraLearner", "LoraSettings"]

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
+from teacher_server.engine.knowledge_cache import KnowledgeCache, Row, row_keys
 from teacher_server.families import segment_means
-from teacher_server.knowledge_cache import KnowledgeCache, Row, row_keys
 from teacher_server.split import FrozenTeacher
 
 __all__ = ["MASK", "Knowledge", "LookUp", "stack_rows"]

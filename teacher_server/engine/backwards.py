@@ -8,10 +8,10 @@ from itertools import chain, islice
 
 import torch
 
-from teacher_server.cohorts import GraphCache, Key, Member
+from teacher_server.engine.cohorts import GraphCache, Key, Member
+from teacher_server.engine.forwards import Forwards
+from teacher_server.engine.merging import owned
 from teacher_server.faults import noted
-from teacher_server.forwards import Forwards
-from teacher_server.merging import owned
 from teacher_server.metrics import Metrics
 from teacher_server.sessions import OpenCall, Session
 from teaching_protocol.errors import CallFinished, InputsNeeded, InvalidTensor, NonFiniteError, StaleCall, UnknownCall

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from teacher_server.cohorts import GraphCache
+from teacher_server.engine.cohorts import GraphCache
 from teacher_server.faults import noted
 from teacher_server.metrics import Metrics
 from teacher_server.optimizers import Update, update_together

@@ -19,12 +19,12 @@ from accelerate.state import AcceleratorState, GradientState
 from task_data import Split, TaskData, load_data, teacher_view
 from teacher_server.families import ImageSettings
 from teacher_server.families.pretrained import PretrainedFamily
-from teacher_server.finetune_config import FinetuneConfig
-from teacher_server.heads import last_linear, with_head
-from teacher_server.learners import BodyLearner, HeadLearner, Learner, LoraLearner, LoraSettings
+from teacher_server.finetuning.finetune_config import FinetuneConfig
+from teacher_server.finetuning.heads import last_linear, with_head
+from teacher_server.finetuning.learners import BodyLearner, HeadLearner, Learner, LoraLearner, LoraSettings
+from teacher_server.finetuning.tuning import Epoch, Objective, Plan, tune
 from teacher_server.loading import load_teacher
 from teacher_server.split import FrozenTeacher
-from teacher_server.tuning import Epoch, Objective, Plan, tune
 from teaching_protocol.errors import ConfigError, DataError, ModelLoadError
 
 __all__ = ["Finetuned", "finetune"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 
 from teacher_server.config import ServerConfig
-from teacher_server.quotas import TokenBucket, quota_of
+from teacher_server.scheduling.quotas import TokenBucket, quota_of
 from teaching_protocol.errors import Overloaded, QuotaExceeded
 
 __all__ = ["Admission"]

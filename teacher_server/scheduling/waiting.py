@@ -12,8 +12,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from teacher_server.jobs import Batch
-from teacher_server.policy import Rules, area
-from teacher_server.rhythm import Expected, kind_of
+from teacher_server.scheduling.policy import Rules, area
+from teacher_server.scheduling.rhythm import Expected, kind_of
 
 __all__ = ["Outlook", "Patience", "companions", "linger_s"]
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from teacher_server.conversation import CONVERSATION_PORTS, MESSAGE_INPUTS, needs_own_states
-from teacher_server.merging import length_class
+from teacher_server.engine.conversation import CONVERSATION_PORTS, MESSAGE_INPUTS, needs_own_states
+from teacher_server.engine.merging import length_class
 from teacher_server.sessions import Extent, Session
 from teacher_server.split import FrozenTeacher
 from teaching_protocol.verbs import BackwardRequest, ForwardRequest, StepRequest

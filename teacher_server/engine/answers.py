@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 import torch
 
-from teacher_server.asks import Ask, Asking
-from teacher_server.conversation import CONVERSATION_PORTS, MESSAGE_INPUTS, Conversation, Own, needs_own_states
-from teacher_server.knowledge import MASK, Knowledge, LookUp, stack_rows
-from teacher_server.knowledge_cache import Row
-from teacher_server.merging import Answering, answering, together
+from teacher_server.engine.asks import Ask, Asking
+from teacher_server.engine.conversation import CONVERSATION_PORTS, MESSAGE_INPUTS, Conversation, Own, needs_own_states
+from teacher_server.engine.knowledge import MASK, Knowledge, LookUp, stack_rows
+from teacher_server.engine.knowledge_cache import Row
+from teacher_server.engine.merging import Answering, answering, together
 from teacher_server.sessions import Session
 from teacher_server.split import FrozenTeacher
 from teaching_protocol.errors import NonFiniteError

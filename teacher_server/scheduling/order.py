@@ -8,16 +8,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from teacher_server.admission import Admission
 from teacher_server.config import ServerConfig
-from teacher_server.fairness import Counters, cost
 from teacher_server.jobs import Batch, Job
 from teacher_server.metrics import Metrics
-from teacher_server.pace import Pace
-from teacher_server.policy import Rules, Turn, area, next_batch
-from teacher_server.quarantine import Quarantine
-from teacher_server.rhythm import Expected, Rhythm, kind_of
-from teacher_server.waiting import Outlook, Patience, companions, linger_s
+from teacher_server.scheduling.admission import Admission
+from teacher_server.scheduling.fairness import Counters, cost
+from teacher_server.scheduling.pace import Pace
+from teacher_server.scheduling.policy import Rules, Turn, area, next_batch
+from teacher_server.scheduling.quarantine import Quarantine
+from teacher_server.scheduling.rhythm import Expected, Rhythm, kind_of
+from teacher_server.scheduling.waiting import Outlook, Patience, companions, linger_s
 
 __all__ = ["Choice", "Order"]
 

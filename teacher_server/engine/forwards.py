@@ -7,9 +7,9 @@ from itertools import chain
 
 import torch
 
-from teacher_server.answers import Answers, Question
-from teacher_server.cohorts import Cohort, GraphCache, Key, Member, storage_place, weigh_graph
-from teacher_server.merging import owned
+from teacher_server.engine.answers import Answers, Question
+from teacher_server.engine.cohorts import Cohort, GraphCache, Key, Member, storage_place, weigh_graph
+from teacher_server.engine.merging import owned
 from teacher_server.replies import size_bytes
 from teacher_server.sessions import Session
 from teacher_server.split import FrozenTeacher
