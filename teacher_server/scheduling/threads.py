@@ -1,6 +1,6 @@
 """Threads of the calls: work, control and refusals each have their own, so that none waits behind another.
 
-A call of work holds a thread until its reply is ready, a call of control for microseconds.
+A call of work holds a thread from its first byte until its reply is ready, a call of control for microseconds.
 """
 
 from __future__ import annotations
@@ -12,11 +12,15 @@ from typing import Any
 __all__ = ["CONTROL", "CallThreads", "on"]
 
 CONTROL = ("Describe", "Renew", "Leave")
-_SPARE, _CONTROL, _REFUSALS = 16, 8, 2
+_SPARE, _CONTROL, _REFUSALS = 512, 8, 2
 
 
 class CallThreads:
-    """Three pools. `work` has a thread for every permit, and some for what is being read or is answered without one."""
+    """Three pools. `work` has a thread for every permit, and more for what is being read or is answered without one.
+
+    gRPC reads a request in the thread that will answer it, so slow and endless requests each hold one. A thread is
+    started when none is idle.
+    """
 
     def __init__(self, permits: int) -> None:
         self.work = ThreadPoolExecutor(permits + _SPARE, thread_name_prefix="call")

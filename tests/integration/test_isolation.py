@@ -1,4 +1,4 @@
-"""What one student does to itself touches nobody else: poison, and replies it does not read."""
+"""What one student does to itself touches nobody else: poison, replies it does not read, requests it never ends."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import grpc
+import psutil
 import pytest
 import torch
 
@@ -26,6 +29,7 @@ def isolating(model_folder: Callable[[str], Path]) -> Iterator[dict[str, Address
     configs: dict[str, dict[str, Any]] = {
         "strict": {"alone_strikes": 2, "refused_strikes": 4, "refused_s": 1.0},
         "short": {"lease_s": 3.0, "session_permits": 32},
+        "narrow": {"permits": 2},
     }
     process = ServerProcess({name: {"model": str(model_folder("bert"))} | config for name, config in configs.items()})
     yield process.addresses
@@ -97,3 +101,23 @@ def test_a_client_that_stops_reading_holds_up_nobody(isolating: dict[str, Addres
     poll(lambda: server.metric("teacher_open_calls") == 0, "a dead client's replies are let go")
     assert server.metric("teacher_sessions") == 0
     assert server.metric("teacher_graph_cache_bytes") == 0
+
+
+def test_requests_that_never_end_hold_up_nobody(
+    isolating: dict[str, Address], expected: dict[str, torch.Tensor]
+) -> None:
+    server, ended = isolating["narrow"], threading.Event()
+
+    def never() -> Iterator[bytes]:
+        ended.wait()
+        yield from ()
+
+    with grpc.insecure_channel(server.name) as channel:
+        begin = channel.stream_unary("/teaching_protocol.v1.Teacher/Forward")  # a call that has begun, without its request
+        uploads = [begin.future(never(), timeout=60) for _ in range(60)]
+        servers = psutil.Process().children()
+        poll(lambda: any(each.num_threads() > 60 for each in servers), "all uploads have begun")
+        for name, value in good_step(server.name, "neighbour").items():
+            torch.testing.assert_close(value, expected[name], atol=1e-5, rtol=1e-5)
+        assert not any(each.done() for each in uploads)
+        ended.set()
