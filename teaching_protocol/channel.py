@@ -25,7 +25,10 @@ def channel_options(message_bytes: int) -> Options:
         ("grpc.keepalive_timeout_ms", 20_000),
         ("grpc.http2.max_pings_without_data", 0),
         ("grpc.enable_retries", 0),
-        ("grpc.use_local_subchannel_pool", 1),  # a connection each: one teacher's large calls never stand before another's
+        (
+            "grpc.use_local_subchannel_pool",
+            1,
+        ),  # a connection each: one teacher's large calls never stand before another's
         ("grpc.initial_reconnect_backoff_ms", 200),  # a teacher that was down for long is found soon after it is back
         ("grpc.max_reconnect_backoff_ms", 2_000),
     ]

@@ -113,7 +113,9 @@ def test_requests_that_never_end_hold_up_nobody(
         yield from ()
 
     with grpc.insecure_channel(server.name) as channel:
-        begin = channel.stream_unary("/teaching_protocol.v1.Teacher/Forward")  # a call that has begun, without its request
+        begin = channel.stream_unary(
+            "/teaching_protocol.v1.Teacher/Forward"
+        )  # a call that has begun, without its request
         uploads = [begin.future(never(), timeout=60) for _ in range(60)]
         servers = psutil.Process().children()
         poll(lambda: any(each.num_threads() > 60 for each in servers), "all uploads have begun")
