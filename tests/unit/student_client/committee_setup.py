@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -38,12 +38,12 @@ def wide_bert() -> FrozenTeacher:
 
 def teachers_of(modality: str, folder: Path, **config: Any) -> list[TeacherActor]:
     """A foundation and a complementary teacher that differ in family, width, labels or what they read."""
-    models: dict[str, list[FrozenTeacher | str]] = {
-        "text": [wide_bert(), FrozenTeacher(tiny_model("llama"), tokenizer=tiny_tokenizer())],
-        "image": [frozen("image"), FrozenTeacher(tiny_model("resnet"))],
-        "ratings": [frozen("ratings"), str(run_folder(folder, "ratings"))],
+    models: dict[str, Callable[[], list[FrozenTeacher | str]]] = {
+        "text": lambda: [wide_bert(), FrozenTeacher(tiny_model("llama"), tokenizer=tiny_tokenizer())],
+        "image": lambda: [frozen("image"), FrozenTeacher(tiny_model("resnet"))],
+        "ratings": lambda: [frozen("ratings"), str(run_folder(folder, "ratings"))],
     }
-    return [local_teacher(model, **config) for model in models[modality]]
+    return [local_teacher(model, **config) for model in models[modality]()]
 
 
 def committee_config(**overrides: Any) -> Any:

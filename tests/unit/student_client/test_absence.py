@@ -25,8 +25,8 @@ CONFIG = committee_config(message_dropout=0.0)
 
 
 @pytest.fixture
-def two() -> list[TeacherActor]:
-    return teachers_of("text", Path())
+def two(tmp_path: Path) -> list[TeacherActor]:
+    return teachers_of("text", tmp_path)
 
 
 @pytest.fixture
