@@ -1,8 +1,8 @@
 """A polite student beside a flood: its p95 step time alone, beside a polite neighbour (its fair share), and in the flood.
 
 The polite student is in a loop. The flood is one student in another process: several connections, each with several threads
-that send Forward and Backward of one session without a pause, of as many rows as told. The situations
-alternate within one run. Target: p95 in the flood <= 1.5 times p95 beside the neighbour.
+that send Forward and Backward of one session without a pause, of as many rows as told; the poisoned one's gradients are all NaN.
+The situations alternate within one run. Target: p95 in the flood <= 1.5 times p95 beside the neighbour.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from teaching_protocol.verbs import Call, SessionSettings
 TARGET = 1.5
 
 
-def flood(address: str, connections: int, threads: int, rows: int) -> None:
+def flood(address: str, connections: int, threads: int, rows: int, is_poison: bool) -> None:
     """Floods until SIGTERM; each connection has a transport of its own, all have one session."""
     over = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: over.set())
@@ -43,6 +43,7 @@ def flood(address: str, connections: int, threads: int, rows: int) -> None:
     call = Call(time.monotonic() + 60)
     session = transports[0].enroll(verbs.EnrollRequest(f"flood-{os.getpid()}", settings), call).session
     message = torch.randn(rows, TOKENS, WIDTH)
+    gradient = message * float("nan") if is_poison else message
 
     def send(number: int) -> None:
         transport, count = transports[number % connections], 0
@@ -51,7 +52,7 @@ def flood(address: str, connections: int, threads: int, rows: int) -> None:
             name = f"{number}-{count}"
             limit = Call(time.monotonic() + 60)
             forward = verbs.ForwardRequest(session, name, ("answer",), True, ("message",), {"message": message}, "bf16")
-            backward = verbs.BackwardRequest(session, f"{name}-b", name, {"answer": message}, compression="bf16")
+            backward = verbs.BackwardRequest(session, f"{name}-b", name, {"answer": gradient}, compression="bf16")
             try:
                 transport.forward(forward, limit)
                 transport.backward(backward, limit)
@@ -72,12 +73,15 @@ def measure(server: Server, arguments: argparse.Namespace) -> dict[str, list[lis
     """Seconds of the polite student's steps by situation and round."""
     polite, neighbour = (Loop(server.address, name, arguments.rows) for name in ("polite", "neighbour"))
     together([polite, neighbour], 3.0)
-    situations = {"alone": 0, "neighbour": 0} | {f"flood of {n * arguments.rows} rows": n for n in arguments.times}
+    floods = {f"flood of {times * arguments.rows} rows": (times, ()) for times in arguments.times}
+    floods["poisoned flood"] = 1, ("--poison",)
+    situations = ["alone", "neighbour", *floods]
     found: dict[str, list[list[float]]] = {name: [] for name in situations}
     for number in range(arguments.rounds):
-        for name in list(situations)[:: -1 if number % 2 else 1]:
-            if times := situations[name]:
-                flags = ["--connections", arguments.connections, "--flood-threads", arguments.flood_threads]
+        for name in situations[:: -1 if number % 2 else 1]:
+            if name in floods:
+                times, words = floods[name]
+                flags = ["--connections", arguments.connections, "--flood-threads", arguments.flood_threads, *words]
                 with started(__file__, *map(str, flags), "--flood", server.address, str(times * arguments.rows)):
                     together([polite], arguments.seconds)
             else:
@@ -112,10 +116,12 @@ def main() -> None:
     flags.add_argument("--flood-threads", type=int, default=5)
     flags.add_argument("--threads", type=int, default=psutil.cpu_count() or 1)
     flags.add_argument("--flood", nargs=2, metavar=("ADDRESS", "ROWS"), help="be the flood (used by itself)")
+    flags.add_argument("--poison", action="store_true", help="flood with gradients that are NaN (used by itself)")
     arguments = flags.parse_args()
     torch.set_num_threads(1)
     if arguments.flood:
-        flood(arguments.flood[0], arguments.connections, arguments.flood_threads, int(arguments.flood[1]))
+        address, rows = arguments.flood
+        flood(address, arguments.connections, arguments.flood_threads, int(rows), arguments.poison)
         return
     with Record("fairness", arguments) as record, served(minilm(), arguments.threads) as server:
         found = measure(server, arguments)

@@ -202,6 +202,7 @@ def main() -> None:
         sides = bench.sides()
         rates: dict[Side, list[float]] = {side: [] for side in sides}
         for number in range(arguments.rounds):
+            print(f"round {number + 1} of {arguments.rounds}", flush=True)
             for side in list(sides)[:: -1 if number % 2 else 1]:
                 rates[side].append(sides[side]())
                 if not number:  # students come to work one after the other: memory grows with them

@@ -54,13 +54,16 @@ def trains(teacher: Teacher, order: dict[str, Any]) -> Callable[[], None]:
 
 
 def observes(teacher: Teacher, order: dict[str, Any]) -> Callable[[], None]:
-    """The largest logits of token ids: new ones each time, or the same again and again."""
+    """The largest logits of token ids: new ones each time, or the same in this order and in all others."""
     size, vocabulary, port = (order["rows"], order["tokens"]), order["vocabulary"], f"logits.top{order['top']}"
 
-    def inputs() -> dict[str, torch.Tensor]:
-        return {"input_ids": torch.randint(vocabulary, size), "attention_mask": torch.ones(size, dtype=torch.int64)}
+    fixed = torch.Generator().manual_seed(0)
 
-    same = inputs() if order["work"] == "observe again" else None
+    def inputs(generator: torch.Generator | None = None) -> dict[str, torch.Tensor]:
+        ids = torch.randint(vocabulary, size, generator=generator)
+        return {"input_ids": ids, "attention_mask": torch.ones(size, dtype=torch.int64)}
+
+    same = inputs(fixed) if order["work"] == "observe again" else None
     return lambda: teacher.observe(same or inputs(), [port])
 
 
