@@ -45,7 +45,7 @@ class Sides:
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.arguments = arguments
-        self.calls: dict[Key, Callable[[], float]] = {}
+        self.calls: dict[Key, Callable[[float], float]] = {}
         self.base: dict[Key, Key] = {}
         self.rates: dict[Key, list[float]] = {}
 
@@ -58,10 +58,10 @@ class Sides:
                 self.base[key] = base or key
                 self.rates[key] = []
 
-    def _call(self, workers: Sequence[Worker], order: dict[str, Any]) -> Callable[[], float]:
-        seconds, rows = self.arguments.seconds, order["rows"]
+    def _call(self, workers: Sequence[Worker], order: dict[str, Any]) -> Callable[[float], float]:
+        rows = order["rows"]
 
-        def call() -> float:
+        def call(seconds: float) -> float:
             if order.get("work") == "observe again":
                 window(workers, 0.0, **order)  # asks once, so that the window finds it in the teacher's cache
             return sum(each["steps"] for each in window(workers, seconds, **order)) * rows / seconds
@@ -72,7 +72,7 @@ class Sides:
         for number in range(self.arguments.rounds + 1):
             print(f"round {number} of {self.arguments.rounds}", flush=True)
             for key in list(self.calls)[:: -1 if number % 2 else 1]:
-                rate = self.calls[key]()
+                rate = self.calls[key](self.arguments.seconds if number else 1.0)
                 self.rates[key] += [rate] if number else []  # the first round warms up
 
     def over(self, key: Key, other: Key) -> float:
@@ -174,7 +174,7 @@ def check_topk(address: str, theirs: Mapping[str, Any]) -> None:
 def plot(parts: Mapping[str, tuple[Sides, str]], record: Record) -> None:
     figure, plots = record.axes(len(parts))
     for axes, (title, (sides, base)) in zip(plots if len(parts) > 1 else [plots], parts.items(), strict=True):
-        names = list(dict.fromkeys(name for name, _ in sides.rates))
+        names = [name for name in dict.fromkeys(name for name, _ in sides.rates) if not name.endswith("asked before")]
         for place, count in enumerate(record.settings["clients"]):
             shown = [(row, name) for row, name in enumerate(names) if (name, count) in sides.rates]
             bars = axes.barh(
@@ -189,7 +189,7 @@ def plot(parts: Mapping[str, tuple[Sides, str]], record: Record) -> None:
         axes.invert_yaxis()
         axes.set(xlabel="rows/s, all clients (target: ours ahead of every peer)", title=title)
         axes.margins(x=0.12)
-        axes.legend(fontsize=8)
+        axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=3)
     record.plot(figure)
 
 
@@ -201,7 +201,7 @@ def main() -> None:
     flags.add_argument("--tokens", type=int, default=64)
     flags.add_argument("--observed-rows", type=int, default=4)
     flags.add_argument("--top", type=int, default=64)
-    flags.add_argument("--seconds", type=float, default=4.0, help="of one side in one round")
+    flags.add_argument("--seconds", type=float, default=3.0, help="of one side in one round")
     flags.add_argument("--rounds", type=int, default=3)
     flags.add_argument("--parts", nargs="+", default=["span", "observe"], choices=["span", "observe"])
     arguments = flags.parse_args()

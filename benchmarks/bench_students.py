@@ -187,7 +187,7 @@ def main() -> None:
     flags.add_argument("--rows", type=int, default=8, help="of every other student")
     flags.add_argument("--tokens", type=int, default=64)
     flags.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="of the teacher's weights")
-    flags.add_argument("--seconds", type=float, default=5.0, help="of one side in one round")
+    flags.add_argument("--seconds", type=float, default=4.0, help="of one side in one round")
     flags.add_argument("--rounds", type=int, default=3)
     arguments = flags.parse_args()
     os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # of all that are started: threads that wait sleep
