@@ -99,7 +99,7 @@ class FrozenTeacher:
         return LayerSpan(min(max(1, layers // 3), layers - 1), layers)
 
     def prepare(self, inputs: Tensors, max_tokens: int = 512) -> dict[str, torch.Tensor]:
-        """The model's inputs on its device, checked, from the ports among `inputs` that are the teacher's own.
+        """The model's inputs, checked, from the ports among `inputs` that are the teacher's own; not yet on its device.
 
         A text is cut to `max_tokens` tokens; ids under the mask's zeros become the padding id. Other ports pass by.
 
@@ -108,7 +108,7 @@ class FrozenTeacher:
             InvalidSetting: two ports that exclude each other.
             InvalidTensor: nothing to prepare, or a dtype, shape or value that does not fit.
         """
-        return {name: tensor.to(self.device) for name, tensor in self._inputs.prepare(inputs, max_tokens).items()}
+        return self._inputs.prepare(inputs, max_tokens)
 
     def kind(self, row: Tensors) -> Hashable:
         """What prepared rows must have in common to be joined; a row has no batch dimension."""
@@ -142,6 +142,7 @@ class FrozenTeacher:
             UnknownPort: a layer the teacher has not, or logits of a teacher without a head.
         """
         self._check_ports(layers, with_logits)
+        inputs = {name: tensor.to(self.device) for name, tensor in inputs.items()}
         cuts = sorted({*layers, *([self.family.layers] if with_pooled else [])})
         outputs: dict[str, torch.Tensor] = {}
         with torch.no_grad():

@@ -124,7 +124,7 @@ class Family(ABC):
         if not cuts:
             return found
         states, position = self.embed(inputs), 0
-        mask = self.own_mask(inputs, states)
+        mask = self.own_mask(inputs, states) if "attention_mask" in inputs else None
         for cut in sorted(set(cuts)):
             states = self.run(states, mask, LayerSpan(position, cut))
             found[cut], position = states, cut
