@@ -25,6 +25,7 @@ from teacher_server.replies import Replies
 from teacher_server.scheduling.quotas import SessionQuotas, state_bytes
 from teacher_server.scheduling.scheduler import Scheduler
 from teacher_server.sessions import Session, Sessions, new_session_id
+from teacher_server.warming import warm_up_calls
 from teaching_protocol import verbs
 from teaching_protocol.errors import DeadlineExceeded, Draining, InvalidSetting
 from teaching_protocol.tensors import COMPRESSIONS
@@ -114,13 +115,12 @@ class TeacherActor:
         return verbs.LeaveReply()
 
     def warm_up(self) -> None:
-        """Runs one small observation through queue and engine; raises what goes wrong."""
-        layer = f"hidden.{self.card.exit}"
+        """Runs one small observation through queue and engine, and what must be compiled; raises what goes wrong."""
         settings = SessionSettings(entry=self.card.entry, exit=self.card.exit, message_width=1)
         session = self._new_session("warm-up", settings)
-        inputs = self._engine.teacher.example()
-        request = verbs.ForwardRequest(session.ref, "warm-up", (layer,), inputs=inputs)
-        self._work("Forward", session, request, Call())
+        for method, request in warm_up_calls(self._engine.teacher, session.ref, self.card, self._config.compile):
+            self._work(method, session, request, Call())
+        self._engine.graphs.drop(session.id)
         self._scheduler.forget(session.id)
 
     def end(self, session: Session, cause: str) -> None:

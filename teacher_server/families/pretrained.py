@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, ClassVar
 
@@ -15,6 +15,9 @@ from teacher_server.families.family import Family, LayerSpan
 from teacher_server.families.inputs import ImageSettings
 
 __all__ = ["PretrainedFamily", "head_of"]
+
+
+_GRAPHS = 1024
 
 
 class PretrainedFamily(Family):
@@ -38,6 +41,7 @@ class PretrainedFamily(Family):
         self.base = self._base(model)
         self.config = self.base.config
         self.blocks: Sequence[nn.Module] = self._blocks()
+        self._runs: Sequence[Callable[..., Any]] = self.blocks
         if getattr(model.config, "use_cache", False):
             model.config.use_cache = False
 
@@ -78,10 +82,16 @@ class PretrainedFamily(Family):
         """
         raw = self._lay_out(states)
         for block, arguments in zip(
-            self.blocks[span.start : span.stop], self._arguments(states, mask, span), strict=True
+            self._runs[span.start : span.stop], self._arguments(states, mask, span), strict=True
         ):
             raw = _first(block(raw, **arguments))
         return self._flatten(raw)
+
+    def compile(self, backend: str) -> None:
+        """Has torch.compile make kernels of the blocks; equal blocks share them, and sizes stay open."""
+        torch._dynamo.config.recompile_limit = _GRAPHS  # of one block's code: by width, mask, gradient, sizes of one
+        torch._dynamo.config.accumulated_recompile_limit = _GRAPHS
+        self._runs = [torch.compile(block, dynamic=True, backend=backend) for block in self.blocks]
 
     def logits(
         self, inputs: Mapping[str, torch.Tensor], cuts: Sequence[int]
