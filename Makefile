@@ -9,7 +9,7 @@ PIP_FLAGS := --disable-pip-version-check --no-warn-script-location
 SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -c
 
-.PHONY: setup demo test test-slow lint type proto bench serve clean
+.PHONY: setup demo test test-slow test-gpu lint type proto bench serve clean
 
 setup: $(STAMP)
 
@@ -32,6 +32,9 @@ test: setup
 
 test-slow: setup ## learning tests, minutes each
 	$(BIN)/python -m pytest -m slow $(TEST_FLAGS)
+
+test-gpu: setup ## what needs a CUDA device; one at a time, as they share it
+	$(BIN)/python -m pytest -m gpu tests/gpu tests/unit
 
 lint: setup
 	$(BIN)/ruff check .
