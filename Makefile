@@ -9,7 +9,7 @@ PIP_FLAGS := --disable-pip-version-check --no-warn-script-location
 SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -c
 
-.PHONY: setup demo test test-slow test-gpu lint type proto bench serve clean
+.PHONY: setup demo test test-slow test-gpu lint type proto bench bench-gpu serve clean
 
 setup: $(STAMP)
 
@@ -58,6 +58,9 @@ bench: setup
 	$(BIN)/python benchmarks/bench_waiting.py
 	$(BIN)/python benchmarks/bench_fairness.py
 	$(BIN)/python benchmarks/bench_sessions.py
+
+bench-gpu: setup ## one GPU, a body of a 1B model's shapes; under 8 minutes
+	$(BIN)/python benchmarks/bench_gpu.py
 
 serve: setup ## MODEL=name or folder
 	$(BIN)/teacher-server serve --model $(MODEL) $(SERVE_FLAGS)

@@ -170,6 +170,8 @@ def merging(bench: Bench) -> None:
                     for job in jobs:
                         engine.run(Batch((job,)))
 
+            if bench.is_cuda:
+                torch.cuda.reset_peak_memory_stats(bench.device)
             times = bench.alternate({"merged": merged, "one_by_one": apart}, bench.arguments.rounds)
             done = count * 8 * tokens * 1e3
             rate = {f"{name}_tokens_s": done / median(each) for name, each in times.items()}

@@ -46,6 +46,7 @@ class TeacherActor:
         self._scheduler = scheduler
         self._config = config
         self._metrics = metrics
+        self._has_own_device = engine.teacher.device.type != "cpu"
         self._buckets = Buckets(engine.teacher, config.max_tokens, alone=config.deterministic)
 
     def describe(self, request: verbs.DescribeRequest, call: Call) -> verbs.DescribeReply:
@@ -177,6 +178,10 @@ class TeacherActor:
         try:
             with self.sessions.working(session):
                 future: Future[Any] = self._scheduler.submit(job)
+                if self._has_own_device and job.has_effect:
+                    _ = (
+                        job.mark
+                    )  # this thread waits anyhow; where the model runs on these cores, it would be in its way
                 return future.result(max(0.0, deadline - time.monotonic())), job
         except FutureTimeout:
             call.cancelled.set()

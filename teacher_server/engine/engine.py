@@ -26,7 +26,7 @@ from teacher_server.engine.transfers import Arriving, Transfers
 from teacher_server.faults import typed
 from teacher_server.jobs import Batch, Job
 from teacher_server.metrics import Metrics
-from teacher_server.replies import fingerprint, size_bytes
+from teacher_server.replies import size_bytes
 from teacher_server.sessions import Session
 from teacher_server.split import FrozenTeacher
 from teaching_protocol.errors import CallConflict, SessionNotFound, StaleEpoch
@@ -121,6 +121,8 @@ class Engine:
             return outcomes
         try:
             return run([_asked(jobs[0])])  # once more, now that the graphs are gone
+        except torch.OutOfMemoryError as error:
+            return [error.with_traceback(None)]  # whose frames would hold what the next job needs
         except Exception as error:
             return [error]
 
@@ -155,12 +157,12 @@ class Engine:
     def _keep(self, job: Job, outcome: Any) -> None:
         """Keeps the reply of a call that has an effect, for its repeat."""
         session, request = job.session, job.request
-        if session is None or isinstance(outcome, Exception) or not _has_effect(request):
+        if session is None or isinstance(outcome, Exception) or not job.has_effect:
             return
         if request.call_id not in session.replies:
             tensors = _tensors(outcome)
             size = tensors.size_bytes if isinstance(tensors, Arriving) else size_bytes(tensors)
-            session.replies.keep(request.call_id, fingerprint(request), outcome, size)
+            session.replies.keep(request.call_id, job.mark, outcome, size)
 
     def _export(self, session: Session, request: ExportRequest) -> ExportReply:
         return ExportReply(state.export_state(session, self.teacher.model_hash), session.step)
@@ -184,20 +186,15 @@ def _known(job: Job) -> Any | None:
         raise SessionNotFound("the session ended while this call waited")
     if request.session.epoch != session.epoch:
         raise StaleEpoch("the session was resumed by another client while this call waited")
-    if not _has_effect(request):
+    if not job.has_effect:
         return None
     if request.call_id in session.replies:
-        return session.replies.find(request.call_id, fingerprint(request))
+        return session.replies.find(request.call_id, job.mark)
     if isinstance(request, ForwardRequest) and request.call_id in session.calls:
         raise CallConflict(
             f"Forward {request.call_id!r} was made before and its reply was let go; give each call an id of its own"
         )
     return None
-
-
-def _has_effect(request: Any) -> bool:
-    """Whether a repeat must get the first reply; Step sees to that itself, the others may be repeated."""
-    return isinstance(request, BackwardRequest) or getattr(request, "backward_follows", False)
 
 
 def _tensors(reply: ForwardReply | BackwardReply) -> Tensors:

@@ -66,7 +66,7 @@ def test_remote_equals_local_equals_cpu(model_type: str, cuda_teacher: Teachers)
     here = conversation(InProcessTeacher(local_teacher(teacher), student="a", **options), inputs, outputs)
     cpu = local_teacher(FrozenTeacher(tiny_model(model_type), model_type))
     there = conversation(InProcessTeacher(cpu, student="a", **options), inputs, outputs)
-    assert_same(remote, here, 1e-5)
+    assert_same(remote, here, 1e-4)
     assert_near(remote, there, 1e-4)
 
 
