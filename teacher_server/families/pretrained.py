@@ -81,6 +81,8 @@ class PretrainedFamily(Family):
             InvalidTensor: states that this family cannot lay out (see the family).
         """
         raw = self._lay_out(states)
+        if self._runs is not self.blocks:
+            _allow_graphs()
         for block, arguments in zip(
             self._runs[span.start : span.stop], self._arguments(states, mask, span), strict=True
         ):
@@ -89,8 +91,6 @@ class PretrainedFamily(Family):
 
     def compile(self, backend: str) -> None:
         """Has torch.compile make kernels of the blocks; equal blocks share them, and sizes stay open."""
-        torch._dynamo.config.recompile_limit = _GRAPHS  # of one block's code: by width, mask, gradient, sizes of one
-        torch._dynamo.config.accumulated_recompile_limit = _GRAPHS
         self._runs = [torch.compile(block, dynamic=True, backend=backend) for block in self.blocks]
 
     def logits(
@@ -143,6 +143,13 @@ class PretrainedFamily(Family):
     def _flatten(self, raw: torch.Tensor) -> torch.Tensor:
         """What a block gives -> [batch, tokens, width]."""
         return raw
+
+
+def _allow_graphs() -> None:
+    """Lets one block's code be compiled for every width, mask, gradient and size of one; each thread has its own limit."""
+    config = torch._dynamo.config
+    if config.recompile_limit != _GRAPHS:
+        config.recompile_limit = config.accumulated_recompile_limit = _GRAPHS
 
 
 def head_of(architecture: str) -> str:

@@ -103,7 +103,7 @@ def test_nothing_is_compiled_after_the_server_serves(model_type: str, model_fold
     side = 4 if model_type == "resnet" else 1
     with TeacherApp(config) as app:
         before = graphs()
-        assert before > 0
+        assert before >= (12 if model_type == "bert" else 4), "more than torch allows a function by itself"
         settings = {"entry": app.actor.card.entry, "exit": app.actor.card.exit}
         for rows, tokens in ((1, 1), (2, 7), (5, 2), (1, 9), (4, 4)):
             with Caller(f"127.0.0.1:{app.port}", f"{rows}-{tokens}", **settings) as caller:
