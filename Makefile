@@ -10,7 +10,7 @@ PIP_FLAGS := --disable-pip-version-check --no-warn-script-location
 SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -c
 
-.PHONY: setup demo test test-slow lint type proto bench serve clean
+.PHONY: setup demo test test-slow test-gpu lint type proto bench bench-gpu serve clean
 
 setup: $(STAMP)
 
@@ -33,6 +33,9 @@ test: setup
 
 test-slow: setup ## learning tests, minutes each
 	$(BIN)/python -m pytest -m slow $(TEST_FLAGS)
+
+test-gpu: setup ## what needs a CUDA device; one at a time, as they share it
+	$(BIN)/python -m pytest -m gpu tests/gpu tests/unit
 
 lint: setup
 	$(BIN)/ruff check .
@@ -70,6 +73,9 @@ $(PEERS)/.installed: benchmarks/peers/requirements.txt
 	@echo "installing the peers into $(PEERS) (1.3 GB, a few minutes the first time)"
 	@$(PEERS)/bin/python -m pip install $(PIP_FLAGS) --quiet --requirement benchmarks/peers/requirements.txt
 	@touch $@
+
+bench-gpu: setup ## one GPU, a body of a 1B model's shapes; under 8 minutes
+	$(BIN)/python benchmarks/bench_gpu.py
 
 serve: setup ## MODEL=name or folder
 	$(BIN)/teacher-server serve --model $(MODEL) $(SERVE_FLAGS)

@@ -35,9 +35,11 @@ from teaching_protocol.verbs import Call
 class Student:
     """One session and the requests it makes; nothing of it is timed."""
 
-    def __init__(self, actor: TeacherActor, name: str, rows: int, tokens: int, width: int) -> None:
+    def __init__(
+        self, actor: TeacherActor, name: str, rows: int, tokens: int, width: int, span: tuple[int, int] = (2, 6)
+    ) -> None:
         self.actor, self.step = actor, 0
-        settings = verbs.SessionSettings(message_width=width, entry=2, exit=6)
+        settings = verbs.SessionSettings(message_width=width, entry=span[0], exit=span[1])
         self.ref = actor.enroll(verbs.EnrollRequest(name, settings), Call()).session
         self.session = actor.sessions.get(self.ref)
         self.message = torch.randn(rows, tokens, width)

@@ -25,6 +25,7 @@ from teacher_server.replies import Replies
 from teacher_server.scheduling.quotas import SessionQuotas, state_bytes
 from teacher_server.scheduling.scheduler import Scheduler
 from teacher_server.sessions import Session, Sessions, new_session_id
+from teacher_server.warming import warm_up_calls
 from teaching_protocol import verbs
 from teaching_protocol.errors import DeadlineExceeded, Draining, InvalidSetting
 from teaching_protocol.tensors import COMPRESSIONS
@@ -45,6 +46,7 @@ class TeacherActor:
         self._scheduler = scheduler
         self._config = config
         self._metrics = metrics
+        self._has_own_device = engine.teacher.device.type != "cpu"
         self._buckets = Buckets(engine.teacher, config.max_tokens, alone=config.deterministic)
 
     def describe(self, request: verbs.DescribeRequest, call: Call) -> verbs.DescribeReply:
@@ -114,13 +116,12 @@ class TeacherActor:
         return verbs.LeaveReply()
 
     def warm_up(self) -> None:
-        """Runs one small observation through queue and engine; raises what goes wrong."""
-        layer = f"hidden.{self.card.exit}"
+        """Runs one small observation through queue and engine, and what must be compiled; raises what goes wrong."""
         settings = SessionSettings(entry=self.card.entry, exit=self.card.exit, message_width=1)
         session = self._new_session("warm-up", settings)
-        inputs = self._engine.teacher.example()
-        request = verbs.ForwardRequest(session.ref, "warm-up", (layer,), inputs=inputs)
-        self._work("Forward", session, request, Call())
+        for method, request in warm_up_calls(self._engine.teacher, session.ref, self.card, self._config.compile):
+            self._work(method, session, request, Call())
+        self._engine.graphs.drop(session.id)
         self._scheduler.forget(session.id)
 
     def end(self, session: Session, cause: str) -> None:
@@ -177,6 +178,8 @@ class TeacherActor:
         try:
             with self.sessions.working(session):
                 future: Future[Any] = self._scheduler.submit(job)
+                if self._has_own_device and job.has_effect:
+                    job.note_mark()  # this thread waits anyhow; where the model runs on these cores, it would be in its way
                 return future.result(max(0.0, deadline - time.monotonic())), job
         except FutureTimeout:
             call.cancelled.set()

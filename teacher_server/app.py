@@ -62,6 +62,7 @@ class TeacherApp:
         """
         self._check_bind()
         if self.config.deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what CUDA's products need to be so
             torch.use_deterministic_algorithms(True)
         self._engine = make_engine(self.config, self.metrics, self._teacher)
         card = build_card(self._engine, self.config)

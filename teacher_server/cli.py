@@ -55,6 +55,9 @@ def serve(
     deterministic: Annotated[
         bool | None, typer.Option("--deterministic", help="The same bits alone or among many.")
     ] = None,
+    compile: Annotated[
+        bool | None, typer.Option("--compile", help="Compile the teacher's layers before serving (minutes).")
+    ] = None,
     shared_memory: Annotated[
         bool | None,
         typer.Option(

@@ -5,10 +5,10 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from teaching_protocol.errors import ConfigError
 
@@ -50,6 +50,8 @@ class ServerConfig(BaseModel):
     deterministic: bool = Field(
         False, description="One student per batch and fixed shapes: the same bits alone or among many."
     )
+    compile: bool = Field(False, description="Make kernels of the teacher's layers with torch.compile, before serving.")
+    compile_backend: str = Field("inductor", description="What torch.compile makes them with.")
     threads: int = Field(0, ge=0, description="Compute threads of the engine; 0 leaves torch's choice.")
 
     host: str = Field("127.0.0.1", description="Address the gRPC port binds.")
@@ -103,6 +105,14 @@ class ServerConfig(BaseModel):
     session_replay_bytes: int = Field(64 * _MIB, ge=0, description="Bytes of replies a session keeps for a repeat.")
     state_bytes: int = Field(8192 * _MIB, ge=0, description="Bytes of all sessions' codecs and optimizers.")
     knowledge_cache_bytes: int = Field(1024 * _MIB, ge=0, description="Bytes of student-independent outputs kept.")
+
+    @model_validator(mode="after")
+    def _bits_or_kernels(self) -> Self:
+        if self.compile and self.deterministic:
+            raise ValueError(
+                "compile with deterministic: which kernels run depends on the sizes seen before; leave one of them away"
+            )
+        return self
 
 
 def load_config(path: Path | None, overrides: Mapping[str, Any]) -> ServerConfig:

@@ -11,8 +11,9 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
+from teacher_server.replies import fingerprint
 from teacher_server.sessions import Session
-from teaching_protocol.verbs import Call, ForwardRequest, ImportRequest
+from teaching_protocol.verbs import BackwardRequest, Call, ForwardRequest, ImportRequest
 
 __all__ = ["Batch", "Job", "Timing"]
 
@@ -48,6 +49,23 @@ class Job:
     future: Future[Any] = field(default_factory=Future)
     timing: Timing = field(default_factory=Timing)
     bucket: Hashable | None = None
+    _mark: int | None = None
+
+    @property
+    def has_effect(self) -> bool:
+        """Whether a repeat must get the first reply; Step sees to that itself, the others may be repeated."""
+        return isinstance(self.request, BackwardRequest) or getattr(self.request, "backward_follows", False)
+
+    @property
+    def mark(self) -> int:
+        """The request's checksum, found when it is first asked for; two threads that ask at once find the same."""
+        if self._mark is None:
+            self._mark = fingerprint(self.request)
+        return self._mark
+
+    def note_mark(self) -> None:
+        """Finds the checksum now, so that whoever asks for it later does not have to."""
+        _ = self.mark
 
     @property
     def lane(self) -> str:

@@ -34,4 +34,6 @@ def make_engine(config: ServerConfig, metrics: Metrics, teacher: FrozenTeacher |
     """Loads the configured model, unless one is given, and builds the engine around it."""
     if teacher is None:
         teacher = load_teacher(config.model, config.dtype, config.device, config.trust_remote_code, config.image_size)
+    if config.compile:
+        teacher.compile(config.compile_backend)
     return Engine(teacher, config, metrics)

@@ -21,6 +21,8 @@ __all__ = ["FrozenTeacher", "LayerSpan", "freeze"]
 
 Tensors = Mapping[str, torch.Tensor]
 
+_TRIED_ROWS, _TRIED_TOKENS = 3, 4  # unequal, or torch.compile takes them for one size; and four tokens are a grid
+
 
 class FrozenTeacher:
     """A loaded model, frozen and cut. One thread uses `states`, `upper` and the family at a time.
@@ -99,7 +101,7 @@ class FrozenTeacher:
         return LayerSpan(min(max(1, layers // 3), layers - 1), layers)
 
     def prepare(self, inputs: Tensors, max_tokens: int = 512) -> dict[str, torch.Tensor]:
-        """The model's inputs on its device, checked, from the ports among `inputs` that are the teacher's own.
+        """The model's inputs, checked, from the ports among `inputs` that are the teacher's own; not yet on its device.
 
         A text is cut to `max_tokens` tokens; ids under the mask's zeros become the padding id. Other ports pass by.
 
@@ -108,7 +110,7 @@ class FrozenTeacher:
             InvalidSetting: two ports that exclude each other.
             InvalidTensor: nothing to prepare, or a dtype, shape or value that does not fit.
         """
-        return {name: tensor.to(self.device) for name, tensor in self._inputs.prepare(inputs, max_tokens).items()}
+        return self._inputs.prepare(inputs, max_tokens)
 
     def kind(self, row: Tensors) -> Hashable:
         """What prepared rows must have in common to be joined; a row has no batch dimension."""
@@ -124,6 +126,26 @@ class FrozenTeacher:
             else torch.stack([row[name] for row in rows])
             for name in rows[0]
         }
+
+    def compile(self, backend: str = "inductor") -> None:
+        """Has torch.compile make kernels of the span's blocks, and tries them once.
+
+        Raises:
+            InvalidSetting: a teacher that is not compiled, or a machine without what the backend needs.
+        """
+        last = LayerSpan(self.family.layers - 1, self.family.layers)
+        states = torch.zeros(_TRIED_ROWS, _TRIED_TOKENS, self.family.widths[last.start], requires_grad=True)
+        try:
+            self.family.compile(backend)
+            torch.autograd.grad(self.upper(states, None, last).float().sum(), states)
+        except InvalidSetting:
+            raise
+        except Exception as error:  # each backend fails in its own ways
+            line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise InvalidSetting(
+                f"compile: {backend} makes no kernels here ({line}); install what it needs (a C++ compiler on a CPU, "
+                "Triton on a GPU), or leave compile away"
+            ) from error
 
     def example(self) -> dict[str, torch.Tensor]:
         """One row of the teacher's own input, as a student would send it."""
@@ -142,6 +164,7 @@ class FrozenTeacher:
             UnknownPort: a layer the teacher has not, or logits of a teacher without a head.
         """
         self._check_ports(layers, with_logits)
+        inputs = {name: tensor.to(self.device) for name, tensor in inputs.items()}
         cuts = sorted({*layers, *([self.family.layers] if with_pooled else [])})
         outputs: dict[str, torch.Tensor] = {}
         with torch.no_grad():

@@ -15,6 +15,7 @@ from teacher_server.engine.conversation import CONVERSATION_PORTS, MESSAGE_INPUT
 from teacher_server.engine.knowledge import MASK, Knowledge, LookUp, stack_rows
 from teacher_server.engine.knowledge_cache import Row
 from teacher_server.engine.merging import Answering, answering, together
+from teacher_server.engine.transfers import Transfers
 from teacher_server.sessions import Session
 from teacher_server.split import FrozenTeacher
 from teaching_protocol.errors import NonFiniteError
@@ -44,8 +45,9 @@ class _Complete(Ask):
 class Answers:
     """Computes output ports for Forwards of any sessions."""
 
-    def __init__(self, teacher: FrozenTeacher, knowledge: Knowledge) -> None:
+    def __init__(self, teacher: FrozenTeacher, knowledge: Knowledge, transfers: Transfers) -> None:
         self._teacher = teacher
+        self._transfers = transfers
         self._knowledge = knowledge
         self._answering: Answering = {_Complete: self._complete, **answering(teacher)}
 
@@ -53,11 +55,13 @@ class Answers:
         """The question with its message inputs in memory of our own, float32, ready to gather gradients."""
         leaves = {}
         for name in MESSAGE_INPUTS:
-            if name in request.inputs:
-                tensor = request.inputs[name]
-                dtype = torch.float32 if tensor.is_floating_point() else torch.bool
-                placed = torch.empty(tensor.shape, dtype=dtype, device=self._teacher.device).copy_(tensor)
-                leaves[name] = placed.requires_grad_(name in request.grad_inputs)
+            tensor = request.inputs.get(name)
+            if tensor is None or (name == "message_mask" and bool(tensor.all())):
+                continue  # a mask that hides nothing is none, and the host can tell without asking the device
+            dtype = torch.float32 if tensor.is_floating_point() else torch.bool
+            placed = torch.empty(tensor.shape, dtype=dtype, device=self._teacher.device)
+            placed.copy_(self._transfers.place(tensor))
+            leaves[name] = placed.requires_grad_(name in request.grad_inputs)
         return Question(session, request, leaves)
 
     def outputs(self, questions: Sequence[Question]) -> list[Outputs | Exception]:
@@ -66,13 +70,14 @@ class Answers:
         What an error has to do with a question alone (ports that do not fit, a NonFiniteError) is given; what happens
         in work that is done for several at once is raised.
         """
-        return _finite(together([self._call(question) for question in questions], self._answering))
+        found = together([self._call(question) for question in questions], self._answering)
+        return _finite(found, self._transfers)
 
-    def known(self, raw: Tensors, outputs: tuple[str, ...]) -> Outputs | None:
+    def known(self, raw: Tensors, outputs: tuple[str, ...]) -> Tensors | None:
         """Student-independent ports if all are in the cache, else None; runs no model."""
         asked = _asked(outputs)
         rows = self._knowledge.find(raw, asked)
-        return None if rows is None else _stacked(rows, asked, raw, outputs)
+        return None if rows is None else self._transfers.fetch(_stacked(rows, asked, raw, outputs))
 
     def _call(self, question: Question) -> Asking[Outputs]:
         session, outputs = question.session, question.request.outputs
@@ -91,7 +96,7 @@ class Answers:
         masks = [MASK] if self._teacher.family.modality == "text" and not pooled else []
         rows = yield from self._rows(raw, [*ports, *masks])
         enter, exit_ = (stack_rows(rows, port).float() for port in ports)
-        return Own(enter, exit_, _mask(rows, enter), _mask(rows, exit_))
+        return Own(enter, exit_, _mask(rows, enter), _mask(rows, exit_), is_whole=not masks)
 
     def _observed(self, raw: Tensors, outputs: Sequence[str]) -> Asking[Outputs]:
         if not outputs:
@@ -124,8 +129,8 @@ def _stacked(rows: list[Row], asked: Sequence[str], raw: Tensors, outputs: Seque
     return {port: _top(found["logits"], port) if port.startswith("logits.top") else found[port] for port in outputs}
 
 
-def _finite(found: Sequence[Outputs | Exception]) -> list[Outputs | Exception]:
-    """Puts an error in place of outputs of which one is NaN or infinite; asks the device once."""
+def _finite(found: Sequence[Outputs | Exception], transfers: Transfers) -> list[Outputs | Exception]:
+    """Puts an error in place of outputs of which one is NaN or infinite; waits for the device once."""
     named = [
         (place, name, value)
         for place, outputs in enumerate(found)
@@ -136,7 +141,7 @@ def _finite(found: Sequence[Outputs | Exception]) -> list[Outputs | Exception]:
     if not named:
         return list(found)
     ends = [torch.stack(torch.aminmax(value.detach())).float() for _, _, value in named]  # NaN if any number is
-    finite = torch.stack(ends).isfinite().all(1).tolist()
+    finite = transfers.read(torch.stack(ends).isfinite().all(1))
     checked = list(found)
     for (place, name, _), is_finite in zip(named, finite, strict=True):
         if not is_finite:

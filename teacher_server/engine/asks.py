@@ -45,7 +45,7 @@ class Through(Ask):
     """The body's span: states [batch, tokens, width] at its start -> states at its end, float32."""
 
     states: torch.Tensor
-    mask: torch.Tensor  # [batch, tokens] bool
+    mask: torch.Tensor | None  # [batch, tokens] bool; None where all tokens are real
     span: LayerSpan
 
 
@@ -66,7 +66,7 @@ def encode(codec: TeacherCodec, states: torch.Tensor) -> Asking[torch.Tensor]:
     return message
 
 
-def through(states: torch.Tensor, mask: torch.Tensor, span: LayerSpan) -> Asking[torch.Tensor]:
+def through(states: torch.Tensor, mask: torch.Tensor | None, span: LayerSpan) -> Asking[torch.Tensor]:
     """Asks for `Through`."""
     left: torch.Tensor = yield Through(states, mask, span)
     return left

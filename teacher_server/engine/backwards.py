@@ -11,6 +11,7 @@ import torch
 from teacher_server.engine.cohorts import GraphCache, Key, Member
 from teacher_server.engine.forwards import Forwards
 from teacher_server.engine.merging import owned
+from teacher_server.engine.transfers import Transfers
 from teacher_server.faults import noted
 from teacher_server.metrics import Metrics
 from teacher_server.sessions import OpenCall, Session
@@ -21,6 +22,7 @@ __all__ = ["Backwards"]
 
 Asked = tuple[Session, BackwardRequest]
 Outcomes = dict[Key, BackwardReply | Exception]
+Grads = list[torch.Tensor | None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,8 +55,11 @@ class Backwards:
         input_bytes: what a session keeps of inputs, for the error that says so.
     """
 
-    def __init__(self, forwards: Forwards, graphs: GraphCache, input_bytes: int, metrics: Metrics) -> None:
+    def __init__(
+        self, forwards: Forwards, graphs: GraphCache, transfers: Transfers, input_bytes: int, metrics: Metrics
+    ) -> None:
         self._forwards = forwards
+        self._transfers = transfers
         self._graphs = graphs
         self._input_bytes = input_bytes
         self._metrics = metrics
@@ -67,11 +72,14 @@ class Backwards:
             with noted(outcomes, key):
                 _open_call(*each)
         valid = {key: each for key, each in calls.items() if key not in outcomes}
-        found = [(ways, _through(ways)) for ways in self._ways(valid, outcomes) if ways]
-        for ways, grads in found:
-            for key, way in ways.items():
-                with noted(outcomes, key):
-                    outcomes[key] = _gathered(way, grads[key])
+        found: dict[Key, tuple[_Way, Grads]] = {}
+        for ways in self._ways(valid, outcomes):
+            if ways:
+                found |= {key: (ways[key], grads) for key, grads in _through(ways).items()}
+        finite = self._are_finite([grads for _, grads in found.values()])
+        for (key, (way, grads)), is_finite in zip(found.items(), finite, strict=True):
+            with noted(outcomes, key):
+                outcomes[key] = _gathered(way, grads, is_finite)
         return [outcomes[key] for key in calls]
 
     def _ways(self, calls: Mapping[Key, Asked], outcomes: Outcomes) -> Iterator[dict[Key, _Way]]:
@@ -84,9 +92,17 @@ class Backwards:
             for key, member in members.items():
                 session, request = calls[key]
                 with noted(outcomes, key):
-                    sent = _placed_grads(request.grads, member.outputs)
+                    sent = _placed_grads(request.grads, member.outputs, self._transfers)
                     ways[key] = _Way(session, session.calls[request.forward_id], sent, member)
             yield ways
+
+    def _are_finite(self, found: Sequence[Grads]) -> Sequence[bool]:
+        """Whether each call's gradients are all finite; waits for the device once.
+
+        One number tells of all of a call's gradients: some too large to be squared and summed are refused, too.
+        """
+        norms = [torch.nn.utils.get_total_norm(each for each in grads if each is not None) for grads in found]
+        return self._transfers.read(torch.stack(norms).isfinite()) if norms else []
 
     def _again(self, gone: Mapping[Key, Asked], outcomes: Outcomes) -> dict[Key, Member]:
         """The calls whose graph is gone, in one new graph."""
@@ -130,7 +146,7 @@ def _open_call(session: Session, request: BackwardRequest) -> None:
         )
 
 
-def _placed_grads(grads: Tensors, outputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def _placed_grads(grads: Tensors, outputs: Mapping[str, torch.Tensor], transfers: Transfers) -> dict[str, torch.Tensor]:
     placed = {}
     for name, grad in grads.items():
         if name not in outputs:
@@ -142,29 +158,25 @@ def _placed_grads(grads: Tensors, outputs: Mapping[str, torch.Tensor]) -> dict[s
             raise InvalidTensor(
                 f"gradient of {name!r} is {grad.dtype} {list(grad.shape)}, expected float {list(output.shape)}"
             )
-        placed[name] = torch.empty_like(output).copy_(grad)
+        placed[name] = torch.empty_like(output).copy_(transfers.place(grad))
     return placed
 
 
-def _through(ways: Mapping[Key, _Way]) -> dict[Key, list[torch.Tensor | None] | None]:
-    """One backward through a graph: what each call finds for its targets, or None where not all is finite."""
+def _through(ways: Mapping[Key, _Way]) -> dict[Key, Grads]:
+    """One backward through a graph: what each call finds for its targets."""
     outputs = [way.member.outputs[name] for way in ways.values() for name in way.sent]
     sent = [grad for way in ways.values() for grad in way.sent.values()]
     wanted = {key: way.targets for key, way in ways.items()}
     targets = list(chain.from_iterable(wanted.values()))
     rest = iter(torch.autograd.grad(outputs, targets, sent, allow_unused=True))
-    found: dict[Key, list[torch.Tensor | None]] = {
+    return {
         key: [None if grad is None else owned(grad) for grad in islice(rest, len(each))] for key, each in wanted.items()
     }
-    # one number for each tells of all its gradients: some too large to be squared and summed are refused, too
-    norms = [torch.nn.utils.get_total_norm(each for each in grads if each is not None) for grads in found.values()]
-    finite = torch.stack([norm.to(targets[0].device) for norm in norms]).isfinite().tolist()
-    return {key: grads if is_finite else None for (key, grads), is_finite in zip(found.items(), finite, strict=True)}
 
 
-def _gathered(way: _Way, found: list[torch.Tensor | None] | None) -> BackwardReply:
+def _gathered(way: _Way, found: Grads, is_finite: bool) -> BackwardReply:
     """Adds the codec's gradients to the session and replies with those of the inputs."""
-    if found is None:
+    if not is_finite:
         raise NonFiniteError("the gradients came out as NaN or infinity and were not applied; lower the loss scale")
     wanted, session = way.wanted, way.session
     session.gathered = _sum(session.gathered, found[len(wanted) :])
@@ -173,7 +185,7 @@ def _gathered(way: _Way, found: list[torch.Tensor | None] | None) -> BackwardRep
     return BackwardReply(grads={name: torch.zeros_like(leaf) if grad is None else grad for (name, leaf), grad in given})
 
 
-def _sum(gathered: list[torch.Tensor | None], found: list[torch.Tensor | None]) -> list[torch.Tensor | None]:
+def _sum(gathered: Grads, found: Grads) -> Grads:
     if not gathered:
         return found
     return [new if old is None else old if new is None else old + new for old, new in zip(gathered, found, strict=True)]

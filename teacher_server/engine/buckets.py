@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
 from teacher_server.engine.conversation import CONVERSATION_PORTS, MESSAGE_INPUTS, needs_own_states
 from teacher_server.engine.merging import length_class
 from teacher_server.sessions import Extent, Session
@@ -84,5 +82,4 @@ class Buckets:
 
 
 def _example_tokens(teacher: FrozenTeacher) -> int:
-    with torch.no_grad():
-        return teacher.family.embed(teacher.prepare(teacher.example())).shape[1]
+    return teacher.states(teacher.prepare(teacher.example()), [0])["hidden.0"].shape[1]

@@ -42,6 +42,7 @@ class Own:
     exit: torch.Tensor  # [batch, tokens of exit, width at exit]
     enter_mask: torch.Tensor  # [batch, tokens] bool
     exit_mask: torch.Tensor
+    is_whole: bool = False  # known without a look at the masks: no token is hidden
 
 
 def needs_own_states(settings: SessionSettings, outputs: Sequence[str]) -> bool:
@@ -92,10 +93,11 @@ class Conversation:
         gate = inputs.get("message_gate", torch.ones(len(message), device=message.device))[:, None, None]
         read = yield from decode(self.codec, message, self.codec.shape.enter_width)  # S_l = Dec_h(m_g)
         if self.settings.inject == "replace":
-            state = (yield from through(read, mask, self.span)) * gate  # S_u = h_up(S_l)
+            state = (yield from through(read, inputs.get("message_mask"), self.span)) * gate  # S_u = h_up(S_l)
             state, mask = self._to_message_tokens(state, _mask_after(state, mask))
         else:
-            state, mask = yield from self._injected(read * gate, mask, _known(own))
+            is_whole = "message_mask" not in inputs
+            state, mask = yield from self._injected(read * gate, mask, is_whole, _known(own))
         if self.settings.answer_from == "message_and_input":
             theirs, theirs_mask = self.codec.pool(_known(own).exit, _known(own).exit_mask)
             _same_tokens(state, theirs)
@@ -108,19 +110,23 @@ class Conversation:
             return state, mask
         return self.codec.pool(state, mask)
 
-    def _injected(self, read: torch.Tensor, mask: torch.Tensor, own: Own) -> Asking[tuple[torch.Tensor, torch.Tensor]]:
+    def _injected(
+        self, read: torch.Tensor, mask: torch.Tensor, is_whole: bool, own: Own
+    ) -> Asking[tuple[torch.Tensor, torch.Tensor]]:
         """The message joins the teacher's own entry states: added to them, or put before them (ours)."""
         tokens = read.shape[1]
         if self.settings.inject == "prefix":
             states = torch.cat([read, own.enter], dim=1)
-            joined = yield from through(states, torch.cat([mask, own.enter_mask], dim=1), self.span)
+            seen = None if is_whole and own.is_whole else torch.cat([mask, own.enter_mask], dim=1)
+            joined = yield from through(states, seen, self.span)
             return self._to_message_tokens(joined[:, :tokens], mask)
         if tokens not in (1, own.enter.shape[1]):
             raise InvalidTensor(
                 f"message: {tokens} tokens cannot be added to the teacher's {own.enter.shape[1]}; "
                 "send one token, as many as the teacher has, or enrol with inject='prefix'"
             )
-        added = yield from through(own.enter + read * mask[..., None], own.enter_mask, self.span)
+        seen = None if own.is_whole else own.enter_mask
+        added = yield from through(own.enter + read * mask[..., None], seen, self.span)
         return self._to_message_tokens(added, own.exit_mask)
 
     def _about_input(self, inputs: Tensors, own: Own, outputs: Sequence[str]) -> Asking[dict[str, torch.Tensor]]:

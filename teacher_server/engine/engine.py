@@ -6,8 +6,9 @@ have one owner. Knows no queue and no network.
 
 from __future__ import annotations
 
+import dataclasses
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,14 +22,16 @@ from teacher_server.engine.forwards import Forwards
 from teacher_server.engine.knowledge import Knowledge
 from teacher_server.engine.knowledge_cache import KnowledgeCache
 from teacher_server.engine.steps import Steps, forget_calls
+from teacher_server.engine.transfers import Arriving, Transfers
 from teacher_server.faults import typed
 from teacher_server.jobs import Batch, Job
 from teacher_server.metrics import Metrics
-from teacher_server.replies import fingerprint, size_bytes
+from teacher_server.replies import size_bytes
 from teacher_server.sessions import Session
 from teacher_server.split import FrozenTeacher
 from teaching_protocol.errors import CallConflict, SessionNotFound, StaleEpoch
 from teaching_protocol.verbs import (
+    BackwardReply,
     BackwardRequest,
     ExportReply,
     ExportRequest,
@@ -37,6 +40,7 @@ from teaching_protocol.verbs import (
     ImportReply,
     ImportRequest,
     StepRequest,
+    Tensors,
 )
 
 __all__ = ["Engine"]
@@ -52,34 +56,38 @@ class Engine:
         self.graphs = GraphCache(config.graph_cache_bytes, config.session_graph_bytes, metrics)
         cache = KnowledgeCache(config.knowledge_cache_bytes, metrics)
         rows = 1 if config.deterministic else max(1, config.batch_tokens // config.max_tokens)
-        knowledge = Knowledge(teacher, cache, batch_rows=rows, max_tokens=config.max_tokens)
-        self.answers = Answers(teacher, knowledge)
+        self._transfers = transfers = Transfers(teacher.device)
+        knowledge = Knowledge(teacher, cache, transfers, batch_rows=rows, max_tokens=config.max_tokens)
+        self.answers = Answers(teacher, knowledge, transfers)
         forwards = Forwards(teacher, self.answers, self.graphs, config.session_input_bytes)
         self._rooms: Mapping[type, Callable[[Sequence[Any]], Sequence[Any]]] = {
             ForwardRequest: forwards.run,
-            BackwardRequest: Backwards(forwards, self.graphs, config.session_input_bytes, metrics).run,
-            StepRequest: Steps(self.graphs, metrics).run,
+            BackwardRequest: Backwards(forwards, self.graphs, transfers, config.session_input_bytes, metrics).run,
+            StepRequest: Steps(self.graphs, transfers, metrics).run,
             ExportRequest: lambda asked: [self._export(*each) for each in asked],
             ImportRequest: lambda asked: [self._import(*each) for each in asked],
         }
         self._metrics = metrics
+        self._arriving: list[Arriving] = []
 
     def run(self, batch: Batch) -> None:
         """Runs the jobs of a batch as one and fills in every future, with a reply or an error."""
         self._metrics.batch_rows.observe(batch.rows)
         self._metrics.batch_tokens.observe(batch.tokens)
         started = time.perf_counter()
-        outcomes = self._outcomes(batch.jobs)
+        with torch.autocast(self.teacher.device.type, enabled=False):  # whatever a caller in this process trains in
+            outcomes = self._outcomes(batch.jobs)
+        outcomes = {job: self._homeward(outcome) for job, outcome in outcomes.items()}
         self._share_out(time.perf_counter() - started, batch)
         for job in batch.jobs:
             self._answer(job, outcomes[job])
-        for (
-            job
-        ) in batch.jobs:  # while the replies travel; the thread that owns the model must outlive whatever happens here
+        # while the replies travel; the thread that owns the model must outlive whatever happens here
+        for job in batch.jobs:
             try:
                 self._keep(job, outcomes[job])
             except Exception as error:
                 typed(error, job.method)
+        self._land(outcomes.values())
 
     def _outcomes(self, jobs: Sequence[Job]) -> dict[Job, Any]:
         """A reply or an error for each job: those of earlier calls first, then what is new, kind by kind."""
@@ -113,8 +121,25 @@ class Engine:
             return outcomes
         try:
             return run([_asked(jobs[0])])  # once more, now that the graphs are gone
+        except torch.OutOfMemoryError as error:
+            return [error.with_traceback(None)]  # whose frames would hold what the next job needs
         except Exception as error:
             return [error]
+
+    def _homeward(self, outcome: Any) -> Any:
+        """The outcome, its tensors on their way to the host."""
+        if isinstance(outcome, ForwardReply):
+            return dataclasses.replace(outcome, outputs=self._transfers.fetch(outcome.outputs))
+        if isinstance(outcome, BackwardReply):
+            return dataclasses.replace(outcome, grads=self._transfers.fetch(outcome.grads))
+        return outcome
+
+    def _land(self, outcomes: Iterable[Any]) -> None:
+        """Sees to it that replies of the batch before are out of pinned memory, if nobody has read them."""
+        for each in self._arriving:
+            each.land()
+        replies = [_tensors(each) for each in outcomes if isinstance(each, ForwardReply | BackwardReply)]
+        self._arriving = [each for each in replies if isinstance(each, Arriving)]
 
     def _share_out(self, seconds: float, batch: Batch) -> None:
         """Tells each job its share of the time: by tokens, or evenly where there are none."""
@@ -132,11 +157,12 @@ class Engine:
     def _keep(self, job: Job, outcome: Any) -> None:
         """Keeps the reply of a call that has an effect, for its repeat."""
         session, request = job.session, job.request
-        if session is None or isinstance(outcome, Exception) or not _has_effect(request):
+        if session is None or isinstance(outcome, Exception) or not job.has_effect:
             return
         if request.call_id not in session.replies:
-            tensors = outcome.outputs if isinstance(outcome, ForwardReply) else outcome.grads
-            session.replies.keep(request.call_id, fingerprint(request), outcome, size_bytes(tensors))
+            tensors = _tensors(outcome)
+            size = tensors.size_bytes if isinstance(tensors, Arriving) else size_bytes(tensors)
+            session.replies.keep(request.call_id, job.mark, outcome, size)
 
     def _export(self, session: Session, request: ExportRequest) -> ExportReply:
         return ExportReply(state.export_state(session, self.teacher.model_hash), session.step)
@@ -160,10 +186,10 @@ def _known(job: Job) -> Any | None:
         raise SessionNotFound("the session ended while this call waited")
     if request.session.epoch != session.epoch:
         raise StaleEpoch("the session was resumed by another client while this call waited")
-    if not _has_effect(request):
+    if not job.has_effect:
         return None
     if request.call_id in session.replies:
-        return session.replies.find(request.call_id, fingerprint(request))
+        return session.replies.find(request.call_id, job.mark)
     if isinstance(request, ForwardRequest) and request.call_id in session.calls:
         raise CallConflict(
             f"Forward {request.call_id!r} was made before and its reply was let go; give each call an id of its own"
@@ -171,9 +197,8 @@ def _known(job: Job) -> Any | None:
     return None
 
 
-def _has_effect(request: Any) -> bool:
-    """Whether a repeat must get the first reply; Step sees to that itself, the others may be repeated."""
-    return isinstance(request, BackwardRequest) or getattr(request, "backward_follows", False)
+def _tensors(reply: ForwardReply | BackwardReply) -> Tensors:
+    return reply.outputs if isinstance(reply, ForwardReply) else reply.grads
 
 
 def _asked(job: Job) -> Asked:

@@ -10,6 +10,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from teacher_server.engine.knowledge_cache import KnowledgeCache, Row, row_keys
+from teacher_server.engine.transfers import Transfers
 from teacher_server.families import segment_means
 from teacher_server.split import FrozenTeacher
 
@@ -41,8 +42,11 @@ class Knowledge:
     nothing else is computed, so that its bits depend on the row and on nothing else (deterministic mode).
     """
 
-    def __init__(self, teacher: FrozenTeacher, cache: KnowledgeCache, *, batch_rows: int, max_tokens: int) -> None:
+    def __init__(
+        self, teacher: FrozenTeacher, cache: KnowledgeCache, transfers: Transfers, *, batch_rows: int, max_tokens: int
+    ) -> None:
         self._teacher = teacher
+        self._transfers = transfers
         self._cache = cache
         self._batch_rows = batch_rows
         self._max_tokens = max_tokens
@@ -102,17 +106,17 @@ class Knowledge:
 
     def _compute(self, prepared: Tensors, ports: Sequence[str]) -> list[Row]:
         ports = self._with_companions(ports)
+        batch = len(next(iter(prepared.values())))
+        lengths = _lengths(prepared[MASK]) if MASK in prepared else [_ALL] * batch  # before it goes to the device
+        prepared = {name: self._transfers.place(tensor) for name, tensor in prepared.items()}
         layers = [_layer(port) for port in ports if port.startswith("hidden.")]
         found = dict(self._teacher.states(prepared, layers, "logits" in ports, "pooled" in ports))
         for port in filter(_is_mean, ports):
             states = found[f"hidden.{_layer(port)}"]
             mask = self._teacher.family.own_mask(prepared, states)
             found[port] = segment_means(states, mask, int(port.partition(".mean")[2]))
-        batch = len(next(iter(prepared.values())))
-        lengths = [_ALL] * batch
         if MASK in prepared:
             found[MASK] = prepared[MASK].bool()
-            lengths = _lengths(found[MASK])
         return [{port: _row(found[port], row, port, lengths[row]) for port in ports} for row in range(batch)]
 
     def _with_companions(self, ports: Sequence[str]) -> Sequence[str]:
@@ -163,8 +167,9 @@ def _is_mean(port: str) -> bool:
 
 
 def _lengths(mask: torch.Tensor) -> list[int]:
-    places = torch.arange(1, mask.shape[1] + 1, device=mask.device)
-    return [int(length) for length in (mask * places).amax(1)]
+    """Of each row, up to its last real token; of a mask on the host."""
+    lengths: list[int] = ((mask != 0) * torch.arange(1, mask.shape[1] + 1)).amax(1).tolist()
+    return lengths
 
 
 def _apart(prepared: Tensors) -> list[Tensors]:
@@ -174,7 +179,7 @@ def _apart(prepared: Tensors) -> list[Tensors]:
     ]
     if MASK not in prepared:
         return list(whole)
-    lengths = _lengths(prepared[MASK] != 0)
+    lengths = _lengths(prepared[MASK])
     return [{name: tensor[:length] for name, tensor in row.items()} for row, length in zip(whole, lengths, strict=True)]
 
 
@@ -182,5 +187,5 @@ def _trimmed(inputs: Tensors) -> Tensors:
     """Cuts columns that are padding in every row."""
     if MASK not in inputs:
         return inputs
-    longest = max(_lengths(inputs[MASK] != 0))
+    longest = max(_lengths(inputs[MASK]))
     return {name: tensor[:, : max(1, longest)] for name, tensor in inputs.items()}

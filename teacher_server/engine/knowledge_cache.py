@@ -43,7 +43,7 @@ def _lengths(name: str, flat: torch.Tensor, mask: torch.Tensor | None) -> list[i
     else:
         return [flat.shape[1]] * len(flat)
     places = torch.arange(1, flat.shape[1] + 1)
-    return [int(n) for n in (real * places).amax(1)] if flat.shape[1] else [0] * len(flat)
+    return list((real * places).amax(1).tolist()) if flat.shape[1] else [0] * len(flat)
 
 
 class KnowledgeCache:

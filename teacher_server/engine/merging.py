@@ -106,10 +106,23 @@ def _through(teacher: FrozenTeacher, asks: Sequence[Through]) -> list[torch.Tens
 
 
 def _one_pass(teacher: FrozenTeacher, asks: Sequence[Through]) -> list[torch.Tensor]:
-    states, mask = merge_rows([ask.states for ask in asks]), merge_rows([ask.mask for ask in asks])
+    states, mask = merge_rows([ask.states for ask in asks]), _merged_mask(asks)
     left = teacher.upper(states, mask, asks[0].span).float()
     takes_padding = teacher.family.takes_padding  # else all are equally long, and strides may have made fewer tokens
     return split_rows(left, [(len(ask.states), ask.states.shape[1] if takes_padding else None) for ask in asks])
+
+
+def _merged_mask(asks: Sequence[Through]) -> torch.Tensor | None:
+    """None where nothing is hidden, so that nobody has to look into a mask to know."""
+    if all(ask.mask is None for ask in asks) and len({ask.states.shape[1] for ask in asks}) == 1:
+        return None
+    return merge_rows([_mask(ask) for ask in asks])
+
+
+def _mask(ask: Through) -> torch.Tensor:
+    if ask.mask is not None:
+        return ask.mask
+    return torch.ones(ask.states.shape[:2], dtype=torch.bool, device=ask.states.device)
 
 
 def _padded(part: torch.Tensor, tokens: int) -> torch.Tensor:

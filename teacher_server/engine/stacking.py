@@ -14,9 +14,11 @@ from torch.nn.functional import layer_norm
 
 from teacher_server.engine.asks import Decode, Encode
 
-__all__ = ["apply_stacked", "decode_each", "encode_each"]
+__all__ = ["FEWEST_STACKED", "apply_stacked", "decode_each", "encode_each"]
 
-_FEWEST = 4
+FEWEST_STACKED = 4
+"""Equal codecs from which on a GPU stacks them: reasoned; `benchmarks/bench_edges.py --device cuda` measures it."""
+
 _MOST_PADDING = 2.0
 
 Codec = tuple[nn.Sequential, torch.Tensor]  # and what it is applied to, [batch, tokens, width]
@@ -61,7 +63,7 @@ def _loop(codecs: Sequence[Codec]) -> list[torch.Tensor]:
 
 def _pays(codecs: Sequence[Codec]) -> bool:
     rows = [given.shape[0] * given.shape[1] for _, given in codecs]
-    return len(codecs) >= _FEWEST and max(rows) * len(rows) <= _MOST_PADDING * sum(rows)
+    return len(codecs) >= FEWEST_STACKED and max(rows) * len(rows) <= _MOST_PADDING * sum(rows)
 
 
 def _build(modules: nn.Sequential) -> Hashable:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from teacher_server.engine.cohorts import GraphCache
+from teacher_server.engine.transfers import Transfers
 from teacher_server.faults import noted
 from teacher_server.metrics import Metrics
 from teacher_server.optimizers import Update, update_together
@@ -25,8 +26,9 @@ Outcomes = dict[str, StepReply | Exception]
 class Steps:
     """Runs Steps together; the session of an asker whose gradients are no numbers is left as it was."""
 
-    def __init__(self, graphs: GraphCache, metrics: Metrics) -> None:
+    def __init__(self, graphs: GraphCache, transfers: Transfers, metrics: Metrics) -> None:
         self._graphs = graphs
+        self._transfers = transfers
         self._metrics = metrics
 
     def run(self, asked: Sequence[Asked]) -> list[StepReply | Exception]:
@@ -38,8 +40,9 @@ class Steps:
                     outcomes[session.id] = known
         fresh = [(session, request) for session, request in asked if session.id not in outcomes]
         try:
-            norms = _norms(fresh)
-            self._apply(fresh, norms, outcomes)
+            totals = [_total_norm(*each) for each in fresh]
+            norms = self._transfers.read(torch.stack(totals)) if totals else []
+            self._apply(fresh, totals, norms, outcomes)
         finally:
             for session, _ in fresh:
                 session.optimizer.zero_grad(set_to_none=True)
@@ -48,12 +51,15 @@ class Steps:
                 outcomes[session.id] = self._done(session, request, norm)
         return [outcomes[session.id] for session, _ in asked]
 
-    def _apply(self, fresh: Sequence[Asked], norms: Sequence[float], outcomes: Outcomes) -> None:
+    def _apply(
+        self, fresh: Sequence[Asked], totals: Sequence[torch.Tensor], norms: Sequence[float], outcomes: Outcomes
+    ) -> None:
         updates = {}
-        for (session, request), norm in zip(fresh, norms, strict=True):
+        for (session, request), total, norm in zip(fresh, totals, norms, strict=True):
             with noted(outcomes, session.id):
                 if request.grad_scale != 0:  # a step that loss scaling skips moves nothing
-                    updates[session.id] = _update(session, request, norm)
+                    _check_finite(norm)
+                    updates[session.id] = _update(session, request, total)
         try:
             update_together(list(updates.values()))
         except Exception as error:  # some weights may have moved: this must not be tried again
@@ -87,25 +93,25 @@ def _known(session: Session, request: StepRequest) -> StepReply | None:
     return None
 
 
-def _norms(fresh: Sequence[Asked]) -> list[float]:
-    """Puts each session's scaled gradients into place and gives their norms; asks the device once."""
-    totals = []
-    for session, request in fresh:
-        parameters = session.parameters()
-        if request.grad_scale:
-            for parameter, grad in zip(parameters, session.gathered, strict=bool(session.gathered)):
-                parameter.grad = None if grad is None else grad * request.grad_scale
-        total = torch.nn.utils.get_total_norm(p.grad for p in parameters if p.grad is not None)
-        totals.append(total.to(parameters[0].device))
-    return list(torch.stack(totals).tolist()) if totals else []
+def _total_norm(session: Session, request: StepRequest) -> torch.Tensor:
+    """Puts a session's scaled gradients into place and gives their norm, a number on the device."""
+    parameters = session.parameters()
+    if request.grad_scale:
+        for parameter, grad in zip(parameters, session.gathered, strict=bool(session.gathered)):
+            parameter.grad = None if grad is None else grad * request.grad_scale
+    grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    return torch.nn.utils.get_total_norm(grads) if grads else torch.zeros((), device=parameters[0].device)
 
 
-def _update(session: Session, request: StepRequest, norm: float) -> Update:
+def _check_finite(norm: float) -> None:
     if not math.isfinite(norm):
         raise NonFiniteError(
             "the gathered gradients are NaN or infinity in sum; lower the loss scale, and send a Step "
             "with grad_scale 0, which lets them go"
         )
+
+
+def _update(session: Session, request: StepRequest, total: torch.Tensor) -> Update:
     if request.max_grad_norm:
-        torch.nn.utils.clip_grads_with_norm_(session.parameters(), request.max_grad_norm, torch.tensor(norm))
+        torch.nn.utils.clip_grads_with_norm_(session.parameters(), request.max_grad_norm, total)
     return Update(session.optimizer, request.lr)

@@ -53,7 +53,8 @@ class MPNet(Bert):
     def _arguments(
         self, states: torch.Tensor, mask: torch.Tensor | None, span: LayerSpan
     ) -> Sequence[Mapping[str, Any]]:
-        bias = self.base.encoder.compute_position_bias(states)
+        with states.device:  # where it makes its positions: a copy from the host would be waited for
+            bias = self.base.encoder.compute_position_bias(states)
         return [{"attention_mask": self._attention_mask(states, mask), "position_bias": bias}] * len(span)
 
 

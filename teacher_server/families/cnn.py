@@ -11,6 +11,7 @@ from torch import nn
 
 from teacher_server.families.family import LayerSpan
 from teacher_server.families.image import ImageFamily
+from teacher_server.families.masks import hides_tokens
 from teaching_protocol.errors import InvalidTensor
 
 __all__ = ["EfficientNet", "GridFamily", "ResNet"]
@@ -32,7 +33,7 @@ class GridFamily(ImageFamily):
     def _arguments(
         self, states: torch.Tensor, mask: torch.Tensor | None, span: LayerSpan
     ) -> Sequence[Mapping[str, Any]]:
-        if mask is not None and not bool(mask.all()):
+        if hides_tokens(mask):
             raise InvalidTensor("the mask hides tokens, and a convolution sees all; send messages without padding")
         return [{}] * len(span)
 

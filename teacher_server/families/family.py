@@ -100,6 +100,14 @@ class Family(ABC):
             InvalidTensor: states that this family cannot lay out (see the family).
         """
 
+    def compile(self, backend: str) -> None:
+        """Has torch.compile make kernels of the blocks; `run` uses them from then on, at any size.
+
+        Raises:
+            InvalidSetting: a family whose blocks are not compiled.
+        """
+        raise InvalidSetting(f"compile: the layers of a {self.name} are small and are not compiled; leave compile away")
+
     def finish(self, states: torch.Tensor) -> torch.Tensor:
         """From the states at the last cut to the base model's `last_hidden_state`, [batch, tokens, width]."""
         return states
@@ -124,7 +132,7 @@ class Family(ABC):
         if not cuts:
             return found
         states, position = self.embed(inputs), 0
-        mask = self.own_mask(inputs, states)
+        mask = self.own_mask(inputs, states) if "attention_mask" in inputs else None
         for cut in sorted(set(cuts)):
             states = self.run(states, mask, LayerSpan(position, cut))
             found[cut], position = states, cut

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers.masking_utils import create_causal_mask
 
+from teacher_server.families.masks import attention_mask
 from teacher_server.families.text import TextFamily
 
 __all__ = ["GPT2"]
@@ -36,4 +36,4 @@ class GPT2(TextFamily):
         return blocks
 
     def _attention_mask(self, states: torch.Tensor, mask: torch.Tensor | None) -> Any:
-        return create_causal_mask(self.config, states, mask, past_key_values=None)
+        return attention_mask(self.config, states, mask, causal=True)

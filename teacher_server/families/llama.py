@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 
 from teacher_server.families.family import LayerSpan
+from teacher_server.families.masks import attention_mask
 from teacher_server.families.text import TextFamily
 
 __all__ = ["Llama"]
@@ -48,8 +48,8 @@ class Llama(TextFamily):
         positions = torch.arange(states.shape[1], device=states.device).unsqueeze(0)  # [1, tokens]
         rotary = self.base.rotary_emb(states, positions)
         slides = [self._slides(layer) for layer in range(span.start, span.stop)]
-        builders = {False: create_causal_mask, True: create_sliding_window_causal_mask}
-        masks = {slide: builders[slide](self.config, states, mask, past_key_values=None) for slide in set(slides)}
+        windows = {False: None, True: getattr(self.config, "sliding_window", None)}
+        masks = {slide: attention_mask(self.config, states, mask, True, windows[slide]) for slide in set(slides)}
         shared = {"position_embeddings": rotary, "position_ids": positions}
         return [{"attention_mask": masks[slide], **shared} for slide in slides]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, ClassVar
 
@@ -15,6 +15,9 @@ from teacher_server.families.family import Family, LayerSpan
 from teacher_server.families.inputs import ImageSettings
 
 __all__ = ["PretrainedFamily", "head_of"]
+
+
+_GRAPHS = 1024
 
 
 class PretrainedFamily(Family):
@@ -38,6 +41,7 @@ class PretrainedFamily(Family):
         self.base = self._base(model)
         self.config = self.base.config
         self.blocks: Sequence[nn.Module] = self._blocks()
+        self._runs: Sequence[Callable[..., Any]] = self.blocks
         if getattr(model.config, "use_cache", False):
             model.config.use_cache = False
 
@@ -77,11 +81,17 @@ class PretrainedFamily(Family):
             InvalidTensor: states that this family cannot lay out (see the family).
         """
         raw = self._lay_out(states)
+        if self._runs is not self.blocks:
+            _allow_graphs()
         for block, arguments in zip(
-            self.blocks[span.start : span.stop], self._arguments(states, mask, span), strict=True
+            self._runs[span.start : span.stop], self._arguments(states, mask, span), strict=True
         ):
             raw = _first(block(raw, **arguments))
         return self._flatten(raw)
+
+    def compile(self, backend: str) -> None:
+        """Has torch.compile make kernels of the blocks; equal blocks share them, and sizes stay open."""
+        self._runs = [torch.compile(block, dynamic=True, backend=backend) for block in self.blocks]
 
     def logits(
         self, inputs: Mapping[str, torch.Tensor], cuts: Sequence[int]
@@ -133,6 +143,13 @@ class PretrainedFamily(Family):
     def _flatten(self, raw: torch.Tensor) -> torch.Tensor:
         """What a block gives -> [batch, tokens, width]."""
         return raw
+
+
+def _allow_graphs() -> None:
+    """Lets one block's code be compiled for every width, mask, gradient and size of one; each thread has its own limit."""
+    config = torch._dynamo.config
+    if config.recompile_limit != _GRAPHS:
+        config.recompile_limit = config.accumulated_recompile_limit = _GRAPHS
 
 
 def head_of(architecture: str) -> str:

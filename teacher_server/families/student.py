@@ -11,6 +11,7 @@ from student_models import ImageStudent, States, Student, TextStudent
 from student_models.tokenizer import PADDING
 from teacher_server.families.family import Family, LayerSpan
 from teacher_server.families.inputs import TextInputs
+from teacher_server.families.masks import hides_tokens
 from teacher_server.families.pooling import segment_means
 from teacher_server.families.student_inputs import ExactImageInputs, RatingsInputs
 from teaching_protocol.errors import InvalidTensor
@@ -142,7 +143,7 @@ class ImageStudentFamily(StudentFamily):
         Raises:
             InvalidTensor: masked tokens.
         """
-        if mask is not None and not bool(mask.all()):
+        if hides_tokens(mask):
             raise InvalidTensor("the mask hides tokens, and a convolution sees all; send messages without padding")
         cells = self.student.grid[0] * self.student.grid[1]
         if states.shape[1] != cells:

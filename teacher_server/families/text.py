@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
 
 from teacher_server.families.family import LayerSpan
 from teacher_server.families.inputs import TextInputs
+from teacher_server.families.masks import attention_mask
 from teacher_server.families.pretrained import PretrainedFamily
 
 __all__ = ["TextFamily"]
@@ -51,9 +51,7 @@ class TextFamily(PretrainedFamily):
 
     def _attention_mask(self, states: torch.Tensor, mask: torch.Tensor | None) -> Any:
         """As the model's own forward builds it, for whatever attention implementation is configured."""
-        if getattr(self.config, "is_decoder", False):
-            return create_causal_mask(self.config, states, mask, past_key_values=None)
-        return create_bidirectional_mask(self.config, states, mask)
+        return attention_mask(self.config, states, mask, causal=bool(getattr(self.config, "is_decoder", False)))
 
 
 def _first_id(*candidates: int | Sequence[int] | None) -> int:

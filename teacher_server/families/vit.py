@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers.masking_utils import create_bidirectional_mask
 
 from teacher_server.families.family import LayerSpan
 from teacher_server.families.image import ImageFamily
+from teacher_server.families.masks import attention_mask
 
 __all__ = ["ViT"]
 
@@ -41,4 +41,4 @@ class ViT(ImageFamily):
     def _arguments(
         self, states: torch.Tensor, mask: torch.Tensor | None, span: LayerSpan
     ) -> Sequence[Mapping[str, Any]]:
-        return [{"attention_mask": create_bidirectional_mask(self.config, states, mask)}] * len(span)
+        return [{"attention_mask": attention_mask(self.config, states, mask, causal=False)}] * len(span)

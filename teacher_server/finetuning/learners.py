@@ -69,7 +69,8 @@ class Learner(ABC):
                 layer.bias.mul_(objective.scale).add_(objective.shift)
 
     def _inputs(self, view: Mapping[str, torch.Tensor], rows: torch.Tensor) -> dict[str, torch.Tensor]:
-        return self.teacher.prepare({name: tensor[rows] for name, tensor in view.items()}, self.max_tokens)
+        inputs = self.teacher.prepare({name: tensor[rows] for name, tensor in view.items()}, self.max_tokens)
+        return {name: tensor.to(self.teacher.device) for name, tensor in inputs.items()}
 
 
 class HeadLearner(Learner):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -275,3 +276,24 @@ def test_a_step_that_cannot_be_leaves_its_session_and_the_others_go_on(bert: Fro
         assert not any(
             parameter.grad is not None for each in room.actor.sessions.live() for parameter in each.parameters()
         )
+
+
+def test_what_did_not_fit_holds_no_memory_while_the_others_run(bert: FrozenTeacher) -> None:
+    """An error's frames keep the tensors they worked on; those of a job without room are gone before the next begins."""
+    held: list[weakref.ref[torch.Tensor]] = []
+    alive: list[bool] = []
+
+    def narrow(states: torch.Tensor) -> None:
+        alive.append(any(each() is not None for each in held))
+        if len(states) == 5:
+            held.append(weakref.ref(states))
+        if len(states) > 4:
+            raise torch.OutOfMemoryError("no room for so many rows")
+
+    students = wishes()
+    students[1].inputs["message"] = torch.randn(5, 3, 8)
+    with Room(bert, students) as room, block(bert, narrow):
+        answers = room.run(room.forwards())
+        assert [isinstance(each, OutOfMemory) for each in answers] == [False, True, False]
+    assert len(held) == 2
+    assert not alive[-1]

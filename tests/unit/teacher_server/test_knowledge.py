@@ -4,6 +4,7 @@ import torch
 
 from teacher_server.engine.knowledge import Knowledge, stack_rows
 from teacher_server.engine.knowledge_cache import KnowledgeCache
+from teacher_server.engine.transfers import Transfers
 from teacher_server.families import masked_mean
 from teacher_server.metrics import Metrics
 from teacher_server.split import FrozenTeacher
@@ -30,7 +31,7 @@ class Runs:
 
 def knowledge(teacher: FrozenTeacher, batch_rows: int = 2, budget: int = 10**6) -> Knowledge:
     cache = KnowledgeCache(budget, Metrics())
-    return Knowledge(teacher, cache, batch_rows=batch_rows, max_tokens=32)
+    return Knowledge(teacher, cache, Transfers(teacher.device), batch_rows=batch_rows, max_tokens=32)
 
 
 def test_rows_are_the_teachers_own_view(bert: FrozenTeacher) -> None:
