@@ -12,7 +12,7 @@ import torch
 
 from teacher_server.engine.asks import Ask, Asking
 from teacher_server.engine.conversation import CONVERSATION_PORTS, MESSAGE_INPUTS, Conversation, Own, needs_own_states
-from teacher_server.engine.knowledge import MASK, Knowledge, LookUp, stack_rows
+from teacher_server.engine.knowledge import MASK, Knowledge, LookUp, stack_rows, top
 from teacher_server.engine.knowledge_cache import Row
 from teacher_server.engine.merging import Answering, answering, together
 from teacher_server.engine.transfers import Transfers
@@ -75,7 +75,7 @@ class Answers:
 
     def known(self, raw: Tensors, outputs: tuple[str, ...]) -> Tensors | None:
         """Student-independent ports if all are in the cache, else None; runs no model."""
-        asked = _asked(outputs)
+        asked = self._asked(outputs)
         rows = self._knowledge.find(raw, asked)
         return None if rows is None else self._transfers.fetch(_stacked(rows, asked, raw, outputs))
 
@@ -101,8 +101,14 @@ class Answers:
     def _observed(self, raw: Tensors, outputs: Sequence[str]) -> Asking[Outputs]:
         if not outputs:
             return {}
-        asked = _asked(outputs)
+        asked = self._asked(outputs)
         return _stacked((yield from self._rows(raw, asked)), asked, raw, outputs)
+
+    def _asked(self, outputs: Sequence[str]) -> list[str]:
+        """The ports that are kept, of those asked for: all logits where they are few, a language model's largest alone."""
+        if self._teacher.heads == ("causal_lm",):
+            return sorted(set(outputs))
+        return sorted({"logits" if port.startswith("logits.top") else port for port in outputs})
 
     def _rows(self, raw: Tensors, ports: Sequence[str]) -> Asking[list[Row]]:
         rows: list[Row] = yield _Complete(self._knowledge.look_up(raw, ports))
@@ -117,16 +123,11 @@ def raw_inputs(request: ForwardRequest) -> dict[str, torch.Tensor]:
     return {name: tensor for name, tensor in request.inputs.items() if name not in MESSAGE_INPUTS}
 
 
-def _asked(outputs: Sequence[str]) -> list[str]:
-    """The ports that are kept, of those asked for."""
-    return sorted({"logits" if port.startswith("logits.top") else port for port in outputs})
-
-
 def _stacked(rows: list[Row], asked: Sequence[str], raw: Tensors, outputs: Sequence[str]) -> Outputs:
     tokens = raw["input_ids"].shape[1] if "input_ids" in raw else None
     found = {port: stack_rows(rows, port, tokens) for port in asked}
     found = {port: value.float() if value.is_floating_point() else value for port, value in found.items()}
-    return {port: _top(found["logits"], port) if port.startswith("logits.top") else found[port] for port in outputs}
+    return {port: found[port] if port in found else top(found["logits"], port) for port in outputs}
 
 
 def _finite(found: Sequence[Outputs | Exception], transfers: Transfers) -> list[Outputs | Exception]:
@@ -159,10 +160,3 @@ def _mask(rows: list[Row], states: torch.Tensor) -> torch.Tensor:
 
 def _all_real(states: torch.Tensor) -> torch.Tensor:
     return torch.ones(states.shape[:2], dtype=torch.bool, device=states.device)
-
-
-def _top(logits: torch.Tensor, port: str) -> torch.Tensor:
-    """[batch, 2, k]: the k largest logits and, as floats, their places."""
-    count = int(port.removeprefix("logits.top"))
-    values, places = logits.topk(min(count, logits.shape[-1]), dim=-1)
-    return torch.stack([values, places.to(values.dtype)], dim=-2)

@@ -14,7 +14,7 @@ from teacher_server.engine.transfers import Transfers
 from teacher_server.families import segment_means
 from teacher_server.split import FrozenTeacher
 
-__all__ = ["MASK", "Knowledge", "LookUp", "stack_rows"]
+__all__ = ["MASK", "Knowledge", "LookUp", "stack_rows", "top"]
 
 MASK = "attention_mask"
 """The port that says which of the teacher's own tokens are real (text only)."""
@@ -60,8 +60,9 @@ class Knowledge:
     def rows(self, inputs: Tensors, ports: Sequence[str]) -> list[Row]:
         """The ports of every row; computes the missing ones.
 
-        They are `hidden.<l>`, `hidden.<l>.mean<M>`, `pooled`, `logits`, `attention_mask`. A row's hidden states
-        are [its own tokens, width]: padding is not kept. Its means are [M, width].
+        They are `hidden.<l>`, `hidden.<l>.mean<M>`, `pooled`, `logits`, `logits.top<k>`, `attention_mask`. A row's
+        hidden states are [its own tokens, width]: padding is not kept. Its means are [M, width]. Of a language model's
+        logits the largest k alone are kept where no more was asked for.
         """
         return self.complete([self.look_up(inputs, ports)])[0]
 
@@ -110,7 +111,10 @@ class Knowledge:
         lengths = _lengths(prepared[MASK]) if MASK in prepared else [_ALL] * batch  # before it goes to the device
         prepared = {name: self._transfers.place(tensor) for name, tensor in prepared.items()}
         layers = [_layer(port) for port in ports if port.startswith("hidden.")]
-        found = dict(self._teacher.states(prepared, layers, "logits" in ports, "pooled" in ports))
+        needs_logits = any(port == "logits" or _is_top(port) for port in ports)
+        found = dict(self._teacher.states(prepared, layers, needs_logits, "pooled" in ports))
+        for port in filter(_is_top, ports):
+            found[port] = top(found["logits"], port)
         for port in filter(_is_mean, ports):
             states = found[f"hidden.{_layer(port)}"]
             mask = self._teacher.family.own_mask(prepared, states)
@@ -123,14 +127,21 @@ class Knowledge:
         """The ports, and the small ones that lie on the way: each layer's mean, and at the top `pooled` and `logits`."""
         if self._batch_rows == 1:
             return ports
-        top = self._teacher.family.layers
-        layers = [top if port in ("pooled", "logits") else _layer(port) for port in ports if port != MASK]
+        last = self._teacher.family.layers
+        layers = [_layer(port) if port.startswith("hidden.") else last for port in ports if port != MASK]
         reached = max(layers, default=-1)
         found = [f"hidden.{layer}.mean1" for layer in range(reached + 1)]
-        if reached == top:
+        if reached == last:
             found += ["pooled"]
             found += ["logits"] if self._teacher.heads and self._teacher.heads != ("causal_lm",) else []
         return tuple(dict.fromkeys([*ports, *found]))
+
+
+def top(logits: torch.Tensor, port: str) -> torch.Tensor:
+    """[..., classes] -> [..., 2, k] float32 for `logits.top<k>`: the k largest and, as floats, their places."""
+    count = int(port.removeprefix("logits.top"))
+    values, places = logits.float().topk(min(count, logits.shape[-1]), dim=-1)
+    return torch.stack([values, places.to(values.dtype)], dim=-2)
 
 
 def _row(batch: torch.Tensor, row: int, port: str, length: int) -> torch.Tensor:
@@ -154,12 +165,16 @@ def _is_ragged(port: str, row: torch.Tensor) -> bool:
     """Whether the row's first dimension is the teacher's own tokens."""
     if port.startswith("hidden."):
         return not _is_mean(port)
-    return port == MASK or (port == "logits" and row.dim() == 2)
+    return port == MASK or (port == "logits" and row.dim() == 2) or (_is_top(port) and row.dim() == 3)
 
 
 def _layer(port: str) -> int:
     """Of `hidden.<layer>` and `hidden.<layer>.mean<M>`."""
     return int(port.split(".")[1])
+
+
+def _is_top(port: str) -> bool:
+    return port.startswith("logits.top")
 
 
 def _is_mean(port: str) -> bool:

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import torch
+
 __all__ = ["CONTROL", "CallThreads", "on"]
 
 CONTROL = ("Describe", "Renew", "Leave")
@@ -23,7 +25,7 @@ class CallThreads:
     """
 
     def __init__(self, permits: int) -> None:
-        self.work = ThreadPoolExecutor(permits + _SPARE, thread_name_prefix="call")
+        self.work = ThreadPoolExecutor(permits + _SPARE, thread_name_prefix="call", initializer=_one_core)
         self.control = ThreadPoolExecutor(_CONTROL, thread_name_prefix="control")
         self.refusals = ThreadPoolExecutor(_REFUSALS, thread_name_prefix="refusal")
 
@@ -31,6 +33,11 @@ class CallThreads:
         """Lets the threads end."""
         for pool in (self.work, self.control, self.refusals):
             pool.shutdown(wait=False)
+
+
+def _one_core() -> None:
+    """A call's thread casts and copies; were it to do so on all cores, its idle helpers would take them from the engine."""
+    torch.set_num_threads(1)
 
 
 def on(pool: ThreadPoolExecutor, behaviour: Callable[..., Any]) -> Callable[..., Any]:
