@@ -292,11 +292,13 @@ class LeaveReply:
 class Call:
     """How one call is made: its absolute deadline on `time.monotonic()`'s clock, or None.
 
-    `cancelled` is set by the network when the caller has gone away.
+    `cancelled` is set by the network when the caller has gone away. `identity` is who calls, as the server has proven it; empty
+    where nobody is asked. A client sets none.
     """
 
     deadline: float | None = None
     cancelled: threading.Event = field(default_factory=threading.Event)
+    identity: str = ""
 
 
 class TeacherVerbs(Protocol):
