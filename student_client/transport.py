@@ -42,7 +42,13 @@ Stub = Any  # grpc's callable of one RPC
 
 _RETRIED = (Overloaded, SharedMemoryLost, TeacherUnavailable)
 # what gRPC says of a TLS handshake that failed for good
-_DISTRUST = ("CERTIFICATE_VERIFY_FAILED", "Peer name", "CERTIFICATE_REQUIRED", "ALERT_", "WRONG_VERSION_NUMBER")
+_DISTRUST = (
+    "CERTIFICATE_VERIFY_FAILED",
+    "Hostname Verification",
+    "CERTIFICATE_REQUIRED",
+    "ALERT_",
+    "WRONG_VERSION_NUMBER",
+)
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.05, 2.0
 _CHANNEL_BYTES = 2**31 - 1  # the server's own limit is on its card
 
@@ -240,8 +246,10 @@ class GrpcTransport:
                 "it asks for a certificate of yours (teacher.cert, teacher.key)"
             )
         if code is grpc.StatusCode.UNAVAILABLE:
+            # a server that refuses a client's certificate hangs up as one that goes away does
+            hint = "; if one is there, it refuses your certificate (teacher.cert)" if self._credentials.uses_tls else ""
             return TeacherUnavailable(
-                f"no teacher answers at {self.address} ({details}); start one there, or check the address"
+                f"no teacher answers at {self.address} ({details}); start one there, or check the address{hint}"
             )
         if code is grpc.StatusCode.CANCELLED:
             return CallCancelled(f"the call to {self.address} was cancelled: {details}")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import grpc
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from student_client.credentials import Credentials
 from student_client.transport import GrpcTransport
@@ -52,9 +53,20 @@ def tokens(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def addresses(model_folder: Callable[[str], Path], pki: Pki, tokens: Path) -> Iterator[dict[str, Address]]:
     """One server for each of the teacher's certificates, and one that asks for clients', too."""
     add_token(tokens, "somebody")
-    pairs = {"good": pki.good, "expired": pki.expired, "misnamed": pki.misnamed, "foreign": pki.foreign, "mutual": pki.good}
+    pairs = {
+        "good": pki.good,
+        "expired": pki.expired,
+        "misnamed": pki.misnamed,
+        "foreign": pki.foreign,
+        "mutual": pki.good,
+    }
     configs = {
-        name: {"model": str(model_folder("bert")), "metrics_port": -1, "tls_cert": str(pair.cert), "tls_key": str(pair.key)}
+        name: {
+            "model": str(model_folder("bert")),
+            "metrics_port": -1,
+            "tls_cert": str(pair.cert),
+            "tls_key": str(pair.key),
+        }
         for name, pair in pairs.items()
     }
     configs["mutual"] |= {"client_ca": str(pki.ca.cert), "tokens": str(tokens)}
@@ -121,9 +133,9 @@ def test_the_right_client_certificate_is_an_identity(name: str, addresses: dict[
 def test_a_client_certificate_that_is_expired_anothers_or_missing(
     name: str | None, addresses: dict[str, Address], pki: Pki
 ) -> None:
-    with pytest.raises((Unauthenticated, TeacherUnavailable)) as refused:
+    """The server hangs up after the client has seen the handshake as done: all it can say is what to look at."""
+    with pytest.raises(TeacherUnavailable, match=r"refuses your certificate \(teacher.cert\)"):
         describe(addresses["mutual"], own(pki, getattr(pki, name) if name else None))
-    print(type(refused.value), refused.value)
 
 
 def test_a_client_certificate_without_a_name(addresses: dict[str, Address], pki: Pki) -> None:
@@ -146,9 +158,9 @@ def test_a_key_of_another_certificate_is_found_before_anything_is_sent(pki: Pki)
 
 
 def test_health_is_open_to_whoever_gets_a_connection(addresses: dict[str, Address], pki: Pki) -> None:
-    from grpc_health.v1 import health_pb2, health_pb2_grpc
-
-    proof = grpc.ssl_channel_credentials(pki.ca.cert.read_bytes(), pki.nobody.key.read_bytes(), pki.nobody.cert.read_bytes())
+    proof = grpc.ssl_channel_credentials(
+        pki.ca.cert.read_bytes(), pki.nobody.key.read_bytes(), pki.nobody.cert.read_bytes()
+    )
     with grpc.secure_channel(addresses["mutual"].name, proof) as channel:
         reply = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=10)
     assert reply.status == health_pb2.HealthCheckResponse.SERVING
