@@ -55,6 +55,7 @@ class TeacherActor:
     def enroll(self, request: verbs.EnrollRequest, call: Call) -> verbs.EnrollReply:
         """Opens a session, or hands a live one to a new client under the next epoch."""
         checks.check_student(request.student)
+        checks.check_id("call_id", request.call_id)
         if self._scheduler.draining:
             raise Draining("the server is shutting down and opens no session; enrol elsewhere, or when it is back")
         account = account_of(call.identity, request.student)
