@@ -63,7 +63,7 @@ class TeacherConfig(BaseModel):
     token_file: Path | None = Field(
         None, description="File with the token, readable by its owner alone; None takes the variable TEACHER_TOKEN."
     )
-    tls: bool = Field(False, description="TLS with the CAs that this machine trusts, where `ca` is not given.")
+    tls: bool = Field(False, description="TLS with the public CAs that gRPC brings, where `ca` is not given.")
     server_name: str | None = Field(None, description="Name in the teacher's certificate, if it is not the address's.")
     insecure: bool = Field(
         False, description="Send the token without TLS to another machine, where others may read it."

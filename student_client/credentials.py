@@ -30,7 +30,7 @@ class Credentials:
         ca: PEM file of the CA that the teacher's certificate must come from; turns TLS on.
         cert, key: PEM files of this student's own certificate, for a server that asks for one; turn TLS on.
         token_file: file with the token, read again when it changes; None takes `TEACHER_TOKEN`, or none.
-        tls: use TLS with the CAs this machine trusts, where no `ca` is named.
+        tls: use TLS with the public CAs that gRPC brings, where no `ca` is named.
         server_name: name the teacher's certificate must have, where that is not the address's.
         insecure: send the token even where others could read it: without TLS, to another machine.
     """

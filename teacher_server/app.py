@@ -199,6 +199,7 @@ class TeacherApp:
     def _reap(self) -> None:
         while not self._closing.wait(min(1.0, self.config.lease_s / 4)):
             self.actor.reap(self._authority.knows)
+            self._same_host.shut_out(self._authority.knows)
 
 
 def _device_memory(engine: Engine) -> float:

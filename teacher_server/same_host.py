@@ -7,6 +7,7 @@ card is let in, and what it hands over serves the identity it was given to alone
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import secrets
@@ -15,6 +16,7 @@ import socket
 import threading
 import time
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from teaching_protocol.errors import InvalidSetting, SharedMemoryLost
@@ -117,6 +119,13 @@ class SameHost:
                 "the request lies in memory that this server does not share; send the message itself"
             )
         return block
+
+    def shut_out(self, is_let_in: Callable[[str], bool]) -> None:
+        """Hangs up on owners that are let in no more."""
+        for connection in list(self._found.values()):
+            if not is_let_in(connection.owner or ""):
+                with contextlib.suppress(OSError):  # it has just gone by itself
+                    connection.socket.shutdown(socket.SHUT_RDWR)
 
     def _listen(self) -> None:
         with selectors.DefaultSelector() as selector, self._stopped, self._listener:

@@ -66,7 +66,7 @@ class Session:
     everybody, where nobody is asked who they are.
     """
 
-    id: str
+    id: str = field(repr=False)
     student: str
     settings: SessionSettings
     codec: TeacherCodec

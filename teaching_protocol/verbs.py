@@ -59,9 +59,9 @@ def has_gradient(port: str) -> bool:
 
 @dataclass(frozen=True)
 class SessionRef:
-    """Which session a call belongs to; `epoch` is its fencing number."""
+    """Which session a call belongs to; `epoch` is its fencing number. Its `repr` shows no id, which opens the session."""
 
-    session_id: str = ""
+    session_id: str = field(default="", repr=False)
     epoch: int = 0
 
 
@@ -152,7 +152,7 @@ class EnrollRequest:
 
     student: str = ""
     settings: SessionSettings = SessionSettings()
-    resume: str = ""
+    resume: str = field(default="", repr=False)
     state: bytes = b""
     call_id: str = ""
 

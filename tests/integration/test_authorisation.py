@@ -186,6 +186,19 @@ def test_what_is_no_bearer_token(value: str, town: Town) -> None:
     assert "x y" not in refused.value.details()
 
 
+@pytest.mark.parametrize("who", STRANGERS)
+def test_a_refusal_is_not_tried_again(
+    who: str, town: Town, secrets: dict[str, Credentials | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TEACHER_TOKEN", raising=False)
+    before = town.address.metric("teacher_requests_total", method="Describe", code="UNAUTHENTICATED")
+    transport = GrpcTransport(town.address.name, patience_s=5.0, credentials=secrets[who])
+    with pytest.raises(Unauthenticated, match="token add NAME"):
+        transport.describe(verbs.DescribeRequest(), in_s(10))
+    assert town.address.metric("teacher_requests_total", method="Describe", code="UNAUTHENTICATED") == before + 1
+    transport.close()
+
+
 def test_two_tokens_in_one_call_are_none(town: Town, secrets: dict[str, Credentials | None]) -> None:
     own = secrets["right"]
     assert own is not None
@@ -341,6 +354,9 @@ def test_no_secret_is_written_anywhere(bert: FrozenTeacher, tmp_path: Path, capl
             caller.session = dataclasses.replace(session, epoch=2)
         said = prometheus_client.generate_latest(app.metrics.registry).decode() + caplog.text
         said += "".join(str(record.__dict__) for record in caplog.records)
+        said += repr(
+            (session, caller.session, app.actor.sessions.live(), verbs.EnrollRequest(resume=session.session_id))
+        )
         said += repr((app, app._authority, app._authority.__dict__, credentials, transport, config, app.actor))
         transport.close()
     assert "StaleEpoch" in said

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -149,6 +150,23 @@ def test_a_revoked_name_bars_its_certificate(addresses: dict[str, Address], pki:
     revoke(tokens, "carl")
     with pytest.raises(PermissionDenied, match="was revoked"):
         describe(addresses["mutual"], carl)
+
+
+def test_a_token_over_tls_counts_before_the_certificate(
+    addresses: dict[str, Address], pki: Pki, tokens: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "token"
+    path.touch(mode=0o600)
+    path.write_text(add_token(tokens, "tess"))
+    with_token = dataclasses.replace(own(pki, pki.ann), token_file=path)
+    with Caller(GrpcTransport(addresses["mutual"].name, "none", credentials=with_token), "student") as caller:
+        assert caller.forward()[1].outputs
+        by_certificate = GrpcTransport(addresses["mutual"].name, "none", credentials=own(pki, pki.ann))
+        with pytest.raises(PermissionDenied, match="opened by another identity"):
+            by_certificate.renew(verbs.RenewRequest(caller.session), in_s(15))
+    path.write_text("ttk-0123456789abcdef-" + "x" * 43)
+    with pytest.raises(Unauthenticated, match="not known here"):
+        describe(addresses["mutual"], with_token)
 
 
 def test_a_key_of_another_certificate_is_found_before_anything_is_sent(pki: Pki) -> None:

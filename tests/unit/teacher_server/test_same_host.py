@@ -93,6 +93,18 @@ def test_strangers_who_keep_silent_shut_nobody_out() -> None:
             each.close()
 
 
+def test_owners_that_are_let_in_no_more_are_hung_up_on() -> None:
+    with serving() as host:
+        ann, bob = (greeted(host, name)[0] for name in ("ann", "bob"))
+        assert hand_over(ann, 0)[0] == TAKEN
+        host.shut_out(lambda owner: owner != "ann")
+        assert ann.recv(10) == b""
+        poll(lambda: mapped() == 0, "her blocks are unmapped")
+        assert hand_over(bob, 0)[0] == TAKEN
+        ann.close()
+        bob.close()
+
+
 def test_a_block_serves_its_owner_alone() -> None:
     """Even who has learned the secret, which none but its owner is told, gets nowhere with another identity."""
     with serving() as host:
