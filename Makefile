@@ -6,11 +6,12 @@ PEERS ?= .venv-peers
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TEST_FLAGS ?= -n 2
+FUZZ_SEED ?= 0
 PIP_FLAGS := --disable-pip-version-check --no-warn-script-location
 SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -c
 
-.PHONY: setup demo test test-slow test-gpu lint type proto bench bench-gpu serve clean
+.PHONY: setup demo test test-slow test-gpu lint type proto bench bench-gpu fuzz lock audit licences serve clean
 
 setup: $(STAMP)
 
@@ -76,6 +77,19 @@ $(PEERS)/.installed: benchmarks/peers/requirements.txt
 
 bench-gpu: setup ## one GPU, a body of a 1B model's shapes; under 8 minutes
 	$(BIN)/python benchmarks/bench_gpu.py
+
+fuzz: setup ## 1,300,000 mutated inputs: the unpacker and the import of states
+	$(BIN)/python -m tests.fuzz unpack --inputs 1000000 --seed $(FUZZ_SEED)
+	$(BIN)/python -m tests.fuzz state --inputs 300000 --seed $(FUZZ_SEED)
+
+lock: setup ## deploy/docker/requirements.lock: what an image installs, pinned with hashes
+	$(BIN)/python deploy/lock.py
+
+audit: setup ## known faults of what the images install; needs pip-audit and its database
+	$(BIN)/python deploy/audit.py
+
+licences: setup ## docs/licences.md: under which licences everything is that gets installed
+	$(BIN)/python deploy/licences.py
 
 serve: setup ## MODEL=name or folder
 	$(BIN)/teacher-server serve --model $(MODEL) $(SERVE_FLAGS)

@@ -33,6 +33,7 @@ from teacher_server.config import ServerConfig
 from teacher_server.metrics import Metrics
 from teacher_server.same_host import SameHost
 from teacher_server.service import add_service
+from teacher_server.sessions import Sessions
 from teaching_protocol import verbs
 from teaching_protocol.channel import channel_options, server_options
 from teaching_protocol.v1 import teacher_pb2
@@ -46,8 +47,8 @@ Rates = dict[str, dict[str, float]]
 class Echo:
     """A teacher that answers Forward with its inputs, behind the product's own service."""
 
-    def __init__(self, same_host: str) -> None:
-        self.card = verbs.DescribeReply(same_host=same_host)
+    def __init__(self) -> None:
+        self.card, self.sessions = verbs.DescribeReply(), Sessions(60.0, 1)
 
     def describe(self, request: verbs.DescribeRequest, call: verbs.Call) -> verbs.DescribeReply:
         return self.card
@@ -71,7 +72,7 @@ def serve_echo() -> None:
     same_host = SameHost(2**30, 8)
     same_host.start()
     server = grpc.server(ThreadPoolExecutor(4), options=server_options(LIMIT))
-    add_service(server, Echo(same_host.address), Metrics(), ServerConfig(model="echo", message_bytes=LIMIT), same_host)  # type: ignore[arg-type]
+    add_service(server, Echo(), Metrics(), ServerConfig(model="echo", message_bytes=LIMIT), same_host)  # type: ignore[arg-type]
     handlers = {
         "Plain": grpc.unary_unary_rpc_method_handler(plain),
         "Ready": grpc.unary_unary_rpc_method_handler(lambda data, context: data),

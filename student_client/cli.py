@@ -16,11 +16,15 @@ from rich.console import Console
 from student_client.checkpoints import checkpoint_folders
 from student_client.compare.command import compare
 from student_client.config import RunConfig
+from student_client.credentials import Credentials
 from student_client.demo import Demo, run_demo
 from student_client.evaluate import SplitName, evaluate_run
 from student_client.flags import (
+    Ca,
+    Cert,
     ConfigFile,
     DataFlag,
+    Key,
     LabelColumn,
     Labelled,
     MaxSteps,
@@ -31,6 +35,7 @@ from student_client.flags import (
     Size,
     TeacherFlag,
     TextColumn,
+    TokenFile,
     Unlabelled,
     read_config,
     run_fields,
@@ -94,6 +99,10 @@ def train(
     unlabelled: Unlabelled = None,
     method: Annotated[str | None, typer.Option(help=f"One of {', '.join(METHODS)}, or several with commas.")] = None,
     teacher: TeacherFlag = None,
+    ca: Ca = None,
+    cert: Cert = None,
+    key: Key = None,
+    token_file: TokenFile = None,
     complementary: Annotated[
         list[str] | None, typer.Option(help="Address of a further teacher of a committee; may be repeated.")
     ] = None,
@@ -107,6 +116,7 @@ def train(
     quiet: Quiet = False,
 ) -> None:
     """Trains one student; Ctrl-C or SIGTERM ends it after its step, to go on later with --resume."""
+    trust = {"ca": ca, "cert": cert, "key": key, "token_file": token_file}
     flags = run_fields(
         data=data,
         text_column=text_column,
@@ -117,9 +127,13 @@ def train(
         size=size,
         seed=seed,
         max_steps=max_steps,
+        ca=ca,
+        cert=cert,
+        key=key,
+        token_file=token_file,
     ) | {
         "method.names": method,
-        "complementary": [{"address": address} for address in complementary or ()] or None,
+        "complementary": [{"address": address, **trust} for address in complementary or ()] or None,
         "output": output,
     }
     if resume and config is None and output is not None:
@@ -142,9 +156,14 @@ def evaluate(
 def ping(
     address: Annotated[str, typer.Argument(help="HOST:PORT of a teacher server.")],
     deadline_s: Annotated[float, typer.Option(help="Seconds to wait for an answer.")] = 5.0,
+    ca: Ca = None,
+    cert: Cert = None,
+    key: Key = None,
+    token_file: TokenFile = None,
 ) -> None:
     """Asks a teacher for its card, and how long an answer takes."""
-    transport = GrpcTransport(address, patience_s=0.0)
+    credentials = Credentials(ca=ca, cert=cert, key=key, token_file=token_file)
+    transport = GrpcTransport(address, patience_s=0.0, credentials=credentials)
     try:
         times, card = [], DescribeReply()
         for _ in range(_PINGS + 1):  # the first one opens the connection

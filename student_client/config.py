@@ -23,6 +23,13 @@ __all__ = [
 ]
 
 
+_CONNECTION = {
+    *("address", "student", "deadline_s"),
+    *("ca", "cert", "key", "token_file", "tls", "server_name", "insecure"),
+}
+"""Fields of a teacher that say how it is reached and change nothing that is learned."""
+
+
 class StudentConfig(BaseModel):
     """How large a student is; what is None comes from the preset of its modality."""
 
@@ -48,6 +55,19 @@ class TeacherConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     address: str = Field("127.0.0.1:50051", min_length=1, description="`host:port` of the teacher server.")
+    ca: Path | None = Field(None, description="PEM file of the CA of the teacher's certificate; turns TLS on.")
+    cert: Path | None = Field(
+        None, description="PEM file of this student's own certificate, if the server asks for one."
+    )
+    key: Path | None = Field(None, description="PEM file of that certificate's key.")
+    token_file: Path | None = Field(
+        None, description="File with the token, readable by its owner alone; None takes the variable TEACHER_TOKEN."
+    )
+    tls: bool = Field(False, description="TLS with the public CAs that gRPC brings, where `ca` is not given.")
+    server_name: str | None = Field(None, description="Name in the teacher's certificate, if it is not the address's.")
+    insecure: bool = Field(
+        False, description="Send the token without TLS to another machine, where others may read it."
+    )
     student: str | None = Field(
         None, min_length=1, description="Name of this student at the teacher; None makes one that nobody else has."
     )
@@ -131,8 +151,8 @@ class RunConfig(BaseModel):
         """The fields that a resumed run must share with the run it goes on with, as JSON values."""
         unbound: dict[str, Any] = {
             "output": True,
-            "teacher": {"address", "student", "deadline_s"},
-            "complementary": {"__all__": {"address", "student", "deadline_s"}},
+            "teacher": _CONNECTION,
+            "complementary": {"__all__": _CONNECTION},
             "method": {"committee": {"on_missing", "wait_s", "retry_s"}, "selection": {"learning"}},
             "training": {"checkpoint_every", "log_every", "tensorboard", "threads", "device"},
         }

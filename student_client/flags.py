@@ -12,8 +12,11 @@ from student_client.config import RunConfig, load_run_config
 from task_data.flags import data_fields, setting
 
 __all__ = [
+    "Ca",
+    "Cert",
     "ConfigFile",
     "DataFlag",
+    "Key",
     "LabelColumn",
     "Labelled",
     "MaxSteps",
@@ -24,6 +27,7 @@ __all__ = [
     "Size",
     "TeacherFlag",
     "TextColumn",
+    "TokenFile",
     "Unlabelled",
     "read_config",
     "run_fields",
@@ -36,6 +40,12 @@ LabelColumn = Annotated[str | None, typer.Option(help="Column of your file that 
 Labelled = Annotated[int | None, typer.Option(help="Training rows that keep their label.")]
 Unlabelled = Annotated[int | None, typer.Option(help="Training rows that join without a label.")]
 TeacherFlag = Annotated[str | None, typer.Option(help="Address of the teacher server, HOST:PORT.")]
+Ca = Annotated[Path | None, typer.Option(help="PEM file of the CA of the teacher's certificate; turns TLS on.")]
+Cert = Annotated[Path | None, typer.Option(help="PEM file of your own certificate, if the teacher asks for one.")]
+Key = Annotated[Path | None, typer.Option(help="PEM file of its key.")]
+TokenFile = Annotated[
+    Path | None, typer.Option(help="File with your token, mode 600; without it the variable TEACHER_TOKEN is read.")
+]
 Size = Annotated[str | None, typer.Option(help="Size of the student: tiny, small or complementary.")]
 Output = Annotated[Path | None, typer.Option(help="Folder of the run.")]
 Seed = Annotated[int | None, typer.Option(help="Seed of student, codecs and order; the splits keep data.seed.")]
@@ -55,6 +65,10 @@ def run_fields(
     size: str | None,
     seed: int | None,
     max_steps: int | None,
+    ca: Path | None,
+    cert: Path | None,
+    key: Path | None,
+    token_file: Path | None,
 ) -> dict[str, Any]:
     """Flags by the dotted field they set; None where a flag was not given.
 
@@ -67,6 +81,10 @@ def run_fields(
         "data.labelled": labelled,
         "data.unlabelled": unlabelled,
         "teacher.address": teacher,
+        "teacher.ca": ca,
+        "teacher.cert": cert,
+        "teacher.key": key,
+        "teacher.token_file": token_file,
         "student.size": size,
         "training.max_steps": max_steps,
         **dict.fromkeys(("student.seed", "method.seed", "training.seed"), seed),

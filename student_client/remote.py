@@ -9,6 +9,7 @@ from typing import Self, Unpack
 import torch
 from torch import nn
 
+from student_client.credentials import Credentials
 from student_client.exchange import Question, exchange, placed
 from student_client.session import Session, SessionOptions
 from student_client.transport import GrpcTransport
@@ -138,6 +139,7 @@ class RemoteTeacher(Teacher):
         patience_s: for how many of these seconds a teacher that does not answer is tried again.
         shared_memory: whether large messages may go through shared memory, where the teacher is on this host.
         int8_error: largest relative error of a tensor sent as int8; one that has more goes as bf16.
+        credentials: CA, client certificate, token; None is no TLS, and the token of `TEACHER_TOKEN`, if any.
         options: fields of `SessionSettings`, see `SessionOptions`.
     """
 
@@ -151,9 +153,10 @@ class RemoteTeacher(Teacher):
         patience_s: float = 10.0,
         shared_memory: bool = True,
         int8_error: float = Int8Rules.error_limit,
+        credentials: Credentials | None = None,
         **options: Unpack[SessionOptions],
     ) -> None:
-        transport = GrpcTransport(address, compression, patience_s, shared_memory, int8_error)
+        transport = GrpcTransport(address, compression, patience_s, shared_memory, int8_error, credentials)
         super().__init__(Session(transport, student, compression, deadline_s), options)
 
 

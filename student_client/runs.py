@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from student_client.config import RunConfig, TeacherConfig
+from student_client.credentials import Credentials
 from student_client.methods import Context, Method, build_methods, named, session_options
 from student_client.progress import Progress
 from student_client.remote import InProcessTeacher, RemoteTeacher, SessionOptions, Teacher
@@ -156,6 +157,18 @@ def _teachers(config: RunConfig, data: TaskData, given: Sequence[TeacherVerbs]) 
     ]
 
 
+def _credentials(wanted: TeacherConfig) -> Credentials:
+    return Credentials(
+        ca=wanted.ca,
+        cert=wanted.cert,
+        key=wanted.key,
+        token_file=wanted.token_file,
+        tls=wanted.tls,
+        server_name=wanted.server_name,
+        insecure=wanted.insecure,
+    )
+
+
 def _session(
     config: RunConfig, data: TaskData, wanted: TeacherConfig, place: int, teacher: TeacherVerbs | None
 ) -> Teacher:
@@ -176,6 +189,7 @@ def _session(
         compression=wanted.compression,
         shared_memory=wanted.shared_memory,
         int8_error=wanted.int8_error,
+        credentials=_credentials(wanted),
         deadline_s=wanted.deadline_s,
         patience_s=_PATIENCE_S if config.method.committee.on_missing == "fail" else _SHORT_PATIENCE_S,
         **options,

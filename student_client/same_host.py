@@ -7,7 +7,9 @@ or is refused, goes without.
 from __future__ import annotations
 
 import contextlib
+import hmac
 import os
+import secrets
 import socket
 import threading
 import weakref
@@ -21,10 +23,12 @@ from teaching_protocol.shared_memory import (
     ADD,
     DROP,
     GREETING,
+    HELLO,
     SHARED_MIN_BYTES,
     TAKEN,
     Block,
     Place,
+    Ticket,
     can_share,
     host_mark,
 )
@@ -66,7 +70,7 @@ class SharedBlocks:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._connection: socket.socket | None = None
-        self._same_host = self._secret = ""
+        self._name = self._secret = ""
         self._limit_bytes = self._bytes = self._next = 0
         self._free: list[Lease] = []
         self._lent: dict[int, Lease] = {}
@@ -74,14 +78,15 @@ class SharedBlocks:
 
     def connect(self, same_host: str) -> bool:
         """Reaches the server whose card says `same_host`; False where that is on another host, or nowhere."""
+        ticket = Ticket.parse(same_host)
         with self._lock:
-            if self._connection is not None and same_host == self._same_host and self._is_alive(self._connection):
+            is_known = ticket is not None and ticket.name == self._name
+            if self._connection is not None and is_known and self._is_alive(self._connection):
                 return True
             self._end()
-            mark, _, name = same_host.partition("/")
-            if name and can_share() and mark == host_mark():
-                self._same_host = same_host
-                self._greet(name)
+            if ticket is not None and ticket.name and can_share() and ticket.mark == host_mark():
+                self._name = ticket.name
+                self._greet(ticket)
             return self._connection is not None
 
     @contextlib.contextmanager
@@ -144,18 +149,25 @@ class SharedBlocks:
                 del self._lent[lease.number]
                 self._forget(self._connection, lease)
 
-    def _greet(self, name: str) -> None:
+    def _greet(self, ticket: Ticket) -> None:
+        """Shows the ticket, and believes no one who cannot prove to have given it out."""
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         connection.settimeout(_ANSWER_S)
         try:
-            connection.connect(f"\0{name}")
+            connection.connect(f"\0{ticket.name}")
+            challenge = secrets.token_bytes(16)
+            connection.send(HELLO.pack(ticket.id, challenge))
             greeting = connection.recv(GREETING.size + 1)
         except OSError:
             greeting = b""
         if len(greeting) != GREETING.size:  # nobody there, or no room: it hung up
             connection.close()
             return
-        secret, self._limit_bytes = GREETING.unpack(greeting)
+        secret, limit_bytes, proof = GREETING.unpack(greeting)
+        if not hmac.compare_digest(proof, ticket.proof(challenge)):  # somebody else took the name
+            connection.close()
+            return
+        self._limit_bytes = limit_bytes
         self._connection, self._secret = connection, secret.hex()
         weakref.finalize(self, connection.close)  # of a client that nobody closed
 

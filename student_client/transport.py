@@ -13,6 +13,7 @@ from typing import Any, cast
 import grpc
 import tenacity
 
+from student_client.credentials import Credentials
 from student_client.same_host import SharedBlocks
 from teaching_protocol import verbs
 from teaching_protocol.channel import channel_options, error_from
@@ -26,6 +27,7 @@ from teaching_protocol.errors import (
     SharedMemoryLost,
     TeacherUnavailable,
     TeachingError,
+    Unauthenticated,
 )
 from teaching_protocol.int8 import Int8Rules
 from teaching_protocol.shared_memory import SHARED_KEY
@@ -39,6 +41,14 @@ _log = logging.getLogger(__name__)
 Stub = Any  # grpc's callable of one RPC
 
 _RETRIED = (Overloaded, SharedMemoryLost, TeacherUnavailable)
+# what gRPC says of a TLS handshake that failed for good
+_DISTRUST = (
+    "CERTIFICATE_VERIFY_FAILED",
+    "Hostname Verification",
+    "CERTIFICATE_REQUIRED",
+    "ALERT_",
+    "WRONG_VERSION_NUMBER",
+)
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.05, 2.0
 _CHANNEL_BYTES = 2**31 - 1  # the server's own limit is on its card
 
@@ -82,6 +92,7 @@ class GrpcTransport:
         patience_s: how long a teacher that is down is waited for, within the call's deadline.
         shared_memory: whether large messages may go through shared memory, where the teacher is on this host.
         int8_error: largest relative error of a tensor sent as int8; one that has more goes as bf16.
+        credentials: who this is and whom it trusts; None is no TLS, and the token of `TEACHER_TOKEN`, if any.
 
     Attributes:
         bytes_sent, bytes_received, bytes_shared: of all calls, both ways, and those of them that were in shared memory.
@@ -95,6 +106,7 @@ class GrpcTransport:
         patience_s: float = 10.0,
         shared_memory: bool = True,
         int8_error: float = Int8Rules.error_limit,
+        credentials: Credentials | None = None,
     ) -> None:
         self.address = address
         self.compression = compression
@@ -106,7 +118,8 @@ class GrpcTransport:
         self._int8 = Int8Rules(int8_error, self.int8.note)
         self._blocks = SharedBlocks()
         self._reply_bytes: dict[str, int] = {}  # the largest of each verb
-        self._channel = grpc.insecure_channel(address, options=channel_options(_CHANNEL_BYTES))
+        self._credentials = credentials or Credentials()
+        self._channel = self._credentials.channel(address, channel_options(_CHANNEL_BYTES))
         self._stubs = {method.verb: self._stub(method) for method in METHODS}
 
     def describe(self, request: verbs.DescribeRequest, call: Call) -> verbs.DescribeReply:
@@ -204,7 +217,8 @@ class GrpcTransport:
     ) -> tuple[bytes, str]:
         """One try: the reply that came with the call, and what the server says of one in the shared block."""
         try:
-            reply, answered = stub.with_call(data, timeout=max(0.001, deadline - time.monotonic()), metadata=metadata)
+            sent = (*metadata, *self._credentials.metadata())
+            reply, answered = stub.with_call(data, timeout=max(0.001, deadline - time.monotonic()), metadata=sent)
             return reply, dict(answered.trailing_metadata()).get(SHARED_KEY, "0") if metadata else "0"
         except grpc.RpcError as error:
             raise self._typed(error) from error
@@ -225,9 +239,17 @@ class GrpcTransport:
             return MessageTooLarge(
                 f"the teacher at {self.address} refused the size: {details}; send fewer rows or tokens"
             )
+        if code is grpc.StatusCode.UNAVAILABLE and any(mark in details for mark in _DISTRUST):
+            return Unauthenticated(
+                f"the teacher at {self.address} and this student do not trust each other's certificates ({details[-300:]}); "
+                "check teacher.ca, the name in the teacher's certificate (or teacher.server_name), the dates, and whether "
+                "it asks for a certificate of yours (teacher.cert, teacher.key)"
+            )
         if code is grpc.StatusCode.UNAVAILABLE:
+            # a server that refuses a client's certificate hangs up as one that goes away does
+            hint = "; if one is there, it refuses your certificate (teacher.cert)" if self._credentials.uses_tls else ""
             return TeacherUnavailable(
-                f"no teacher answers at {self.address} ({details}); start one there, or check the address"
+                f"no teacher answers at {self.address} ({details}); start one there, or check the address{hint}"
             )
         if code is grpc.StatusCode.CANCELLED:
             return CallCancelled(f"the call to {self.address} was cancelled: {details}")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from typing import Any
@@ -24,7 +25,7 @@ from teacher_server.optimizers import build_optimizer
 from teacher_server.replies import Replies
 from teacher_server.scheduling.quotas import SessionQuotas, state_bytes
 from teacher_server.scheduling.scheduler import Scheduler
-from teacher_server.sessions import Session, Sessions, new_session_id
+from teacher_server.sessions import Session, Sessions, account_of, new_session_id
 from teacher_server.warming import warm_up_calls
 from teaching_protocol import verbs
 from teaching_protocol.errors import DeadlineExceeded, Draining, InvalidSetting
@@ -56,23 +57,25 @@ class TeacherActor:
     def enroll(self, request: verbs.EnrollRequest, call: Call) -> verbs.EnrollReply:
         """Opens a session, or hands a live one to a new client under the next epoch."""
         checks.check_student(request.student)
+        checks.check_id("call_id", request.call_id)
         if self._scheduler.draining:
             raise Draining("the server is shutting down and opens no session; enrol elsewhere, or when it is back")
-        with self._scheduler.permit(f"enroll {request.student}", request.student):
+        account = account_of(call.identity, request.student)
+        with self._scheduler.permit(f"enroll {account}", account):
             if request.resume:
-                session = self.sessions.resume(request.resume, request.student)
+                session = self.sessions.resume(request.resume, request.student, call.identity)
             else:
                 checks.check_settings(request.settings, self.card)
-                session = self.sessions.enrolled(request.student, request.call_id) or self._opened(request)
+                session = self.sessions.enrolled(account, request.call_id) or self._opened(request, call.identity)
         parameters = sum(parameter.numel() for parameter in session.parameters())
         return verbs.EnrollReply(session.ref, self.sessions.lease_s, session.step, parameters, session.settings)
 
     def forward(self, request: verbs.ForwardRequest, call: Call) -> verbs.ForwardReply:
         """Output ports for input ports; what is known already is answered without the engine."""
-        session = self.sessions.get(request.session)
+        session = self.sessions.get(request.session, call.identity)
         checks.check_forward(request, session.settings, self.card)
         if not any(port in CONVERSATION_PORTS for port in request.outputs):
-            with self._scheduler.permit(session.id, session.student):
+            with self._scheduler.permit(session.id, session.account):
                 known = self._engine.answers.known(raw_inputs(request), request.outputs)
             if known is not None:
                 return verbs.ForwardReply(outputs=known)
@@ -82,7 +85,7 @@ class TeacherActor:
 
     def backward(self, request: verbs.BackwardRequest, call: Call) -> verbs.BackwardReply:
         """Gradients of inputs for gradients of outputs; codec gradients gather in the session."""
-        session = self.sessions.get(request.session)
+        session = self.sessions.get(request.session, call.identity)
         checks.check_backward(request, session.settings, self.card)
         reply, job = self._work("Backward", session, request, call)
         timed: verbs.BackwardReply = dataclasses.replace(reply, **job.timing.seconds)
@@ -90,29 +93,33 @@ class TeacherActor:
 
     def step(self, request: verbs.StepRequest, call: Call) -> verbs.StepReply:
         """Applies the gathered codec gradients once for each step number."""
-        session = self.sessions.get(request.session)
+        session = self.sessions.get(request.session, call.identity)
         checks.check_step(request)
         reply: verbs.StepReply = self._work("Step", session, request, call)[0]
         return reply
 
     def export(self, request: verbs.ExportRequest, call: Call) -> verbs.ExportReply:
         """The session's whole state, between two of its calls."""
-        reply: verbs.ExportReply = self._work("Export", self.sessions.get(request.session), request, call)[0]
+        reply: verbs.ExportReply = self._work(
+            "Export", self.sessions.get(request.session, call.identity), request, call
+        )[0]
         return reply
 
     def import_(self, request: verbs.ImportRequest, call: Call) -> verbs.ImportReply:
         """Replaces the session's state; on an error it is as it was."""
-        reply: verbs.ImportReply = self._work("Import", self.sessions.get(request.session), request, call)[0]
+        reply: verbs.ImportReply = self._work(
+            "Import", self.sessions.get(request.session, call.identity), request, call
+        )[0]
         return reply
 
     def renew(self, request: verbs.RenewRequest, call: Call) -> verbs.RenewReply:
         """Renews the lease; never waits behind work."""
-        self.sessions.get(request.session)
+        self.sessions.get(request.session, call.identity)
         return verbs.RenewReply(self.sessions.lease_s)
 
     def leave(self, request: verbs.LeaveRequest, call: Call) -> verbs.LeaveReply:
         """Ends the session and frees what it held."""
-        self.end(self.sessions.get(request.session), "leave")
+        self.end(self.sessions.get(request.session, call.identity), "leave")
         return verbs.LeaveReply()
 
     def warm_up(self) -> None:
@@ -125,20 +132,23 @@ class TeacherActor:
         self._scheduler.forget(session.id)
 
     def end(self, session: Session, cause: str) -> None:
-        """Ends a session for a cause: leave, lease or shutdown."""
+        """Ends a session for a cause: leave, lease, revoked or shutdown."""
         if self.sessions.remove(session, cause):
             self._engine.graphs.drop(session.id)
             self._scheduler.forget(session.id)
             self._metrics.session_ends.labels(cause).inc()
             self._metrics.sessions.set(len(self.sessions))
 
-    def reap(self) -> None:
-        """Ends the sessions whose lease ran out."""
+    def reap(self, is_let_in: Callable[[str], bool] = lambda owner: True) -> None:
+        """Ends the sessions whose lease ran out, and those of owners that are let in no more."""
         for session in self.sessions.expired():
             self.end(session, "lease")
+        for session in self.sessions.live():
+            if not is_let_in(session.owner):
+                self.end(session, "revoked")
 
-    def _opened(self, request: verbs.EnrollRequest) -> Session:
-        session = self._new_session(request.student, request.settings)
+    def _opened(self, request: verbs.EnrollRequest, owner: str) -> Session:
+        session = self._new_session(request.student, request.settings, owner)
         session.enrolled_by = request.call_id
         if request.state:
             state.import_state(session, request.state, self.card.model_hash)
@@ -146,7 +156,7 @@ class TeacherActor:
         self._metrics.sessions.set(len(self.sessions))
         return session
 
-    def _new_session(self, student: str, settings: SessionSettings) -> Session:
+    def _new_session(self, student: str, settings: SessionSettings, owner: str = "") -> Session:
         widths = self.card.widths
         shape = CodecShape(
             widths[settings.entry],
@@ -163,16 +173,18 @@ class TeacherActor:
                 f"tokens has {size:,} parameters, the limit is {self._config.max_codec_parameters:,}; ask for a smaller one"
             )
         held_bytes = state_bytes(size, settings.optimizer)
-        self.sessions.check_room(student, held_bytes)
+        self.sessions.check_room(account_of(owner, student), held_bytes, owner)
         codec = TeacherCodec(shape, settings.seed).to(self._engine.teacher.device)
         optimizer = build_optimizer(codec.parameters(), settings.optimizer)
         replies = Replies(self._config.session_replay_bytes)
-        return Session(new_session_id(), student, settings, codec, optimizer, replies, size_bytes=held_bytes)
+        return Session(
+            new_session_id(), student, settings, codec, optimizer, replies, size_bytes=held_bytes, owner=owner
+        )
 
     def _work(self, method: str, session: Session, request: Any, call: Call) -> tuple[Any, Job]:
         """Queues a job and waits for its reply until the call's deadline."""
         deadline = call.deadline or time.monotonic() + self._config.call_limit_s
-        call = Call(deadline, call.cancelled)
+        call = Call(deadline, call.cancelled, call.identity)
         extent = self._buckets.extent(session, request)
         job = Job(method, session, request, call, extent.rows, extent.tokens, bucket=extent.bucket)
         try:

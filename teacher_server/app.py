@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import os
 import sys
@@ -13,11 +12,11 @@ from types import TracebackType
 
 import grpc
 import torch
-from grpc_reflection.v1alpha import reflection
 from prometheus_client import disable_created_metrics, start_http_server
 
 from teacher_server.actor import TeacherActor, build_card
 from teacher_server.config import ServerConfig
+from teacher_server.debugging import add_debugging
 from teacher_server.engine.engine import Engine
 from teacher_server.health import Health
 from teacher_server.interceptors import CallInterceptor
@@ -26,18 +25,18 @@ from teacher_server.metrics import Metrics
 from teacher_server.same_host import SameHost
 from teacher_server.scheduling.scheduler import ThreadScheduler
 from teacher_server.scheduling.threads import CallThreads
+from teacher_server.security.authority import Authority
+from teacher_server.security.tls import check_bind, server_credentials
 from teacher_server.service import add_service
 from teacher_server.split import FrozenTeacher
 from teaching_protocol.channel import server_options
-from teaching_protocol.errors import InvalidSetting, PortInUse, TeachingError
-from teaching_protocol.wire import SERVICE
+from teaching_protocol.errors import ConfigError, InvalidSetting, PortInUse, TeachingError
 
 __all__ = ["TeacherApp"]
 
 _log = logging.getLogger(__name__)
 
 _SIGNAL_S = 0.5
-_LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 class TeacherApp:
@@ -58,9 +57,11 @@ class TeacherApp:
         """Loads, binds, warms up, and reports SERVING.
 
         Raises:
-            PortInUse, ModelLoadError, UnsupportedFamily, InvalidSetting: with what to do.
+            PortInUse, ModelLoadError, UnsupportedFamily, InvalidSetting, ConfigError: with what to do.
         """
-        self._check_bind()
+        check_bind(self.config)
+        self._credentials = server_credentials(self.config)
+        self._authority = Authority(self.config.tokens, self.config.client_ca is not None)
         if self.config.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what CUDA's products need to be so
             torch.use_deterministic_algorithms(True)
@@ -69,13 +70,12 @@ class TeacherApp:
         if not 0 <= card.entry < card.exit <= card.layers:
             raise InvalidSetting(f"entry {card.entry}, exit {card.exit}: expected 0 <= entry < exit <= {card.layers}")
         self._same_host.start()
-        card = dataclasses.replace(card, same_host=self._same_host.address)
         self._scheduler = ThreadScheduler(self._engine, self.config, self.metrics)
         self.actor = TeacherActor(card, self._engine, self._scheduler, self.config, self.metrics)
         try:
             self._start_metrics()
             self._server = self._bound_server()
-        except PortInUse:
+        except (PortInUse, ConfigError):
             self._stop_metrics()
             self._same_host.close()
             raise
@@ -92,7 +92,7 @@ class TeacherApp:
         self._reaper = threading.Thread(target=self._reap, name="reaper", daemon=True)
         self._reaper.start()
         self._health.set(serving=True)
-        _log.info("teacher %s serves on %s:%d", card.model_name, self.config.host, self.port)
+        _log.info("teacher %s serves on %s:%d, %s", card.model_name, self.config.host, self.port, self._trust())
         return self
 
     def wait(self) -> None:
@@ -124,6 +124,15 @@ class TeacherApp:
         self._reaper.join()
         _log.info("ended")
 
+    def _trust(self) -> str:
+        way = "TLS" if self._credentials is not None else "no TLS"
+        asked = [
+            name
+            for name, given in (("tokens", self.config.tokens), ("client certificates", self.config.client_ca))
+            if given
+        ]
+        return f"{way}, {' or '.join(asked) or 'nobody is asked who they are'}"
+
     def _hand_off(self) -> None:
         """Leaves the students a moment to finish their step, export and leave; none, if nobody is there."""
         limit = time.monotonic() + self.config.handoff_s
@@ -138,26 +147,23 @@ class TeacherApp:
     ) -> None:
         self.close()
 
-    def _check_bind(self) -> None:
-        if self.config.host not in _LOOPBACK and not self.config.insecure:
-            raise InvalidSetting(
-                f"host {self.config.host}: anyone who reaches this address could use the teacher, and this server has no TLS; "
-                "bind 127.0.0.1, or say --insecure if the network is trusted"
-            )
-
     def _bound_server(self) -> grpc.Server:
         self._threads = CallThreads(self.config.permits)
         server = grpc.server(
             self._threads.work,
-            interceptors=[CallInterceptor(self.metrics, self._threads, self._scheduler.refusal)],
+            interceptors=[CallInterceptor(self.metrics, self._threads, self._scheduler.refusal, self._authority)],
             options=server_options(self.config.message_bytes),
         )
-        add_service(server, self.actor, self.metrics, self.config, self._same_host)
+        add_service(server, self.actor, self.metrics, self.config, self._same_host, self._authority)
         self._health.add_to(server)
-        reflection.enable_server_reflection((SERVICE, "grpc.health.v1.Health", reflection.SERVICE_NAME), server)
+        add_debugging(server, reflection=self.config.reflection, channelz=self.config.channelz)
         host = f"[{self.config.host}]" if ":" in self.config.host else self.config.host
+        address = f"{host}:{self.config.port}"
         try:
-            self.port = server.add_insecure_port(f"{host}:{self.config.port}")
+            if self._credentials is None:
+                self.port = server.add_insecure_port(address)
+            else:
+                self.port = server.add_secure_port(address, self._credentials)
         except RuntimeError as error:
             raise PortInUse(
                 f"{host}:{self.config.port} cannot be bound: it is in use, or no address of this machine; "
@@ -193,7 +199,8 @@ class TeacherApp:
 
     def _reap(self) -> None:
         while not self._closing.wait(min(1.0, self.config.lease_s / 4)):
-            self.actor.reap()
+            self.actor.reap(self._authority.knows)
+            self._same_host.shut_out(self._authority.knows)
 
 
 def _device_memory(engine: Engine) -> float:

@@ -19,10 +19,11 @@ from teaching_protocol.verbs import (
     Tensors,
 )
 
-__all__ = ["check_backward", "check_forward", "check_settings", "check_step", "check_student"]
+__all__ = ["check_backward", "check_forward", "check_id", "check_settings", "check_step", "check_student"]
 
 _NAME_CHARACTERS = 128
 _NUMBER_DIGITS = 10
+_ID_CHARACTERS = 128
 _POOLINGS = ("mean", "cls", "attention")
 _SOURCES = ("message", "message_and_input")
 _INJECTIONS = ("replace", "add", "prefix")
@@ -42,6 +43,12 @@ def check_student(name: str) -> None:
         )
 
 
+def check_id(field: str, text: str) -> None:
+    """An id is kept as long as its call may be repeated, so it may not be long."""
+    if len(text) > _ID_CHARACTERS:
+        raise InvalidSetting(f"{field} has {len(text)} characters, at most {_ID_CHARACTERS} are accepted")
+
+
 def check_settings(settings: SessionSettings, card: DescribeReply) -> None:
     """Refuses settings this teacher cannot serve.
 
@@ -49,6 +56,7 @@ def check_settings(settings: SessionSettings, card: DescribeReply) -> None:
         InvalidSetting: the field, what was received, what is accepted.
     """
     limits = card.limits
+    check_id("task", settings.task)
     _between("message_width", settings.message_width, 1, limits.message_width)
     _between("message_tokens", settings.message_tokens, 0, limits.tokens)
     _between("codec_depth", settings.codec_depth, 1, limits.codec_depth)
@@ -73,6 +81,7 @@ def check_forward(request: ForwardRequest, settings: SessionSettings, card: Desc
     Raises:
         UnknownPort, InvalidTensor, NonFiniteError, InvalidSetting: with what to do.
     """
+    check_id("call_id", request.call_id)
     if not request.call_id and request.backward_follows:
         raise InvalidSetting("call_id is empty; give each call an id of its own")
     for name in request.inputs:
@@ -99,6 +108,8 @@ def check_forward(request: ForwardRequest, settings: SessionSettings, card: Desc
 
 def check_backward(request: BackwardRequest, settings: SessionSettings, card: DescribeReply) -> None:
     """Refuses a Backward without gradients, or with NaN or infinity in one."""
+    check_id("call_id", request.call_id)
+    check_id("forward_id", request.forward_id)
     if not request.call_id or not request.forward_id:
         raise InvalidSetting("call_id or forward_id is empty; a Backward names its own id and its Forward's")
     if not request.grads:

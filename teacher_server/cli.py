@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import sys
@@ -10,7 +9,6 @@ import threading
 from pathlib import Path
 from typing import Annotated, Any
 
-import grpc
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -18,10 +16,10 @@ from transformers.utils import logging as transformers_logging
 
 from teacher_server.app import TeacherApp
 from teacher_server.config import load_config
-from teaching_protocol import verbs
-from teaching_protocol.channel import channel_options, error_from
-from teaching_protocol.errors import ConfigError, TeacherUnavailable, TeachingError
-from teaching_protocol.wire import METHODS, read, write
+from teacher_server.describing import ask_for_card
+from teacher_server.logs import start_log
+from teacher_server.security.command import tokens
+from teaching_protocol.errors import ConfigError, TeachingError
 
 __all__ = ["main"]
 
@@ -31,6 +29,8 @@ app = typer.Typer(
     help="Serves one frozen teacher to many students.",
     pretty_exceptions_enable=False,
 )
+
+app.add_typer(tokens, name="token")
 
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML or TOML file; flags go before it.")]
 Model = Annotated[
@@ -50,6 +50,7 @@ def serve(
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = None,
     host: Annotated[str | None, typer.Option(help="Address to bind; loopback unless you say otherwise.")] = None,
     port: Annotated[int | None, typer.Option(help="gRPC port; 0 takes a free one.")] = None,
+    metrics_host: Annotated[str | None, typer.Option(help="Address the metrics bind; loopback by default.")] = None,
     metrics_port: Annotated[int | None, typer.Option(help="Prometheus port; 0 free, -1 none.")] = None,
     threads: Annotated[int | None, typer.Option(help="Compute threads; 0 leaves torch's choice.")] = None,
     deterministic: Annotated[
@@ -67,15 +68,32 @@ def serve(
     linger: Annotated[
         bool | None, typer.Option("--linger/--no-linger", help="Wait briefly for students about to call.")
     ] = None,
-    insecure: Annotated[bool | None, typer.Option("--insecure", help="Bind other than loopback without TLS.")] = None,
+    tls_cert: Annotated[Path | None, typer.Option(help="PEM file of the server's certificate; turns TLS on.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="PEM file of its key.")] = None,
+    client_ca: Annotated[
+        Path | None, typer.Option(help="PEM file of the CA that clients' certificates come from.")
+    ] = None,
+    tokens: Annotated[Path | None, typer.Option(help="Token file, see `token add`; calls need one then.")] = None,
+    insecure: Annotated[
+        bool | None, typer.Option("--insecure", help="Bind other than loopback without TLS or tokens.")
+    ] = None,
+    reflection: Annotated[bool | None, typer.Option("--reflection", help="Serve gRPC reflection.")] = None,
+    channelz: Annotated[bool | None, typer.Option("--channelz", help="Serve channelz.")] = None,
+    trust_remote_code: Annotated[
+        bool | None, typer.Option("--trust-remote-code", help="Run Python code that the model brings.")
+    ] = None,
+    log_json: Annotated[bool | None, typer.Option("--log-json", help="The log as JSON, one object a line.")] = None,
 ) -> None:
     """Serves a teacher until SIGTERM or Ctrl-C, which drain it; a second one ends it at once."""
     flags = dict(locals())
     path = flags.pop("config")
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    found = load_config(path, flags)
+    start_log(found.log_json)
     transformers_logging.disable_progress_bar()
-    server = TeacherApp(load_config(path, flags))
+    _serve(TeacherApp(found))
 
+
+def _serve(server: TeacherApp) -> None:
     def stop(signum: int, frame: Any) -> None:
         signal.signal(signum, lambda *_: os._exit(1))
         server.ask_to_drain()
@@ -152,9 +170,12 @@ def check_config(
 def describe(
     address: Annotated[str, typer.Argument(help="host:port of a teacher server.")],
     timeout_s: Annotated[float, typer.Option(help="Seconds to wait for the answer.")] = 10.0,
+    ca: Annotated[Path | None, typer.Option(help="PEM file of the CA of its certificate; turns TLS on.")] = None,
+    cert: Annotated[Path | None, typer.Option(help="PEM file of your own certificate, if it asks for one.")] = None,
+    key: Annotated[Path | None, typer.Option(help="PEM file of its key.")] = None,
 ) -> None:
-    """Prints the card of the teacher at ADDRESS."""
-    card = _card(address, timeout_s)
+    """Prints the card of the teacher at ADDRESS; a token is taken from the variable TEACHER_TOKEN."""
+    card = ask_for_card(address, timeout_s, ca, cert, key)
     table = Table(title=f"teacher at {address}")
     table.add_column("field")
     table.add_column("value", overflow="fold")
@@ -190,21 +211,6 @@ def _finetune(flags: dict[str, Any], data: str, settings: list[str], overwrite: 
         f"{result.best.learning_rate:g}, {result.labelled} labelled rows, {result.validation} that chose); serve it: "
         f"teacher-server serve --model {result.output}"
     )
-
-
-def _card(address: str, timeout_s: float) -> verbs.DescribeReply:
-    method = METHODS[0]
-    with grpc.insecure_channel(address, options=channel_options(2**31 - 1)) as channel:
-        try:
-            ask: Any = channel.unary_unary(method.path)
-            reply: bytes = ask(write(method.request()), timeout=timeout_s)
-        except grpc.RpcError as failure:
-            error: Any = failure
-            known = error_from(tuple(error.trailing_metadata() or ()), error.details() or "")
-            raise known or TeacherUnavailable(
-                f"no teacher answers at {address} ({error.code().name}); start one there, or check the address"
-            ) from error
-    return read(verbs.DescribeReply, reply)
 
 
 def main() -> None:

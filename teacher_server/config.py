@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from teaching_protocol.errors import ConfigError
 
-__all__ = ["Quota", "ServerConfig", "load_config"]
+__all__ = ["IdentityQuota", "Quota", "ServerConfig", "load_config"]
 
 _MIB = 2**20
 
@@ -27,6 +27,21 @@ class Quota(BaseModel):
     tokens_per_s: float = Field(0.0, ge=0, description="Forward and backward tokens a second of a session; 0: any.")
     sessions: int = Field(0, ge=0, description="Sessions that all these students may have at once; 0: any.")
     state_bytes: int = Field(0, ge=0, description="Bytes of codecs and optimizers of all these students; 0: any.")
+
+
+class IdentityQuota(BaseModel):
+    """What each identity (of a token or a certificate) whose name fits may take; the first quota that fits holds for it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    identities: str = Field(min_length=1, description="Pattern of identities, as in a shell: `team-a-*`.")
+    sessions: int = Field(0, ge=0, description="Sessions an identity may have at once; 0: any.")
+    state_bytes: int = Field(0, ge=0, description="Bytes of codecs and optimizers of its sessions; 0: any.")
+    in_flight: int = Field(0, ge=0, description="Calls it may have open at once; 0: any.")
+    tokens_per_s: float = Field(
+        0.0, ge=0, description="Forward and backward tokens a second of all its sessions; 0: any."
+    )
+    enrolls_per_minute: float = Field(0.0, ge=0, description="Sessions it may open or resume a minute; 0: any.")
 
 
 class ServerConfig(BaseModel):
@@ -56,7 +71,18 @@ class ServerConfig(BaseModel):
 
     host: str = Field("127.0.0.1", description="Address the gRPC port binds.")
     port: int = Field(50051, ge=0, le=65535, description="gRPC port; 0 takes a free one and prints it.")
-    insecure: bool = Field(False, description="Allow binding other than loopback, where anyone may connect.")
+    insecure: bool = Field(
+        False, description="Allow binding other than loopback without TLS, or without asking who calls."
+    )
+    tls_cert: Path | None = Field(None, description="PEM file of the server's certificate and its chain; turns TLS on.")
+    tls_key: Path | None = Field(None, description="PEM file of that certificate's key.")
+    client_ca: Path | None = Field(None, description="PEM file of the CA that clients' certificates must come from.")
+    tokens: Path | None = Field(
+        None, description="File of tokens, see `teacher-server token`; every call needs one then."
+    )
+    reflection: bool = Field(False, description="Serve gRPC reflection, which lists the RPCs.")
+    channelz: bool = Field(False, description="Serve channelz, which lists connections; needs grpcio-channelz.")
+    log_json: bool = Field(False, description="Write the log as one JSON object a line.")
     metrics_host: str = Field("127.0.0.1", description="Address the metrics port binds.")
     metrics_port: int = Field(9464, ge=-1, le=65535, description="Prometheus port; 0 takes a free one, -1 opens none.")
 
@@ -78,6 +104,7 @@ class ServerConfig(BaseModel):
         0.25, ge=0, le=1, description="Longest such wait as a share of the batch's expected seconds, a student."
     )
     quotas: tuple[Quota, ...] = Field((), description="What students may take, by name pattern.")
+    identity_quotas: tuple[IdentityQuota, ...] = Field((), description="What each identity may take, by its name.")
     alone_strikes: int = Field(3, ge=1, description="Failed jobs after which a student's jobs run alone.")
     refused_strikes: int = Field(12, ge=1, description="Failed jobs after which a student is refused for a time.")
     refused_s: float = Field(10.0, gt=0, description="Seconds it is refused the first time; doubles each time.")

@@ -1,7 +1,8 @@
 """Blocks of memory that students on this host share with the server: taken over, found, let go; no gRPC.
 
 Each student hands its blocks over on a connection to a unix socket, and they live as long as that connection: the kernel
-closes it when the student ends, however it ends. A connection's secret is known to its student alone.
+closes it when the student ends, however it ends. Whoever has an account on this host can knock there, so only a ticket from the
+card is let in, and what it hands over serves the identity it was given to alone. A connection's secret is known to its student.
 """
 
 from __future__ import annotations
@@ -13,10 +14,24 @@ import secrets
 import selectors
 import socket
 import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from teaching_protocol.errors import InvalidSetting, SharedMemoryLost
-from teaching_protocol.shared_memory import ADD, DROP, GREETING, TAKEN, Block, Place, can_share, host_mark
+from teaching_protocol.shared_memory import (
+    ADD,
+    DROP,
+    GREETING,
+    HELLO,
+    TAKEN,
+    Block,
+    Place,
+    Ticket,
+    can_share,
+    host_mark,
+)
 
 __all__ = ["SameHost"]
 
@@ -24,6 +39,8 @@ _log = logging.getLogger(__name__)
 
 _BLOCKS = 64  # of one connection
 _REFUSED = b"\x00"
+_TICKETS, _TICKET_S = 1024, 60.0
+_STRANGERS = 64  # connections that have shown no ticket yet
 
 
 @dataclass(eq=False)
@@ -31,7 +48,8 @@ class _Connection:
     """One student's end of the socket and the blocks it has handed over."""
 
     socket: socket.socket
-    secret: bytes = field(default_factory=lambda: secrets.token_bytes(16))
+    secret: bytes = field(default_factory=lambda: secrets.token_bytes(16), repr=False)
+    owner: str | None = None
     blocks: dict[int, Block] = field(default_factory=dict)
 
 
@@ -49,6 +67,9 @@ class SameHost:
         self._most = connections
         self._found: dict[str, _Connection] = {}
         self._thread: threading.Thread | None = None
+        self._lock = threading.Lock()
+        self._tickets: OrderedDict[bytes, tuple[Ticket, str, float]] = OrderedDict()
+        self._strangers: list[_Connection] = []
 
     def start(self) -> None:
         """Opens the socket and begins to listen; leaves `address` empty where the system has no such memory."""
@@ -72,19 +93,39 @@ class SameHost:
     def __len__(self) -> int:
         return len(self._found)
 
-    def find(self, place: Place) -> Block:
-        """The block a request names.
+    def ticket(self, owner: str) -> str:
+        """What the card tells this caller: where the socket is, and what lets one connection of theirs in; or nothing."""
+        if not self.address:
+            return ""
+        mark, _, name = self.address.partition("/")
+        ticket = Ticket(mark, name, secrets.token_bytes(16), secrets.token_bytes(16))
+        with self._lock:
+            self._tickets[ticket.id] = ticket, owner, time.monotonic() + _TICKET_S
+            if len(self._tickets) > _TICKETS:
+                self._tickets.popitem(last=False)
+        return str(ticket)
+
+    def find(self, place: Place, owner: str = "") -> Block:
+        """The block a request of this owner names.
 
         Raises:
-            SharedMemoryLost: it was never handed over to this server, or its connection has ended.
+            SharedMemoryLost: this owner never handed it over to this server, or the connection has ended.
         """
         connection = self._found.get(place.secret)
-        block = connection.blocks.get(place.block) if connection is not None else None
+        is_own = connection is not None and connection.owner == owner
+        block = connection.blocks.get(place.block) if connection is not None and is_own else None
         if block is None:
             raise SharedMemoryLost(
                 "the request lies in memory that this server does not share; send the message itself"
             )
         return block
+
+    def shut_out(self, is_let_in: Callable[[str], bool]) -> None:
+        """Hangs up on owners that are let in no more."""
+        for connection in list(self._found.values()):
+            if not is_let_in(connection.owner or ""):
+                with contextlib.suppress(OSError):  # it has just gone by itself
+                    connection.socket.shutdown(socket.SHUT_RDWR)
 
     def _listen(self) -> None:
         with selectors.DefaultSelector() as selector, self._stopped, self._listener:
@@ -93,7 +134,7 @@ class SameHost:
             while True:
                 for key, _ in selector.select():
                     if key.fileobj is self._stopped:
-                        for connection in list(self._found.values()):
+                        for connection in [*self._found.values(), *self._strangers]:
                             self._end(connection)
                         return
                     if key.fileobj is self._listener:
@@ -110,23 +151,38 @@ class SameHost:
             threading.Event().wait(0.1)
             return
         connection.socket.setblocking(False)
-        if len(self._found) >= self._most:
-            connection.socket.close()
-            return
-        self._found[connection.secret.hex()] = connection
+        if len(self._strangers) >= _STRANGERS:  # the one that has kept silent longest makes room
+            selector.unregister(self._strangers[0].socket)
+            self._end(self._strangers[0])
+        self._strangers.append(connection)
         selector.register(connection.socket, selectors.EVENT_READ, connection)
-        with contextlib.suppress(OSError):  # it is gone already: the selector will say so
-            connection.socket.send(GREETING.pack(connection.secret, self._limit_bytes))
+
+    def _greet(self, connection: _Connection, packet: bytes) -> bool:
+        """Lets a stranger in for its ticket, once."""
+        if len(packet) != HELLO.size or len(self._found) >= self._most:
+            return False
+        mark, challenge = HELLO.unpack(packet)
+        with self._lock:
+            ticket, owner, until = self._tickets.pop(mark, (None, "", 0.0))
+        if ticket is None or time.monotonic() > until:
+            return False
+        self._strangers.remove(connection)
+        connection.owner = owner
+        self._found[connection.secret.hex()] = connection
+        greeting = GREETING.pack(connection.secret, self._limit_bytes, ticket.proof(challenge))
+        return connection.socket.send(greeting) == len(greeting)
 
     def _serve(self, connection: _Connection) -> bool:
         """Does what one packet asks; False ends the connection."""
         try:
-            packet, descriptors, _, _ = socket.recv_fds(connection.socket, ADD.size + 1, 1, socket.MSG_CMSG_CLOEXEC)
+            packet, descriptors, _, _ = socket.recv_fds(connection.socket, HELLO.size + 1, 1, socket.MSG_CMSG_CLOEXEC)
         except BlockingIOError:
             return True
         except OSError:
             return False
         try:
+            if connection.owner is None:
+                return not descriptors and self._greet(connection, packet)
             if len(packet) == DROP.size and packet[:1] == b"-":
                 return connection.blocks.pop(DROP.unpack(packet)[1], None) is not None
             if len(packet) == ADD.size and packet[:1] == b"+" and descriptors:
@@ -153,5 +209,7 @@ class SameHost:
 
     def _end(self, connection: _Connection) -> None:
         self._found.pop(connection.secret.hex(), None)
+        if connection in self._strangers:
+            self._strangers.remove(connection)
         connection.blocks.clear()
         connection.socket.close()

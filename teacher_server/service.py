@@ -1,7 +1,8 @@
-"""The nine verbs on gRPC: bytes to values, values to bytes, deadlines and cancellation; no model."""
+"""The nine verbs on gRPC: who calls, bytes to values, values to bytes, deadlines and cancellation; no model."""
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import threading
 import time
@@ -12,10 +13,15 @@ import grpc
 
 from teacher_server.actor import TeacherActor
 from teacher_server.config import ServerConfig
+from teacher_server.faults import typed
+from teacher_server.logs import facts_of
 from teacher_server.metrics import Metrics
 from teacher_server.same_host import SameHost
 from teacher_server.scheduling.door import Door
+from teacher_server.scheduling.identities import IdentityDoor
 from teacher_server.scheduling.threads import CONTROL
+from teacher_server.security.authority import Authority
+from teaching_protocol import verbs
 from teaching_protocol.errors import CallCancelled, MessageTooLarge
 from teaching_protocol.int8 import Int8Rules
 from teaching_protocol.shared_memory import SHARED_KEY, SHARED_MIN_BYTES, Block, Place
@@ -28,35 +34,80 @@ _log = logging.getLogger(__name__)
 
 
 def add_service(
-    server: grpc.Server, actor: TeacherActor, metrics: Metrics, config: ServerConfig, same_host: SameHost
+    server: grpc.Server,
+    actor: TeacherActor,
+    metrics: Metrics,
+    config: ServerConfig,
+    same_host: SameHost,
+    authority: Authority | None = None,
 ) -> None:
-    """Registers the teacher's methods on a server."""
-    door = Door(config.session_permits)
+    """Registers the teacher's methods on a server; without an authority nobody is asked who they are."""
+    doors = _Doors(Door(config.session_permits), IdentityDoor(config.identity_quotas), metrics)
+    rooms = _Rooms(actor, metrics, config, same_host, authority or Authority(), doors)
     handlers: dict[str, Any] = {
-        method.name: grpc.unary_unary_rpc_method_handler(_behaviour(method, actor, metrics, config, same_host, door))
-        for method in METHODS
+        method.name: grpc.unary_unary_rpc_method_handler(_behaviour(method, rooms)) for method in METHODS
     }
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
 
 
-def _behaviour(
-    method: Method, actor: TeacherActor, metrics: Metrics, config: ServerConfig, same_host: SameHost, door: Door
-) -> Callable[[bytes, grpc.ServicerContext], bytes]:
-    verb = getattr(actor, method.verb)
+@dataclasses.dataclass(frozen=True)
+class _Doors:
+    """How many calls are open: of a session, of an identity."""
+
+    sessions: Door
+    identities: IdentityDoor
+    metrics: Metrics
+
+    def open(self, method: str, request: Any, context: grpc.ServicerContext, identity: str) -> None:
+        """Counts a call as open until its reply is delivered."""
+        self.identities.enter(identity, method == "Enroll", time.monotonic())
+        self._until_delivered(context, lambda: self.identities.leave(identity))
+        session = getattr(request, "session", None)
+        if session is not None:
+            self.sessions.enter(session.session_id)
+            self._until_delivered(context, lambda: self.sessions.leave(session.session_id))
+
+    def _until_delivered(self, context: grpc.ServicerContext, leave: Callable[[], None]) -> None:
+        def close() -> None:
+            leave()
+            self.metrics.open_calls.set(len(self.sessions))
+
+        self.metrics.open_calls.set(len(self.sessions))
+        if not context.add_callback(close):
+            close()
+            raise CallCancelled("the caller went away")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Rooms:
+    """What a call passes through."""
+
+    actor: TeacherActor
+    metrics: Metrics
+    config: ServerConfig
+    same_host: SameHost
+    authority: Authority
+    doors: _Doors
+
+
+def _behaviour(method: Method, rooms: _Rooms) -> Callable[[bytes, grpc.ServicerContext], bytes]:
+    metrics, limit_bytes = rooms.metrics, rooms.config.message_bytes
+    verb = _describe(rooms) if method.name == "Describe" else getattr(rooms.actor, method.verb)
     pack_seconds = metrics.pack_seconds.labels(method.name)
-    int8 = Int8Rules(config.int8_error, _int8_report(method.name, metrics))
+    int8 = Int8Rules(rooms.config.int8_error, _int8_report(method.name, metrics))
 
     def answer(data: bytes, context: grpc.ServicerContext) -> bytes:
         started = time.perf_counter()
-        block, received = _received(data, context, config.message_bytes, same_host)
+        identity = rooms.authority.identify(context.invocation_metadata(), context.auth_context)
+        block, received = _received(data, context, rooms, identity)
         metrics.bytes.labels("received").inc(len(received))
         request: Any = read(method.request, received)
         if method.name not in CONTROL:
-            _open(door, request, context, metrics)
+            rooms.doors.open(method.name, request, context, identity)
         unpacked = time.perf_counter()
-        reply = verb(request, _call(context))
+        reply = _told(method.name, verb, request, _call(context, identity), rooms.actor)
         answered = time.perf_counter()
-        packed = pieces(reply, getattr(request, "compression", None), config.message_bytes, int8)
+        packed = pieces(reply, getattr(request, "compression", None), limit_bytes, int8)
         size_bytes = sum(map(len, packed))
         metrics.bytes.labels("sent").inc(size_bytes)
         if block is not None:
@@ -70,6 +121,33 @@ def _behaviour(
         return joined
 
     return answer
+
+
+def _describe(rooms: _Rooms) -> Callable[[verbs.DescribeRequest, Call], verbs.DescribeReply]:
+    """The card, and on it a ticket for shared memory that is this caller's own."""
+
+    def describe(request: verbs.DescribeRequest, call: Call) -> verbs.DescribeReply:
+        card = rooms.actor.describe(request, call)
+        return dataclasses.replace(card, same_host=rooms.same_host.ticket(call.identity))
+
+    return describe
+
+
+def _told(method: str, verb: Callable[[Any, Call], Any], request: Any, call: Call, actor: TeacherActor) -> Any:
+    """The verb's reply; the log says how the call ended, and whose it was."""
+    session = actor.sessions.peek(request.session.session_id) if hasattr(request, "session") else None
+    student, step = (session.student, session.step) if session else (getattr(request, "student", ""), None)
+    try:
+        reply = verb(request, call)
+    except Exception as error:
+        known = typed(error, method)
+        facts = facts_of(method, request, call.identity, student, step)
+        _log.info("%s: %s: %s", method, type(known).__name__, known, extra=facts)
+        raise known from error
+    level = logging.INFO if method in ("Enroll", "Leave") else logging.DEBUG
+    if _log.isEnabledFor(level):
+        _log.log(level, "%s: done", method, extra=facts_of(method, request, call.identity, student, step))
+    return reply
 
 
 def _int8_report(method: str, metrics: Metrics) -> Callable[[float, bool], None]:
@@ -87,42 +165,25 @@ def _int8_report(method: str, metrics: Metrics) -> Callable[[float, bool], None]
 
 
 def _received(
-    data: bytes, context: grpc.ServicerContext, message_bytes: int, same_host: SameHost
+    data: bytes, context: grpc.ServicerContext, rooms: _Rooms, identity: str
 ) -> tuple[Block | None, bytes | memoryview]:
     """The block that came with a call, if any, and the request: out of the block, or the call's own bytes."""
     named = next((value for key, value in context.invocation_metadata() if key == SHARED_KEY), None)
     if named is None:
         return None, data
-    place = Place.parse(str(named))
-    block = same_host.find(place)
-    if place.size_bytes > message_bytes:
+    place, limit_bytes = Place.parse(str(named)), rooms.config.message_bytes
+    block = rooms.same_host.find(place, identity)
+    if place.size_bytes > limit_bytes:
         raise MessageTooLarge(
-            f"the request is {place.size_bytes} bytes, the limit is {message_bytes}; send fewer rows or tokens"
+            f"the request is {place.size_bytes} bytes, the limit is {limit_bytes}; send fewer rows or tokens"
         )
     return block, block.take(place.size_bytes)
 
 
-def _open(door: Door, request: Any, context: grpc.ServicerContext, metrics: Metrics) -> None:
-    """Counts a session's call as open until its reply is delivered."""
-    session = getattr(request, "session", None)
-    if session is None:
-        return
-
-    def close() -> None:
-        door.leave(session.session_id)
-        metrics.open_calls.set(len(door))
-
-    door.enter(session.session_id)
-    metrics.open_calls.set(len(door))
-    if not context.add_callback(close):
-        close()
-        raise CallCancelled("the caller went away")
-
-
-def _call(context: grpc.ServicerContext) -> Call:
+def _call(context: grpc.ServicerContext, identity: str) -> Call:
     remaining = context.time_remaining()
     cancelled = threading.Event()
     context.add_callback(cancelled.set)
     # gRPC gives a call without a deadline an absurdly far one
     deadline = time.monotonic() + remaining if remaining is not None and remaining < 1e8 else None
-    return Call(deadline, cancelled)
+    return Call(deadline, cancelled, identity)

@@ -23,15 +23,16 @@ from teacher_server.replies import Replies
 from teaching_protocol.errors import (
     LeaseExpired,
     Overloaded,
+    PermissionDenied,
     SessionNotFound,
     StaleEpoch,
     StudentNameTaken,
 )
 from teaching_protocol.verbs import ForwardRequest, SessionRef, SessionSettings
 
-__all__ = ["Extent", "OpenCall", "Session", "Sessions", "new_session_id"]
+__all__ = ["Extent", "OpenCall", "Session", "Sessions", "account_of", "new_session_id"]
 
-Quota = Callable[[str, int, "Collection[Session]"], None]
+Quota = Callable[[str, int, "Collection[Session]", str], None]
 
 _REMEMBERED_ENDS = 4096
 _OPEN_CALLS = 256
@@ -61,10 +62,11 @@ class Session:
     """One student's session. `gathered` holds the codec gradients since the last Step.
 
     `size_bytes` is what its codec, gathered gradients and optimizer take. No lease runs out while `at_work` of its
-    calls wait or run: a student is not lost for the server's being busy.
+    calls wait or run: a student is not lost for the server's being busy. Nobody but the `owner` reaches it; an empty one is
+    everybody, where nobody is asked who they are.
     """
 
-    id: str
+    id: str = field(repr=False)
     student: str
     settings: SessionSettings
     codec: TeacherCodec
@@ -72,6 +74,7 @@ class Session:
     replies: Replies
     size_bytes: int = 0
     enrolled_by: str = ""
+    owner: str = ""
     epoch: int = 1
     step: int = 0
     closed: bool = False
@@ -85,6 +88,11 @@ class Session:
     def ref(self) -> SessionRef:
         """The reference a client presents with each call."""
         return SessionRef(self.id, self.epoch)
+
+    @property
+    def account(self) -> str:
+        """What quotas, strikes and the rule of one live session a name go by: the student's name, among its owner's own."""
+        return account_of(self.owner, self.student)
 
     def parameters(self) -> list[torch.nn.Parameter]:
         """The codec's parameters, in a fixed order."""
@@ -121,14 +129,14 @@ class Session:
 class Sessions:
     """The table of live sessions: leases, epochs and names.
 
-    `quota` is asked, with student, bytes and the live sessions, whether one more may be opened, and raises if not.
+    `quota` is asked, with account, bytes, the live sessions and the owner, whether one more may be opened, and raises if not.
     """
 
     def __init__(
         self,
         lease_s: float,
         limit: int,
-        quota: Quota = lambda student, size_bytes, live: None,
+        quota: Quota = lambda account, size_bytes, live, owner: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.lease_s = lease_s
@@ -150,47 +158,47 @@ class Sessions:
             Overloaded: as many sessions live as may. QuotaExceeded: as many as this student's quota allows.
         """
         with self._lock:
-            holder = self._holder(session.student, session.enrolled_by)
+            holder = self._holder(session.account, session.enrolled_by)
             if holder is not None:
                 return holder
-            self._check_room(session.student, session.size_bytes)
+            self._check_room(session.account, session.size_bytes, session.owner)
             session.lease_until = self._clock() + self.lease_s
             self._live[session.id] = session
             return session
 
-    def check_room(self, student: str, size_bytes: int) -> None:
+    def check_room(self, account: str, size_bytes: int, owner: str) -> None:
         """Refuses a session before it is built, as `add` would: Overloaded or QuotaExceeded."""
         with self._lock:
-            self._check_room(student, size_bytes)
+            self._check_room(account, size_bytes, owner)
 
-    def enrolled(self, student: str, call_id: str) -> Session | None:
+    def enrolled(self, account: str, call_id: str) -> Session | None:
         """The live session that this very call has opened before, or None.
 
         Raises:
             StudentNameTaken: another call has opened a session under this name, which lives.
         """
         with self._lock:
-            return self._holder(student, call_id)
+            return self._holder(account, call_id)
 
-    def resume(self, session_id: str, student: str) -> Session:
+    def resume(self, session_id: str, student: str, owner: str = "") -> Session:
         """Hands a live session to a new client: its epoch rises, the older client is fenced off."""
         with self._lock:
-            session = self._find(session_id)
+            session = self._find(session_id, owner)
             if session.student != student:
                 raise SessionNotFound(f"the session to resume is not one of student {student!r}")
             session.epoch += 1
             session.lease_until = self._clock() + self.lease_s
             return session
 
-    def get(self, ref: SessionRef) -> Session:
-        """The live session of this reference, its lease renewed.
+    def get(self, ref: SessionRef, owner: str = "") -> Session:
+        """The live session of this reference, if it is this owner's; its lease renewed.
 
         Raises:
             SessionNotFound: no such session; LeaseExpired if it ended for want of calls.
-            StaleEpoch: the session was resumed by another client since.
+            PermissionDenied: it is another's. StaleEpoch: the session was resumed by another client since.
         """
         with self._lock:
-            session = self._find(ref.session_id)
+            session = self._find(ref.session_id, owner)
             if ref.epoch != session.epoch:
                 raise StaleEpoch(
                     f"this client holds epoch {ref.epoch} of its session, which is at epoch {session.epoch}: another client "
@@ -198,6 +206,10 @@ class Sessions:
                 )
             session.lease_until = self._clock() + self.lease_s
             return session
+
+    def peek(self, session_id: str) -> Session | None:
+        """The live session of this id, whoever asks, for the log; renews nothing."""
+        return self._live.get(session_id)
 
     @contextmanager
     def working(self, session: Session) -> Iterator[None]:
@@ -232,19 +244,19 @@ class Sessions:
         with self._lock:
             return list(self._live.values())
 
-    def _check_room(self, student: str, size_bytes: int) -> None:
+    def _check_room(self, account: str, size_bytes: int, owner: str) -> None:
         if len(self._live) >= self.limit:
             raise Overloaded(f"{self.limit} sessions are open, which is the limit; try again later", self.lease_s)
-        self._quota(student, size_bytes, self._live.values())
+        self._quota(account, size_bytes, self._live.values(), owner)
 
-    def _holder(self, student: str, call_id: str) -> Session | None:
+    def _holder(self, account: str, call_id: str) -> Session | None:
         now = self._clock()
         for session in self._live.values():
-            if session.student == student and self._is_leased(session):
+            if session.account == account and self._is_leased(session):
                 if call_id and session.enrolled_by == call_id:
                     return session
                 raise StudentNameTaken(
-                    f"student {student!r} has a live session (its lease ends in {max(0.0, session.lease_until - now):.0f} s); "
+                    f"student {session.student!r} has a live session (its lease ends in {max(0.0, session.lease_until - now):.0f} s); "
                     "choose another name, wait, or resume that session by its id"
                 )
         return None
@@ -252,8 +264,10 @@ class Sessions:
     def _is_leased(self, session: Session) -> bool:
         return session.at_work > 0 or session.lease_until >= self._clock()
 
-    def _find(self, session_id: str) -> Session:
+    def _find(self, session_id: str, owner: str) -> Session:
         session = self._live.get(session_id)
+        if session is not None and session.owner != owner:
+            raise PermissionDenied("this session was opened by another identity; use the token it was opened with")
         if session is not None and self._is_leased(session):
             return session
         if session is not None or self._ended.get(session_id) == "lease":
@@ -261,6 +275,11 @@ class Sessions:
                 f"the session's lease of {self.lease_s:.0f} s ran out; enrol again and import your last exported state"
             )
         raise SessionNotFound("no such session: it was never opened, it left, or the server restarted; enrol again")
+
+
+def account_of(owner: str, student: str) -> str:
+    """A student's name among its owner's own; the bare name where nobody is asked who they are."""
+    return f"{owner}/{student}" if owner else student
 
 
 def new_session_id() -> str:

@@ -22,6 +22,13 @@ __all__ = ["export_state", "import_state"]
 
 _VERSION = 1
 _HEADER_BYTES = 8
+_LONGEST_HEADER = 2**20
+_ROOM = 4 * 4  # float32 weights, gathered gradients and two moments: no state holds more for each parameter
+_MOMENTS = {
+    "adam": {"step", "exp_avg", "exp_avg_sq"},
+    "adamw": {"step", "exp_avg", "exp_avg_sq"},
+    "sgd": {"momentum_buffer"},
+}
 
 
 def export_state(session: Session, model_hash: str) -> bytes:
@@ -53,11 +60,13 @@ def import_state(session: Session, blob: bytes, model_hash: str) -> None:
         StateMismatch: bytes that are no state, of another version, teacher or settings, or with
             tensors that do not fit.
     """
+    parameters = session.parameters()
+    _check_size(blob, _ROOM * sum(parameter.numel() for parameter in parameters))
     tensors, facts = _opened(blob)
     _check_facts(session, facts, model_hash)
     parts = _parted(tensors)
     _check_tensors(session.codec.state_dict(), parts.codec)
-    parameters = session.parameters()
+    _check_moments(parts.optimizer, session.settings.optimizer.name)
     moments = {place: _fitting(parameters, place, each) for place, each in parts.optimizer.items()}
     grads = {place: _fitting(parameters, place, {"grad": grad})["grad"] for place, grad in parts.gathered.items()}
     gathered = [grads.get(place) for place in range(len(parameters))] if facts.gathered else []
@@ -74,7 +83,7 @@ class _Facts(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
     version: int
-    step: int = Field(ge=0)
+    step: int = Field(ge=0, le=2**62)
     model_hash: str
     settings: dict[str, Any]
     gathered: bool
@@ -87,6 +96,27 @@ class _Parts:
     codec: dict[str, torch.Tensor]
     optimizer: dict[int, dict[str, torch.Tensor]]
     gathered: dict[int, torch.Tensor]
+
+
+def _check_size(blob: bytes, room_bytes: int) -> None:
+    """Looks at what the bytes claim before anybody reads them."""
+    claimed = int.from_bytes(blob[:_HEADER_BYTES], "little")
+    if claimed > _LONGEST_HEADER or claimed > len(blob):
+        raise StateMismatch(
+            f"{len(blob)} bytes were received that are no exported session state: a header of {claimed} bytes"
+        )
+    if len(blob) > room_bytes + 2 * _LONGEST_HEADER:
+        raise StateMismatch(f"a state of {len(blob)} bytes was received, this session's has {room_bytes} at most")
+
+
+def _check_moments(found: dict[int, dict[str, torch.Tensor]], optimizer: str) -> None:
+    """Each parameter has what its optimizer goes on with, and nothing else."""
+    wanted = _MOMENTS.get(optimizer, set())
+    for place, moments in found.items():
+        if moments.keys() != wanted:
+            raise StateMismatch(
+                f"the state holds {sorted(moments)} of the optimizer for parameter {place}, expected {sorted(wanted)}"
+            )
 
 
 def _opened(blob: bytes) -> tuple[dict[str, torch.Tensor], _Facts]:

@@ -6,12 +6,24 @@ from collections.abc import Iterable
 
 from teaching_protocol.errors import ERRORS, InternalError, TeachingError
 
-__all__ = ["ERROR_KEY", "RETRY_AFTER_KEY", "channel_options", "error_from", "error_metadata", "server_options"]
+__all__ = [
+    "ERROR_KEY",
+    "RETRY_AFTER_KEY",
+    "TOKEN_KEY",
+    "TOKEN_SCHEME",
+    "channel_options",
+    "error_from",
+    "error_metadata",
+    "server_options",
+]
 
 Options = list[tuple[str, int]]
 
 ERROR_KEY = "teaching-error"
 RETRY_AFTER_KEY = "teaching-retry-after-s"
+
+TOKEN_KEY, TOKEN_SCHEME = "authorization", "Bearer"
+"""Metadata: who calls, as `Bearer TOKEN`."""
 
 _KEEPALIVE_MS = 60_000  # below the four minutes after which clouds cut an idle connection
 

@@ -7,6 +7,8 @@ TeachingError
 │   ├── MessageTooLarge          over the server's size limit
 │   ├── UnknownPort              a port this teacher does not serve
 │   ├── InvalidSetting           a setting out of range, or settings that exclude each other
+│   ├── Unauthenticated          the server does not know who calls: no token, a wrong one, a bad certificate
+│   ├── PermissionDenied         the server knows who calls, and the thing is another's
 │   ├── SessionNotFound          no such session (never opened, left, or lost with a restart)
 │   ├── LeaseExpired             the session ended for want of calls
 │   ├── StaleEpoch               the session was resumed by somebody else
@@ -60,6 +62,7 @@ __all__ = [
     "NonFiniteError",
     "OutOfMemory",
     "Overloaded",
+    "PermissionDenied",
     "PortInUse",
     "Quarantined",
     "QuotaExceeded",
@@ -73,6 +76,7 @@ __all__ = [
     "StudentNameTaken",
     "TeacherUnavailable",
     "TeachingError",
+    "Unauthenticated",
     "UnknownCall",
     "UnknownPort",
     "UnsupportedFamily",
@@ -112,6 +116,18 @@ class UnknownPort(CallerError):
 
 class InvalidSetting(CallerError):
     """A setting out of range, or settings that exclude each other."""
+
+
+class Unauthenticated(CallerError):
+    """Who calls is not known: no token, a wrong or revoked one, or TLS found a certificate that it does not trust."""
+
+    status = "UNAUTHENTICATED"
+
+
+class PermissionDenied(CallerError):
+    """The caller is known, and may not do this: the session is another's, or the identity was revoked."""
+
+    status = "PERMISSION_DENIED"
 
 
 class SessionNotFound(CallerError):

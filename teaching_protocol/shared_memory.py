@@ -12,13 +12,14 @@ import ctypes
 import fcntl
 import functools
 import hashlib
+import hmac
 import mmap
 import os
 import struct
 import sys
 import weakref
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -30,11 +31,13 @@ __all__ = [
     "ADD",
     "DROP",
     "GREETING",
+    "HELLO",
     "SHARED_KEY",
     "SHARED_MIN_BYTES",
     "TAKEN",
     "Block",
     "Place",
+    "Ticket",
     "can_share",
     "host_mark",
 ]
@@ -46,7 +49,10 @@ SHARED_MIN_BYTES = 64 * 2**10
 """Smaller messages travel in the call itself."""
 
 # What the two say to each other on the unix socket that carries the descriptors.
-GREETING = struct.Struct("!16sQ")  # server, first: the connection's secret and how many bytes it may share
+HELLO = struct.Struct("!16s16s")  # client, first: the id of its ticket and 16 random bytes
+GREETING = struct.Struct(
+    "!16sQ16s"
+)  # server: the connection's secret, how many bytes it may share, proof of the ticket's key
 ADD = struct.Struct("!cIQ")  # client: b"+", number of a block, its bytes; with its descriptor
 DROP = struct.Struct("!cI")  # client: b"-", number of a block
 TAKEN = b"\x01"  # server, after ADD; b"\x00" is a refusal
@@ -55,10 +61,39 @@ _SEALS = getattr(fcntl, "F_SEAL_SHRINK", 0) | getattr(fcntl, "F_SEAL_GROW", 0) |
 
 
 @dataclass(frozen=True)
+class Ticket:
+    """What admits one connection: given on the card, over the call that proved who both are; good once.
+
+    The client shows the id alone, and the server proves that it has the key: another process that took the socket's name has not.
+    """
+
+    mark: str
+    name: str
+    id: bytes
+    key: bytes = field(repr=False)
+
+    def __str__(self) -> str:
+        return f"{self.mark}/{self.name}/{self.id.hex()}/{self.key.hex()}"
+
+    @classmethod
+    def parse(cls, text: str) -> Ticket | None:
+        """Reads what `str` of a ticket gave; None of anything else."""
+        try:
+            mark, name, mark_id, key = text.split("/")
+            return cls(mark, name, bytes.fromhex(mark_id), bytes.fromhex(key))
+        except ValueError:
+            return None
+
+    def proof(self, challenge: bytes) -> bytes:
+        """What only who has the key can answer to 16 random bytes."""
+        return hmac.digest(self.key, challenge, hashlib.sha256)[:16]
+
+
+@dataclass(frozen=True)
 class Place:
     """Where a request lies: the secret of the connection, the number of the block, and its bytes."""
 
-    secret: str
+    secret: str = field(repr=False)
     block: int
     size_bytes: int
 

@@ -87,7 +87,7 @@ def pack(tensor: torch.Tensor, compression: str | None = None, int8: Int8Rules =
 
 
 def unpack(
-    dtype: int, shape: Sequence[int], data: memoryview | bytes, name: str = "tensor", scales: bytes = b""
+    dtype: int, shape: Sequence[int], data: memoryview | bytes, name: str = "tensor", scales: memoryview | bytes = b""
 ) -> torch.Tensor:
     """Gives a tensor over the received memory, which must not be written to; of int8 rows the float32 they stand for.
 

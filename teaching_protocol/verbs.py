@@ -59,9 +59,9 @@ def has_gradient(port: str) -> bool:
 
 @dataclass(frozen=True)
 class SessionRef:
-    """Which session a call belongs to; `epoch` is its fencing number."""
+    """Which session a call belongs to; `epoch` is its fencing number. Its `repr` shows no id, which opens the session."""
 
-    session_id: str = ""
+    session_id: str = field(default="", repr=False)
     epoch: int = 0
 
 
@@ -152,7 +152,7 @@ class EnrollRequest:
 
     student: str = ""
     settings: SessionSettings = SessionSettings()
-    resume: str = ""
+    resume: str = field(default="", repr=False)
     state: bytes = b""
     call_id: str = ""
 
@@ -292,11 +292,13 @@ class LeaveReply:
 class Call:
     """How one call is made: its absolute deadline on `time.monotonic()`'s clock, or None.
 
-    `cancelled` is set by the network when the caller has gone away.
+    `cancelled` is set by the network when the caller has gone away. `identity` is who calls, as the server has proven it; empty
+    where nobody is asked. A client sets none.
     """
 
     deadline: float | None = None
     cancelled: threading.Event = field(default_factory=threading.Event)
+    identity: str = ""
 
 
 class TeacherVerbs(Protocol):

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -65,8 +65,11 @@ METHODS: tuple[Method, ...] = (
 
 _LEN = 2  # protobuf's wire type for length-delimited fields
 _VARINT_BYTES = 10  # of a 64-bit number
-_DATA = 3  # field number of Tensor.data
+_DATA, _SCALES = 3, 4  # field numbers of Tensor.data and Tensor.scales
 _KEY, _VALUE = 1, 2  # field numbers of a map entry
+_MOST_FIELDS, _MOST_TENSORS = 2**16, 256  # of a message
+_SMALL_BYTES = 2**20  # of a message without tensors and state
+_SHAPE_BYTES, _NAME_BYTES = 256, 2**15  # of one tensor
 
 
 def write(value: Any, compression: str | None = None, limit_bytes: int = LARGEST) -> bytes:
@@ -110,25 +113,40 @@ def read(cls: type[V], data: Piece) -> V:
     """Gives the request or reply that `data` holds; its tensors lie over `data` itself.
 
     Raises:
-        InvalidTensor: bytes that are no such message, or a tensor that is none.
+        InvalidTensor: bytes that are no such message, a tensor that is none, or more fields, tensors or text than any
+            honest message has: found while walking over the bytes, before anything is built from them.
         InvalidSetting: an enum number this side does not know.
     """
     message_class = _message_class(cls.__name__)
     maps = {field.number: field.name for field in _fields_of(cls.__name__) if field.tensors}
     try:
         tensors: dict[int, dict[str, torch.Tensor]] = {number: {} for number in maps}
-        rest = bytearray()
-        for number, start, body, end in _fields(memoryview(data)):
-            if number in tensors:
-                name, tensor = _read_entry(memoryview(data)[body:end])
-                tensors[number][name] = tensor
-            else:
-                rest += memoryview(data)[start:end]
-        message = message_class.FromString(bytes(rest))
+        rest, entries = _parted(memoryview(data), maps, cls)
+        for number, entry in entries:
+            name, tensor = _read_entry(entry)
+            tensors[number][name] = tensor
+        message = message_class.FromString(rest)
     except (DecodeError, IndexError, UnicodeDecodeError) as error:
         raise InvalidTensor(f"the bytes received are no {cls.__name__}: {error}") from error
     values: dict[str, Any] = {maps[number]: found for number, found in tensors.items()}
     return cls(**values, **_values(cls, message))
+
+
+def _parted(data: memoryview, maps: Mapping[int, str], cls: type[Any]) -> tuple[bytes, list[tuple[int, memoryview]]]:
+    """The small fields of a message, and the entries of its tensor maps where they lie."""
+    small: list[memoryview] = []
+    entries: list[tuple[int, memoryview]] = []
+    for count, (number, start, body, end) in enumerate(_fields(data)):
+        if count >= _MOST_FIELDS or len(entries) > _MOST_TENSORS:
+            raise DecodeError(f"more than {_MOST_FIELDS} fields or {_MOST_TENSORS} tensors")
+        if number in maps:
+            entries.append((number, data[body:end]))
+        else:
+            small.append(data[start:end])
+    size_bytes = sum(map(len, small))
+    if size_bytes > _SMALL_BYTES and not any(field.blob for field in _fields_of(cls.__name__)):
+        raise DecodeError(f"{size_bytes} bytes beside its tensors, the limit is {_SMALL_BYTES}")
+    return b"".join(small), entries
 
 
 def _tensor_entry(number: int, name: str, packed: PackedTensor) -> list[Piece]:
@@ -145,17 +163,24 @@ def _read_entry(entry: memoryview) -> tuple[str, torch.Tensor]:
     name, value = "", memoryview(b"")
     for number, _, body, end in _fields(entry):
         if number == _KEY:
+            if end - body > _NAME_BYTES:
+                raise DecodeError(f"a port's name of {end - body} bytes")
             name = str(entry[body:end], "utf-8")
         elif number == _VALUE:
             value = entry[body:end]
-    payload, rest = memoryview(b""), bytearray()
+    payload = scales = memoryview(b"")
+    rest = bytearray()
     for number, start, body, end in _fields(value):
         if number == _DATA:
             payload = value[body:end]
+        elif number == _SCALES:
+            scales = value[body:end]
+        elif len(rest) + end - start > _SHAPE_BYTES:
+            raise DecodeError(f"a tensor whose shape takes more than {_SHAPE_BYTES} bytes")
         else:
             rest += value[start:end]
     meta = tensor_pb2.Tensor.FromString(bytes(rest))
-    return name, unpack(int(meta.dtype), tuple(meta.shape), payload, name, meta.scales)
+    return name, unpack(int(meta.dtype), tuple(meta.shape), payload, name, scales)
 
 
 def _fields(data: memoryview) -> Iterator[tuple[int, int, int, int]]:
@@ -213,6 +238,7 @@ class _Field:
     part: Any
     repeated: bool
     tensors: bool
+    blob: bool
 
 
 @functools.cache
@@ -225,7 +251,7 @@ def _fields_of(name: str) -> tuple[_Field, ...]:
         part: Any = hint if dataclasses.is_dataclass(hint) else None
         tensors = wire.message_type is not None and wire.message_type.GetOptions().map_entry
         repeated = part is None and not isinstance(hint, type)
-        found.append(_Field(field.name, wire.number, wire.enum_type, part, repeated, tensors))
+        found.append(_Field(field.name, wire.number, wire.enum_type, part, repeated, tensors, hint is bytes))
     return tuple(found)
 
 

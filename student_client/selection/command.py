@@ -9,8 +9,11 @@ import torch
 import typer
 
 from student_client.flags import (
+    Ca,
+    Cert,
     ConfigFile,
     DataFlag,
+    Key,
     LabelColumn,
     Labelled,
     MaxSteps,
@@ -20,6 +23,7 @@ from student_client.flags import (
     Size,
     TeacherFlag,
     TextColumn,
+    TokenFile,
     Unlabelled,
     read_config,
     run_fields,
@@ -40,6 +44,10 @@ def select(
     labelled: Labelled = None,
     unlabelled: Unlabelled = None,
     teacher: TeacherFlag = None,
+    ca: Ca = None,
+    cert: Cert = None,
+    key: Key = None,
+    token_file: TokenFile = None,
     size: Size = None,
     seed: Seed = None,
     max_steps: MaxSteps = None,
@@ -58,6 +66,10 @@ def select(
         size=size,
         seed=seed,
         max_steps=max_steps,
+        ca=ca,
+        cert=cert,
+        key=key,
+        token_file=token_file,
     )
     wanted = read_config(config, fields | {"output": output}, settings)
     if wanted.training.threads:

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections import Counter
 
 from teacher_server.config import ServerConfig
-from teacher_server.scheduling.quotas import TokenBucket, quota_of
+from teacher_server.scheduling.identities import Rates
+from teacher_server.scheduling.quotas import TokenBucket, identity_quota_of, quota_of
 from teaching_protocol.errors import Overloaded, QuotaExceeded
 
 __all__ = ["Admission"]
@@ -29,6 +30,9 @@ class Admission:
         self._quotas = config.quotas
         self._lanes: Counter[str] = Counter()
         self._buckets: dict[str, TokenBucket] = {}
+        self._rates = Rates(
+            lambda owner: identity_quota_of(owner, config.identity_quotas).tokens_per_s, "tokens a second"
+        )
         self._job_s = 0.05
 
     def refusal(self) -> Overloaded | None:
@@ -37,12 +41,12 @@ class Admission:
             return None
         return Overloaded(f"all {self._permits} permits are taken; try again later", self._delay_s(self.held))
 
-    def enter(self, lane: str, student: str, tokens: float, now: float) -> None:
-        """Takes a permit for a job of a lane.
+    def enter(self, lane: str, student: str, tokens: float, now: float, owner: str = "") -> None:
+        """Takes a permit for a job of a lane, of an owner's.
 
         Raises:
             Overloaded: every permit is taken.
-            QuotaExceeded: the lane has its share of them, or its tokens for now.
+            QuotaExceeded: the lane has its share of them, or the lane or its owner their tokens for now.
         """
         refusal = self.refusal()
         if refusal is not None:
@@ -54,6 +58,7 @@ class Admission:
                 "wait for their replies, or try again later",
                 self._delay_s(self._lanes[lane]),
             )
+        self._rates.take(owner, tokens, now)
         self._pay(lane, student, tokens, now)
         self._lanes[lane] += 1
         self.held += 1

@@ -52,7 +52,7 @@ class Order:
             Quarantined: with the reason and the time.
         """
         if job.session is not None and kind_of(job) is not None:
-            self._quarantine.check(job.session.student, now)
+            self._quarantine.check(job.session.account, now)
 
     def arrived(self, job: Job, first: bool, now: float) -> None:
         """A job has come; `first`: its lane had none waiting or running."""
@@ -77,7 +77,7 @@ class Order:
         self._number += 1
         self._counters.turn(choice.batch.jobs[0].lane)
         for job in choice.batch.jobs:
-            tokens, student = cost(job), job.session.student if job.session is not None else ""
+            tokens, student = cost(job), job.session.account if job.session is not None else ""
             self._counters.charge(job.lane, tokens, self._admission.weight(student))
             self._metrics.served_tokens.labels(job.method).inc(tokens)
         method = choice.batch.jobs[0].method
@@ -93,7 +93,7 @@ class Order:
         """A job is answered; `ran`: by the engine."""
         self._rhythm.replied(job, now, self._number, error is None)
         if ran and job.session is not None and kind_of(job) is not None:
-            self._quarantine.judge(job.session.student, error, now)
+            self._quarantine.judge(job.session.account, error, now)
 
     def forget(self, lane: str) -> None:
         """A session has ended."""
@@ -101,7 +101,7 @@ class Order:
         self._rhythm.forget(lane)
 
     def _is_alone(self, job: Job) -> bool:
-        return job.session is not None and self._quarantine.is_alone(job.session.student)
+        return job.session is not None and self._quarantine.is_alone(job.session.account)
 
     def _hold_s(self, batch: Batch, expected: Sequence[Expected], rules: Rules, waited_s: float) -> float:
         if not self._patience.limit_s or not expected:

@@ -6,16 +6,17 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from teacher_server.config import Quota, ServerConfig
+from teacher_server.config import IdentityQuota, Quota, ServerConfig
 from teacher_server.sessions import Session
 from teaching_protocol.errors import InvalidSetting, QuotaExceeded
 from teaching_protocol.verbs import OptimizerSettings
 
-__all__ = ["SessionQuotas", "TokenBucket", "quota_of", "state_bytes"]
+__all__ = ["SessionQuotas", "TokenBucket", "identity_quota_of", "quota_of", "state_bytes"]
 
 _MOMENTS = {"adam": 2, "adamw": 2, "sgd": 1}
 _BURST_S = 2.0
 _ANY = Quota.model_validate({"students": "*"})
+_ANYBODY = IdentityQuota.model_validate({"identities": "*"})
 
 
 def quota_of(student: str, quotas: Collection[Quota]) -> Quota:
@@ -26,6 +27,13 @@ def quota_of(student: str, quotas: Collection[Quota]) -> Quota:
 def state_bytes(parameters: int, optimizer: OptimizerSettings) -> int:
     """Bytes a session holds for its codec: weights, gathered gradients and the optimizer's moments, float32."""
     return 4 * parameters * (2 + _MOMENTS.get(optimizer.name, 2))
+
+
+def identity_quota_of(identity: str, quotas: Collection[IdentityQuota]) -> IdentityQuota:
+    """The first quota whose pattern fits; one without limits if none does, or if nobody has a name."""
+    if not identity:
+        return _ANYBODY
+    return next((quota for quota in quotas if fnmatchcase(identity, quota.identities)), _ANYBODY)
 
 
 @dataclass
@@ -52,10 +60,11 @@ class SessionQuotas:
 
     def __init__(self, config: ServerConfig) -> None:
         self._quotas = config.quotas
+        self._identity_quotas = config.identity_quotas
         self._state_bytes = config.state_bytes
         self._lease_s = config.lease_s
 
-    def check(self, student: str, size_bytes: int, live: Collection[Session]) -> None:
+    def check(self, student: str, size_bytes: int, live: Collection[Session], owner: str = "") -> None:
         """Refuses a session that is one too many.
 
         Raises:
@@ -63,7 +72,7 @@ class SessionQuotas:
             QuotaExceeded: it would fit if others of this student's quota, or of the server, had left.
         """
         quota = quota_of(student, self._quotas)
-        fellows = [session for session in live if quota_of(session.student, self._quotas) is quota]
+        fellows = [session for session in live if quota_of(session.account, self._quotas) is quota]
         if quota.sessions and len(fellows) >= quota.sessions:
             raise QuotaExceeded(
                 f"students {quota.students!r} have {len(fellows)} sessions, the quota is {quota.sessions}; "
@@ -71,7 +80,17 @@ class SessionQuotas:
                 self._lease_s,
             )
         self._check_bytes(f"students {quota.students!r}", size_bytes, fellows, quota.state_bytes)
+        self._check_owner(owner, size_bytes, [session for session in live if session.owner == owner])
         self._check_bytes("all students", size_bytes, live, self._state_bytes)
+
+    def _check_owner(self, owner: str, size_bytes: int, own: Collection[Session]) -> None:
+        quota = identity_quota_of(owner, self._identity_quotas)
+        if quota.sessions and len(own) >= quota.sessions:
+            raise QuotaExceeded(
+                f"this identity has {len(own)} sessions, its quota is {quota.sessions}; leave one, or try again later",
+                self._lease_s,
+            )
+        self._check_bytes("the sessions of this identity", size_bytes, own, quota.state_bytes)
 
     def _check_bytes(self, who: str, size_bytes: int, live: Collection[Session], limit: int) -> None:
         if not limit:

@@ -117,8 +117,8 @@ class ThreadScheduler:
                 raise Draining("the server is shutting down; export your state and enrol elsewhere")
             now = time.monotonic()
             self._order.check(job, now)
-            student = job.session.student if job.session is not None else ""
-            self._admission.enter(job.lane, student, job.tokens, now)
+            student, owner = (job.session.account, job.session.owner) if job.session is not None else ("", "")
+            self._admission.enter(job.lane, student, job.tokens, now, owner)
             self._order.arrived(job, self._under_way[job.lane] == 0, now)
             self._under_way[job.lane] += 1
             self._lanes.push(job)

@@ -1,4 +1,4 @@
-"""Threads of the calls: work, control and refusals each have their own, so that none waits behind another.
+"""Threads of the calls: work, control, newcomers and refusals each have their own, so that none waits behind another.
 
 A call of work holds a thread from its first byte until its reply is ready, a call of control for microseconds.
 """
@@ -14,24 +14,26 @@ import torch
 __all__ = ["CONTROL", "CallThreads", "on"]
 
 CONTROL = ("Describe", "Renew", "Leave")
-_SPARE, _CONTROL, _REFUSALS = 512, 8, 2
+_SPARE, _CONTROL, _REFUSALS, _NEWCOMERS = 512, 8, 2, 4
 
 
 class CallThreads:
-    """Three pools. `work` has a thread for every permit, and more for what is being read or is answered without one.
+    """Four pools: calls of work, of control, refusals, and newcomers: first calls of a token, whose hash is to be computed.
 
-    gRPC reads a request in the thread that will answer it, so slow and endless requests each hold one. A thread is
-    started when none is idle.
+    `work` has a thread for every permit, and more for what is being read or is answered without one: gRPC reads a
+    request in the thread that will answer it, so slow and endless requests each hold one. A thread is started when
+    none is idle.
     """
 
     def __init__(self, permits: int) -> None:
         self.work = ThreadPoolExecutor(permits + _SPARE, thread_name_prefix="call", initializer=_one_core)
         self.control = ThreadPoolExecutor(_CONTROL, thread_name_prefix="control")
+        self.newcomers = ThreadPoolExecutor(_NEWCOMERS, thread_name_prefix="newcomer")
         self.refusals = ThreadPoolExecutor(_REFUSALS, thread_name_prefix="refusal")
 
     def close(self) -> None:
         """Lets the threads end."""
-        for pool in (self.work, self.control, self.refusals):
+        for pool in (self.work, self.control, self.newcomers, self.refusals):
             pool.shutdown(wait=False)
 
 

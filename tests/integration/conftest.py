@@ -22,7 +22,9 @@ def servers(
     """By name: every family, and BERT under other configurations."""
     gates = tmp_path_factory.mktemp("gates")
     configs: dict[str, dict[str, Any]] = {name: {} for name in MODEL_TYPES}
-    configs["strict"] = {"message_bytes": 100_000, "max_rows": 16, "max_tokens": 32, "gate": str(gates / "strict")}
+    configs["strict"] = {"message_bytes": 100_000, "max_rows": 16, "max_tokens": 32, "gate": str(gates / "strict")} | {
+        "reflection": True
+    }
     configs["short_lease"] = {"lease_s": 0.3}
     configs["tight"] = {"permits": 1, "gate": str(gates / "tight")}
     configs["forgetful"] = {"graph_cache_bytes": 0, "session_input_bytes": 0}

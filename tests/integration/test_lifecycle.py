@@ -101,8 +101,11 @@ def test_sigterm_drains(command: tuple[subprocess.Popen[str], Address]) -> None:
         caller.teacher.close()
 
 
-def test_reflection_lists_and_describes_the_service(servers: dict[str, Address]) -> None:
-    with grpc.insecure_channel(servers["bert"].name) as channel:
+def test_reflection_lists_and_describes_the_service_where_it_was_asked_for(servers: dict[str, Address]) -> None:
+    with grpc.insecure_channel(servers["bert"].name) as channel, pytest.raises(grpc.RpcError) as refused:
+        ProtoReflectionDescriptorDatabase(channel).get_services()
+    assert refused.value.code() is grpc.StatusCode.UNIMPLEMENTED
+    with grpc.insecure_channel(servers["strict"].name) as channel:
         found = ProtoReflectionDescriptorDatabase(channel)
         assert {"teaching_protocol.v1.Teacher", "grpc.health.v1.Health"} <= set(found.get_services())
         file = found.FindFileContainingSymbol("teaching_protocol.v1.Teacher")

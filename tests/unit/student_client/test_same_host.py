@@ -15,7 +15,7 @@ import torch
 
 from student_client.same_host import SharedBlocks
 from teaching_protocol.errors import DeadlineExceeded, InvalidTensor, Overloaded, SharedMemoryLost
-from teaching_protocol.shared_memory import GREETING, SHARED_MIN_BYTES, can_share, host_mark
+from teaching_protocol.shared_memory import GREETING, HELLO, SHARED_MIN_BYTES, Ticket, can_share, host_mark
 from tests.integration.gate import poll
 
 pytestmark = pytest.mark.skipif(not can_share(), reason="there is no memfd here")
@@ -31,9 +31,20 @@ def received(peer: socket.socket) -> bytes:
     return packet
 
 
+def ticket(name: str) -> Ticket:
+    return Ticket(host_mark(), name, b"i" * 16, b"k" * 16)
+
+
+def greet(peer: socket.socket, key: bytes = b"k" * 16) -> None:
+    """What a server says to the ticket above."""
+    mark, challenge = HELLO.unpack(peer.recv(100))
+    assert mark == b"i" * 16
+    peer.send(GREETING.pack(b"s" * 16, 8 * MIB, Ticket("", "", mark, key).proof(challenge)))
+
+
 def taking(peer: socket.socket) -> None:
     """A server's end that takes every block of a student that may share 8 MiB."""
-    peer.send(GREETING.pack(b"s" * 16, 8 * MIB))
+    greet(peer)
     while packet := received(peer):
         if packet[:1] == b"+":
             peer.send(b"\x01")
@@ -61,7 +72,7 @@ def serve() -> Iterator[Serve]:
                     behave(peer)
 
         threading.Thread(target=loop, daemon=True).start()
-        return f"{host_mark()}/{name}"
+        return str(ticket(name))
 
     yield start
     for listener in listeners:
@@ -177,7 +188,7 @@ def test_a_server_that_hangs_up(serve: Serve) -> None:
 
 
 def refusing(peer: socket.socket) -> None:
-    peer.send(GREETING.pack(b"s" * 16, 8 * MIB))
+    greet(peer)
     while received(peer):
         peer.send(b"\x00")
 
@@ -190,11 +201,19 @@ def test_a_server_that_takes_no_block(serve: Serve) -> None:
     blocks.close()
 
 
+def test_who_took_the_servers_name_is_given_no_message(serve: Serve) -> None:
+    """Another user may bind the name of a server that has gone; it cannot prove that it gave the ticket out."""
+    blocks = SharedBlocks()
+    assert not blocks.connect(serve(lambda peer: greet(peer, b"?" * 16)))
+    assert number(blocks) is None
+    blocks.close()
+
+
 def test_who_is_not_on_this_host_goes_without(serve: Serve) -> None:
     here = serve(taking)
     blocks = SharedBlocks()
     there = "0123456789abcdef/" + here.partition("/")[2]
-    for same_host in ("", "/", here.partition("/")[0], f"{host_mark()}/talking-models-nobody", there):
+    for same_host in ("", "/", here.partition("/")[0], str(ticket("talking-models-nobody")), there, here + "x"):
         assert not blocks.connect(same_host)
         assert number(blocks) is None
     assert not blocks.connect(serve(lambda peer: None))  # it hangs up at once

@@ -12,7 +12,7 @@ import pytest
 
 from teacher_server.same_host import SameHost
 from teaching_protocol.errors import SharedMemoryLost
-from teaching_protocol.shared_memory import ADD, DROP, GREETING, TAKEN, Block, Place, can_share
+from teaching_protocol.shared_memory import ADD, DROP, GREETING, HELLO, TAKEN, Block, Place, Ticket, can_share
 from tests.integration.gate import poll
 
 pytestmark = pytest.mark.skipif(not can_share(), reason="there is no memfd here")
@@ -44,11 +44,77 @@ def dial(host: SameHost) -> socket.socket:
     return found
 
 
-def greeted(host: SameHost) -> tuple[socket.socket, str]:
+def greeted(host: SameHost, owner: str = "") -> tuple[socket.socket, str]:
     found = dial(host)
-    secret, limit = GREETING.unpack(found.recv(100))
+    ticket = Ticket.parse(host.ticket(owner))
+    assert ticket is not None
+    found.send(HELLO.pack(ticket.id, b"c" * 16))
+    secret, limit, proof = GREETING.unpack(found.recv(100))
     assert limit == LIMIT
+    assert proof == ticket.proof(b"c" * 16)
     return found, secret.hex()
+
+
+@pytest.mark.parametrize("packet", [b"", b"x", HELLO.pack(b"i" * 16, b"c" * 16), ADD.pack(b"+", 0, SIZE)], ids=repr)
+def test_who_has_no_ticket_is_told_nothing(packet: bytes) -> None:
+    """Another user of this host reaches the socket, and gets nothing from it: no secret, and no block is taken."""
+    with serving() as host:
+        stranger = dial(host)
+        if packet:
+            stranger.send(packet)
+            assert stranger.recv(100) == b""
+        else:
+            stranger.settimeout(0.1)
+            with pytest.raises(TimeoutError):
+                stranger.recv(100)
+        assert len(host) == 0
+        stranger.close()
+
+
+def test_a_ticket_is_good_once() -> None:
+    with serving() as host:
+        ticket = Ticket.parse(host.ticket("ann"))
+        assert ticket is not None
+        first, second = dial(host), dial(host)
+        for client, size in ((first, GREETING.size), (second, 0)):
+            client.send(HELLO.pack(ticket.id, b"c" * 16))
+            assert len(client.recv(100)) == size
+        first.close()
+        second.close()
+
+
+def test_strangers_who_keep_silent_shut_nobody_out() -> None:
+    with serving() as host:
+        strangers = [dial(host) for _ in range(100)]
+        good, secret = greeted(host)
+        assert hand_over(good, 0)[0] == TAKEN
+        assert host.find(Place(secret, 0, 1))
+        for each in (good, *strangers):
+            each.close()
+
+
+def test_owners_that_are_let_in_no_more_are_hung_up_on() -> None:
+    with serving() as host:
+        ann, bob = (greeted(host, name)[0] for name in ("ann", "bob"))
+        assert hand_over(ann, 0)[0] == TAKEN
+        host.shut_out(lambda owner: owner != "ann")
+        assert ann.recv(10) == b""
+        poll(lambda: mapped() == 0, "her blocks are unmapped")
+        assert hand_over(bob, 0)[0] == TAKEN
+        ann.close()
+        bob.close()
+
+
+def test_a_block_serves_its_owner_alone() -> None:
+    """Even who has learned the secret, which none but its owner is told, gets nowhere with another identity."""
+    with serving() as host:
+        client, secret = greeted(host, "ann")
+        assert hand_over(client, 0)[0] == TAKEN
+        assert host.find(Place(secret, 0, 1), "ann")
+        for other in ("bob", ""):
+            with pytest.raises(SharedMemoryLost):
+                host.find(Place(secret, 0, 1), other)
+        client.close()
 
 
 def hand_over(client: socket.socket, number: int, size: int = SIZE) -> tuple[bytes, Block]:
@@ -148,6 +214,9 @@ def test_one_too_many_is_turned_away_and_the_next_is_not() -> None:
     with serving(connections=1) as host:
         first, _ = greeted(host)
         second = dial(host)
+        ticket = Ticket.parse(host.ticket(""))
+        assert ticket is not None
+        second.send(HELLO.pack(ticket.id, b"c" * 16))
         assert second.recv(10) == b""
         first.close()
         poll(lambda: len(host) == 0, "there is room again")

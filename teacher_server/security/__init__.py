@@ -1,0 +1,1 @@
+"""Who may do what: tokens, identities, TLS, what one identity may take."""

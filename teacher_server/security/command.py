@@ -1,0 +1,64 @@
+"""The command `teacher-server token`: add, list, revoke; the one place where a secret is shown, once."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from teacher_server.security.tokens import add_token, read_tokens, revoke
+from teaching_protocol.errors import ConfigError
+
+__all__ = ["tokens"]
+
+tokens = typer.Typer(no_args_is_help=True, help="Tokens that let students in: add, list, revoke.")
+
+Name = Annotated[str, typer.Argument(help="The identity: letters, digits and ._@-")]
+File = Annotated[Path, typer.Option("--tokens", help="The token file, as given to serve.")]
+_FILE = Path("teacher-tokens.json")
+
+
+@tokens.command()
+def add(
+    name: Name,
+    file: File = _FILE,
+    output: Annotated[
+        Path | None, typer.Option(help="New file for the token, mode 600, instead of the screen.")
+    ] = None,
+) -> None:
+    """Makes a token for NAME and shows it, once; the file keeps a salted hash of it. A running server sees it at once."""
+    if output is not None and output.exists():
+        raise ConfigError(f"--output {output} is there already; give a new file, so that no token is lost")
+    token = add_token(file, name)
+    if output is None:
+        typer.echo(token)
+    else:
+        with os.fdopen(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as new:
+            new.write(token + "\n")
+    where = "above" if output is None else f"in {output}"
+    typer.echo(f"the token of {name} is {where}; it is shown this once. {file} has its hash", err=True)
+
+
+@tokens.command("list")
+def show(file: File = _FILE) -> None:
+    """Shows names, ids and dates; no secret is known here."""
+    known = read_tokens(file)
+    for each in known.tokens:
+        typer.echo(f"{each.name}\t{each.id}\t{each.created}")
+    for name in known.revoked:
+        typer.echo(f"{name}\trevoked")
+
+
+@tokens.command("revoke")
+def take_away(
+    name: Name,
+    file: File = _FILE,
+    token_id: Annotated[
+        str | None, typer.Option("--id", help="One token of the name, to change it for a new one.")
+    ] = None,
+) -> None:
+    """Takes all tokens of NAME away; a running server ends its sessions, and refuses certificates of that name, too."""
+    count = revoke(file, name, token_id)
+    typer.echo(f"{count} {'token' if count == 1 else 'tokens'} of {name} revoked")
