@@ -23,6 +23,9 @@ __all__ = [
 ]
 
 
+_UNBOUND = {"address", "addresses", "patience_s", "student", "deadline_s"}
+
+
 class StudentConfig(BaseModel):
     """How large a student is; what is None comes from the preset of its modality."""
 
@@ -48,6 +51,12 @@ class TeacherConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     address: str = Field("127.0.0.1:50051", min_length=1, description="`host:port` of the teacher server.")
+    addresses: tuple[str, ...] = Field(
+        (), description="Where else the same teacher serves: asked in turn when it is lost."
+    )
+    patience_s: float = Field(
+        300.0, ge=0.0, description="Seconds a lost teacher is waited for without progress; 0 ends the run at once."
+    )
     student: str | None = Field(
         None, min_length=1, description="Name of this student at the teacher; None makes one that nobody else has."
     )
@@ -101,6 +110,12 @@ class TrainingConfig(BaseModel):
         None, ge=1, description="Validations without a new best after which training ends; None never ends early."
     )
     checkpoint_every: int = Field(200, ge=1, description="Steps from one checkpoint to the next.")
+    rewind_steps: int = Field(
+        50, ge=1, description="Steps from one rewind point in memory to the next: the most a lost teacher costs."
+    )
+    rewind_bytes: int = Field(
+        2**30, ge=0, description="Memory for two rewind points; where they do not fit, checkpoints take their place."
+    )
     log_every: int = Field(10, ge=1, description="Steps from one line of metrics.jsonl to the next.")
     tensorboard: bool = Field(True, description="Whether TensorBoard files are written.")
     seed: int = Field(0, ge=0, description="Seed of the order of the rows and of dropout.")
@@ -131,10 +146,18 @@ class RunConfig(BaseModel):
         """The fields that a resumed run must share with the run it goes on with, as JSON values."""
         unbound: dict[str, Any] = {
             "output": True,
-            "teacher": {"address", "student", "deadline_s"},
-            "complementary": {"__all__": {"address", "student", "deadline_s"}},
+            "teacher": _UNBOUND,
+            "complementary": {"__all__": _UNBOUND},
             "method": {"committee": {"on_missing", "wait_s", "retry_s"}, "selection": {"learning"}},
-            "training": {"checkpoint_every", "log_every", "tensorboard", "threads", "device"},
+            "training": {
+                "checkpoint_every",
+                "rewind_steps",
+                "rewind_bytes",
+                "log_every",
+                "tensorboard",
+                "threads",
+                "device",
+            },
         }
         return self.model_dump(mode="json", exclude=unbound)
 

@@ -66,12 +66,18 @@ def run_fields(
         "data.label_column": label_column,
         "data.labelled": labelled,
         "data.unlabelled": unlabelled,
-        "teacher.address": teacher,
+        **_addresses(teacher),
         "student.size": size,
         "training.max_steps": max_steps,
         **dict.fromkeys(("student.seed", "method.seed", "training.seed"), seed),
         **data_fields(data),
     }
+
+
+def _addresses(teacher: str | None) -> dict[str, Any]:
+    """`HOST:PORT`, and after commas where else the same teacher serves."""
+    first, *others = teacher.split(",") if teacher is not None else [None]
+    return {"teacher.address": first, "teacher.addresses": others or None}
 
 
 def read_config(config: Path | None, flags: Mapping[str, Any], settings: Sequence[str] | None) -> RunConfig:
