@@ -126,7 +126,7 @@ def _absence(config: RunConfig, progress: Progress) -> Absence:
         patience_s, setting = committee.wait_s, "method.committee.wait_s"
     if rule == "fail":
         patience_s = 0.0
-    return Absence(rule, committee.wait_s, committee.retry_s, patience_s, setting, progress.say)
+    return Absence(rule, committee.wait_s, committee.retry_s, progress.say, patience_s, setting)
 
 
 def _bears_missing(config: RunConfig) -> bool:

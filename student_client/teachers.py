@@ -33,18 +33,18 @@ class Absence:
         rule: fail raises at once; wait holds the step until the teacher is back; skip goes on without it, as long as
             another one is there, and lets it join again later.
         wait_s: seconds `wait` waits for one teacher in one call of all, before it fails.
-        patience_s: seconds a run waits for lost teachers, without progress, before it ends; 0 ends it at once.
-        setting: the field of the configuration that says so.
         retry_s: seconds from one attempt of `skip` to reach it to the next.
         say: is told in a sentence who is missing and who is back.
+        patience_s: seconds a run waits for lost teachers, without progress, before it ends; 0 ends it at once.
+        setting: the field of the configuration that says so.
     """
 
     rule: Literal["fail", "wait", "skip"] = "fail"
     wait_s: float = 60.0
     retry_s: float = 3.0
+    say: Callable[[str], None] = lambda sentence: None
     patience_s: float = 0.0
     setting: str = "teacher.patience_s"
-    say: Callable[[str], None] = lambda sentence: None
 
 
 class Teachers:

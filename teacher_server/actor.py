@@ -58,7 +58,7 @@ class TeacherActor:
             raise Draining("the server is shutting down and opens no session; enrol elsewhere, or when it is back")
         with self._scheduler.permit(f"enroll {request.student}", request.student):
             if request.resume:
-                session = self.sessions.resume(request.resume, request.student)
+                session = self.sessions.resume(request.resume, request.student, request.call_id)
             else:
                 checks.check_settings(request.settings, self.card)
                 session = self.sessions.enrolled(request.student, request.call_id) or self._opened(request)
