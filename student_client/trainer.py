@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -140,8 +141,8 @@ class Trainer:
             self.recovery.come_back(error, found.step, found.step, found.sessions)
         self._sessions = (found.step, found.sessions)
         if found.best is not None:
-            shutil.copytree(found.best, self._draft())
-            self._keep_best()
+            best = found.best
+            self._place_best(lambda draft: shutil.copytree(best, draft))
         self.progress.say(f"goes on after step {found.step} of {self.total_steps}")
 
     def _goes_on(self, stop: int) -> bool:
@@ -283,26 +284,22 @@ class Trainer:
         self.position.waited += 1
         if scores.better_than(self.position.best):
             self.position.best, self.position.best_step, self.position.waited = scores.value, self.position.step, 0
-            self._save_best()
+            self._place_best(self.student.save)
         return scores
 
-    def _save_best(self) -> None:
-        try:
-            self.student.save(self._draft())
-            self._keep_best()
-        except (OSError, SafetensorError) as error:
-            shutil.rmtree(self.config.output / ".student", ignore_errors=True)
-            raise ConfigError(
-                f"the student cannot be written to {self.config.output}: {error}; free space, then go on with --resume"
-            ) from error
-
-    def _draft(self) -> Path:
+    def _place_best(self, write: Callable[[Path], object]) -> None:
+        """Puts the best student, which `write` writes to a folder, in its place."""
         draft = self.config.output / ".student"
-        shutil.rmtree(draft, ignore_errors=True)
-        return draft
-
-    def _keep_best(self) -> None:
-        replace_folder(self.config.output / ".student", self.config.output / "student")
+        try:
+            shutil.rmtree(draft, ignore_errors=True)
+            write(draft)
+            replace_folder(draft, self.config.output / "student")
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(draft, ignore_errors=True)
+            reason = error.args[0][0][-1] if isinstance(error, shutil.Error) else error
+            raise ConfigError(
+                f"the student cannot be written to {self.config.output}: {reason}; free space, then go on with --resume"
+            ) from error
 
     def _finish(self) -> Result:
         """Scores the best student on the test split, this once, and writes result.json."""

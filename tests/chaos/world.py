@@ -12,24 +12,41 @@ import random
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
+import grpc
 import torch
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from student_client.config import RunConfig
 from student_client.progress import Progress
 from student_client.runs import open_run
 from teacher_server.app import TeacherApp
+from teacher_server.cli import main as command
 from teacher_server.config import ServerConfig
+from teaching_protocol.errors import TeachingError
 from tests.integration.gate import poll
 from tests.unit.student_client.run_setup import run_config
 
-__all__ = ["Ended", "TeacherProcess", "chaos_config", "ended", "free_port", "student_process", "unbroken", "wait_for_step"]
+__all__ = [
+    "Ended",
+    "TeacherProcess",
+    "assert_same",
+    "chaos_config",
+    "doze",
+    "ended",
+    "free_port",
+    "health",
+    "log_of",
+    "student_process",
+    "unbroken",
+    "wait_for_step",
+]
 
 _forks = multiprocessing.get_context("forkserver")
 _forks.set_forkserver_preload(["tests.chaos.world"])
@@ -65,16 +82,32 @@ def _serve(settings: dict[str, Any]) -> None:
         app.wait()
 
 
+def _command(words: list[str]) -> None:
+    torch.set_num_threads(1)
+    sys.argv = ["teacher-server", *words]
+    command()
+
+
 def _train(config: str, resume: bool) -> None:
     torch.set_num_threads(1)
     found = RunConfig.model_validate_json(config)
     with (found.output.parent / f"{found.output.name}.log").open("a") as log:
-        sys.stderr = log
-        with open_run(found, resume=resume, progress=Progress("run", file=log)) as trainer:
-            result = trainer.run()
-            assert result is not None
-            told = {"weights": _weights_of(trainer), "session": _hash(trainer.teachers.export_states()[0])}
-        (found.output / "ended.json").write_text(json.dumps(told))
+        try:
+            told = _trained(found, resume, Progress("run", file=log))
+        except TeachingError as error:
+            log.write(f"{type(error).__name__}: {error}\n")
+            sys.exit(1)
+    if told is None:
+        sys.exit(1)
+    (found.output / "ended.json").write_text(json.dumps(told))
+
+
+def _trained(config: RunConfig, resume: bool, progress: Progress) -> dict[str, Any] | None:
+    """Hashes of what a run ends with; None for one that was told to end before."""
+    with open_run(config, resume=resume, progress=progress) as trainer:
+        if trainer.run() is None:
+            return None
+        return {"weights": _weights_of(trainer), "session": _hash(trainer.teachers.export_states()[0])}
 
 
 def _weights_of(trainer: Any) -> dict[str, str]:
@@ -90,11 +123,12 @@ def _hash(data: bytes) -> str:
 
 @dataclass
 class TeacherProcess:
-    """A deterministic teacher at one port, which can be killed and started again."""
+    """A deterministic teacher at one port, which can be killed and started again; as the command itself, it takes signals."""
 
     model: Path
     port: int = field(default_factory=free_port)
     settings: Mapping[str, Any] = field(default_factory=dict)
+    is_command: bool = False
     process: ForkServerProcess | None = None
 
     @property
@@ -104,9 +138,30 @@ class TeacherProcess:
     def start(self) -> TeacherProcess:
         known = {"model": str(self.model), "entry": 1, "exit": 3, "port": self.port, "metrics_port": -1}
         known |= {"device": "cpu", "deterministic": True, "threads": 1, "lease_s": 10.0}
-        self.process = _forks.Process(target=_serve, args=(known | dict(self.settings),), daemon=True)
+        known |= dict(self.settings)
+        if self.is_command:
+            path = Path(f"{self.model}-{self.port}.yaml")
+            path.write_text(json.dumps(known))  # which is YAML
+            self.process = _forks.Process(target=_command, args=(["serve", "--config", str(path)],), daemon=True)
+        else:
+            self.process = _forks.Process(target=_serve, args=(known,), daemon=True)
         self.process.start()
         return self
+
+    def wait_until_it_serves(self) -> None:
+        """Returns once the health service says SERVING."""
+        poll(lambda: health(self.port) == 1, "the teacher serves", LIMIT_S)
+
+    def terminate(self) -> None:
+        """SIGTERM."""
+        assert self.process is not None
+        self.process.terminate()
+
+    def exit_code(self) -> int | None:
+        """Waits for the end."""
+        assert self.process is not None
+        self.process.join(LIMIT_S)
+        return self.process.exitcode
 
     def kill(self) -> None:
         """kill -9."""
@@ -152,7 +207,9 @@ def wait_for_step(config: RunConfig, process: ForkServerProcess, more_than: int)
 
 
 def log_of(config: RunConfig) -> str:
-    return (config.output.parent / f"{config.output.name}.log").read_text()
+    """What the run has said."""
+    path = config.output.parent / f"{config.output.name}.log"
+    return path.read_text() if path.exists() else ""
 
 
 @dataclass(frozen=True)
@@ -194,9 +251,15 @@ def assert_same(broken: Ended, whole: Ended, steps: int) -> None:
         assert broken.result[name] == whole.result[name], name
 
 
+def health(port: int) -> int | None:
+    """What the health service says; None where nobody answers."""
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        try:
+            return int(health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=5).status)
+        except grpc.RpcError:
+            return None
+
+
 def doze(rng: random.Random, seconds: float) -> None:
     """Chaos needs a moment that nobody chose."""
     time.sleep(rng.uniform(0.0, seconds))
-
-
-Condition = Callable[[], bool]
