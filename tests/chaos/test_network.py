@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.chaos.proxy import Proxy
+from tests.chaos.relay import repeating
 from tests.chaos.world import (
     Ended,
     TeacherProcess,
@@ -58,6 +59,22 @@ def test_a_bad_network(model_folder: Models, whole: Whole, tmp_path: Path, what:
         assert (proxy.cuts > 0) is (what == "cut")
     assert_same(broken, whole(steps), steps)
     assert (broken.result["recoveries"] > 0) is (what == "hold" or broken.result["replayed_steps"] > 0)
+
+
+def test_calls_that_are_repeated_at_once_and_late(model_folder: Models, whole: Whole, tmp_path: Path) -> None:
+    """With a death in the middle, so that calls of an earlier epoch, and from before the rewind, come late, too."""
+    with TeacherProcess(model_folder("bert")) as teacher:
+        teacher.wait_until_it_serves()
+        with repeating(teacher.address, 1) as (address, repeats):
+            config = chaos_config(tmp_path, "broken", address, STEPS, teacher__shared_memory=False)
+            with student_process(config) as student:
+                wait_for_step(config, student, 22)
+                teacher.kill()
+                teacher.start()
+                broken = ended(config, student)
+    assert_same(broken, whole(STEPS), STEPS)
+    assert broken.result["recoveries"] >= 1
+    assert min(repeats.get(name, 0) for name in ("Forward", "Backward", "Step")) > 5
 
 
 @contextmanager
