@@ -9,7 +9,7 @@ PIP_FLAGS := --disable-pip-version-check --no-warn-script-location
 SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -c
 
-.PHONY: setup demo test test-slow lint type proto bench serve clean
+.PHONY: setup demo test test-slow chaos soak lint type proto bench serve clean
 
 setup: $(STAMP)
 
@@ -32,6 +32,12 @@ test: setup
 
 test-slow: setup ## learning tests, minutes each
 	$(BIN)/python -m pytest -m slow $(TEST_FLAGS)
+
+chaos: setup ## many deaths, bad networks: about ten minutes
+	$(BIN)/python -m pytest -m chaos --durations=0 tests/chaos
+
+soak: setup ## 10,000 steps and 1,000 sessions: about ten minutes
+	$(BIN)/python -m pytest -m soak -s tests/soak
 
 lint: setup
 	$(BIN)/ruff check .
