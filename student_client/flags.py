@@ -35,7 +35,9 @@ TextColumn = Annotated[str | None, typer.Option(help="Column of your file that h
 LabelColumn = Annotated[str | None, typer.Option(help="Column of your file that holds the label.")]
 Labelled = Annotated[int | None, typer.Option(help="Training rows that keep their label.")]
 Unlabelled = Annotated[int | None, typer.Option(help="Training rows that join without a label.")]
-TeacherFlag = Annotated[str | None, typer.Option(help="Address of the teacher server, HOST:PORT.")]
+TeacherFlag = Annotated[
+    str | None, typer.Option(help="HOST:PORT of the teacher server; after commas, where else it serves.")
+]
 Size = Annotated[str | None, typer.Option(help="Size of the student: tiny, small or complementary.")]
 Output = Annotated[Path | None, typer.Option(help="Folder of the run.")]
 Seed = Annotated[int | None, typer.Option(help="Seed of student, codecs and order; the splits keep data.seed.")]

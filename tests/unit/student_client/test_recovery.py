@@ -15,6 +15,7 @@ from student_client.checkpoints import load_checkpoint
 from student_client.config import RunConfig
 from student_client.members import Member
 from student_client.progress import Progress
+from student_client.remote import InProcessTeacher
 from student_client.runs import open_run
 from student_client.trainer import Trainer
 from teacher_server.actor import TeacherActor
@@ -143,8 +144,6 @@ def test_a_signal_while_waiting_leaves_the_newest_cut(tmp_path: Path, teach: Tea
 
 
 def test_a_member_goes_back_under_the_next_epoch(teach: Teach) -> None:
-    from student_client.remote import InProcessTeacher
-
     member = Member(InProcessTeacher(teach(), student="ann", message_width=8), ("text",))
     member.join()
     state = member.teacher.export_state()
