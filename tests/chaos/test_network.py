@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -48,8 +49,9 @@ def test_a_bad_network(model_folder: Models, whole: Whole, tmp_path: Path, what:
             proxy.cut_after = 200_000 if what == "cut" else 0
             for _ in range(times):
                 if what == "hold":  # nothing passes for longer than any call may take
+                    before = log_of(config).count("the teacher is lost")
                     proxy.is_open = False
-                    poll(lambda: "the teacher is lost" in log_of(config), "the student hears nothing", 60)
+                    poll(lambda: log_of(config).count("the teacher is lost") > before, "the student hears nothing", 60)  # noqa: B023
                     proxy.is_open = True
                 else:
                     proxy.reset()
@@ -58,7 +60,7 @@ def test_a_bad_network(model_folder: Models, whole: Whole, tmp_path: Path, what:
         assert proxy.resets >= (times if what == "reset" else 0)
         assert (proxy.cuts > 0) is (what == "cut")
     assert_same(broken, whole(steps), steps)
-    assert (broken.result["recoveries"] > 0) is (what == "hold" or broken.result["replayed_steps"] > 0)
+    assert broken.result["recoveries"] >= (times if what == "hold" else 0)
 
 
 def test_calls_that_are_repeated_at_once_and_late(model_folder: Models, whole: Whole, tmp_path: Path) -> None:
@@ -107,7 +109,8 @@ def test_the_link_between_two_machines_goes_down(model_folder: Models, whole: Wh
     """Two network namespaces: packets are lost without a word, for longer than a call may take."""
     port = free_port()
     with _two_namespaces() as (name, link):
-        words = ["ip", "netns", "exec", name, "teacher-server", "serve", "--model", str(model_folder("bert"))]
+        words = ["ip", "netns", "exec", name, sys.executable, "-m", "teacher_server", "serve"]
+        words += ["--model", str(model_folder("bert"))]
         words += ["--host", "10.213.7.2", "--insecure", "--port", str(port), "--metrics-port", "-1", "--threads", "1"]
         words += ["--entry", "1", "--exit", "3", "--device", "cpu", "--deterministic"]
         with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as server:
