@@ -11,7 +11,7 @@ PIP_FLAGS := --disable-pip-version-check --no-warn-script-location
 SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -c
 
-.PHONY: setup demo test test-slow test-gpu lint type proto bench bench-gpu fuzz lock audit licences serve clean
+.PHONY: setup demo test test-slow test-gpu chaos soak lint type proto bench bench-gpu fuzz lock audit licences serve clean
 
 setup: $(STAMP)
 
@@ -37,6 +37,12 @@ test-slow: setup ## learning tests, minutes each
 
 test-gpu: setup ## what needs a CUDA device; one at a time, as they share it
 	$(BIN)/python -m pytest -m gpu tests/gpu tests/unit
+
+chaos: setup ## many deaths, bad networks: about ten minutes
+	$(BIN)/python -m pytest -m chaos --durations=0 tests/chaos
+
+soak: setup ## 10,000 steps and 1,000 sessions: about ten minutes
+	$(BIN)/python -m pytest -m soak -s tests/soak
 
 lint: setup
 	$(BIN)/ruff check .

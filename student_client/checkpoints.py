@@ -19,9 +19,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from student_client.files import replace_folder, sync
 from teaching_protocol.errors import ConfigError, StateMismatch
 
-__all__ = ["VERSION", "Checkpoint", "checkpoint_folders", "load_checkpoint", "replace_folder", "save_checkpoint"]
+__all__ = ["VERSION", "Checkpoint", "checkpoint_folders", "load_checkpoint", "save_checkpoint"]
 
 Tensors = Mapping[str, torch.Tensor]
 
@@ -64,12 +65,15 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
     try:
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir(parents=True)
+        sync(folder.parent)
         _write(draft, checkpoint)
         replace_folder(draft, place)
         _prune(folder)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(draft, ignore_errors=True)  # what is half written must not take the room of what is whole
         raise ConfigError(
-            f"the checkpoint {place} cannot be written: {error}; free space, or give another output"
+            f"the checkpoint {place} cannot be written: {error}; those before it are whole; free space, or give "
+            "another output, then go on with --resume"
         ) from error
     return place
 
@@ -96,20 +100,6 @@ def load_checkpoint(folder: Path, config: Mapping[str, Any]) -> Checkpoint:
 def checkpoint_folders(folder: Path) -> list[Path]:
     """The checkpoints under a folder, oldest first; drafts are none."""
     return sorted(folder.glob("step-*[0-9]"))
-
-
-def replace_folder(draft: Path, place: Path) -> None:
-    """Puts a written folder in the place of another, or of none, after bringing it to the disk."""
-    for path in sorted(draft.rglob("*")):
-        _sync(path)
-    _sync(draft)
-    old = place.with_name(f".{place.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if place.exists():
-        place.rename(old)
-    draft.rename(place)
-    _sync(place.parent)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 class _Damaged(Exception):
@@ -208,11 +198,3 @@ def _files(folder: Path) -> list[str]:
 def _mark(path: Path) -> list[int | str]:
     with path.open("rb") as file:
         return [path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()]
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

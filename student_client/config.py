@@ -24,7 +24,7 @@ __all__ = [
 
 
 _CONNECTION = {
-    *("address", "student", "deadline_s"),
+    *("address", "addresses", "patience_s", "student", "deadline_s"),
     *("ca", "cert", "key", "token_file", "tls", "server_name", "insecure"),
 }
 """Fields of a teacher that say how it is reached and change nothing that is learned."""
@@ -55,6 +55,12 @@ class TeacherConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     address: str = Field("127.0.0.1:50051", min_length=1, description="`host:port` of the teacher server.")
+    addresses: tuple[str, ...] = Field(
+        (), description="Where else the same teacher serves: asked in turn when it is lost."
+    )
+    patience_s: float = Field(
+        300.0, ge=0.0, description="Seconds a lost teacher is waited for without progress; 0 ends the run at once."
+    )
     ca: Path | None = Field(None, description="PEM file of the CA of the teacher's certificate; turns TLS on.")
     cert: Path | None = Field(
         None, description="PEM file of this student's own certificate, if the server asks for one."
@@ -121,6 +127,12 @@ class TrainingConfig(BaseModel):
         None, ge=1, description="Validations without a new best after which training ends; None never ends early."
     )
     checkpoint_every: int = Field(200, ge=1, description="Steps from one checkpoint to the next.")
+    rewind_steps: int = Field(
+        50, ge=1, description="Steps from one rewind point in memory to the next: the most a lost teacher costs."
+    )
+    rewind_bytes: int = Field(
+        2**30, ge=0, description="Memory for two rewind points; where they do not fit, checkpoints take their place."
+    )
     log_every: int = Field(10, ge=1, description="Steps from one line of metrics.jsonl to the next.")
     tensorboard: bool = Field(True, description="Whether TensorBoard files are written.")
     seed: int = Field(0, ge=0, description="Seed of the order of the rows and of dropout.")
@@ -154,7 +166,15 @@ class RunConfig(BaseModel):
             "teacher": _CONNECTION,
             "complementary": {"__all__": _CONNECTION},
             "method": {"committee": {"on_missing", "wait_s", "retry_s"}, "selection": {"learning"}},
-            "training": {"checkpoint_every", "log_every", "tensorboard", "threads", "device"},
+            "training": {
+                "checkpoint_every",
+                "rewind_steps",
+                "rewind_bytes",
+                "log_every",
+                "tensorboard",
+                "threads",
+                "device",
+            },
         }
         return self.model_dump(mode="json", exclude=unbound)
 

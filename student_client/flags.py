@@ -39,7 +39,9 @@ TextColumn = Annotated[str | None, typer.Option(help="Column of your file that h
 LabelColumn = Annotated[str | None, typer.Option(help="Column of your file that holds the label.")]
 Labelled = Annotated[int | None, typer.Option(help="Training rows that keep their label.")]
 Unlabelled = Annotated[int | None, typer.Option(help="Training rows that join without a label.")]
-TeacherFlag = Annotated[str | None, typer.Option(help="Address of the teacher server, HOST:PORT.")]
+TeacherFlag = Annotated[
+    str | None, typer.Option(help="HOST:PORT of the teacher server; after commas, where else it serves.")
+]
 Ca = Annotated[Path | None, typer.Option(help="PEM file of the CA of the teacher's certificate; turns TLS on.")]
 Cert = Annotated[Path | None, typer.Option(help="PEM file of your own certificate, if the teacher asks for one.")]
 Key = Annotated[Path | None, typer.Option(help="PEM file of its key.")]
@@ -80,7 +82,7 @@ def run_fields(
         "data.label_column": label_column,
         "data.labelled": labelled,
         "data.unlabelled": unlabelled,
-        "teacher.address": teacher,
+        **_addresses(teacher),
         "teacher.ca": ca,
         "teacher.cert": cert,
         "teacher.key": key,
@@ -90,6 +92,12 @@ def run_fields(
         **dict.fromkeys(("student.seed", "method.seed", "training.seed"), seed),
         **data_fields(data),
     }
+
+
+def _addresses(teacher: str | None) -> dict[str, Any]:
+    """`HOST:PORT`, and after commas where else the same teacher serves."""
+    first, *others = teacher.split(",") if teacher is not None else [None]
+    return {"teacher.address": first, "teacher.addresses": others or None}
 
 
 def read_config(config: Path | None, flags: Mapping[str, Any], settings: Sequence[str] | None) -> RunConfig:

@@ -28,6 +28,7 @@ NOT_YET = (*UNREACHABLE, StudentNameTaken)
 _VIEWS = (("text",), ("image",), ("user", "item"))
 """The inputs a teacher may read, each a whole view of an example; the first that fits is sent."""
 _LEAVE_S = 2.0
+_DESCRIBE_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -111,23 +112,58 @@ class Member:
             IncompatibleTeacher: the teacher reads nothing of this data set, or is another one than before.
             ServiceError: it cannot be reached.
         """
+        if self._resumes():
+            self.teacher.step(lr=0.0, grad_scale=0.0)
+            return
+        self._check_card()
+        self.teacher.enroll(self.state)
+
+    def _resumes(self) -> bool:
+        """Takes the live session over, if there is one."""
         live = self.teacher.session.session_id
-        if live:
-            try:
-                self.teacher.enroll(resume=live)
-                self.teacher.step(lr=0.0, grad_scale=0.0)
-                return
-            except SessionNotFound:
-                pass
-        card = self.teacher.describe()
+        if not live:
+            return False
+        try:
+            self.teacher.enroll(resume=live)
+        except SessionNotFound:
+            return False
+        return True
+
+    def _check_card(self) -> None:
+        """Asks who serves there, and refuses another one than before."""
+        card = self.teacher.describe(_DESCRIBE_S)
         if self.card.model_hash not in ("", card.model_hash):
             raise IncompatibleTeacher(
                 f"{self.name!r}: {card.model_name} ({card.model_hash[:12]}) serves now where {self.card.model_name} "
                 f"({self.card.model_hash[:12]}) did before; serve the same weights again, or start the run anew"
             )
         self.ports = reads(card, self.ports)
-        self.teacher.enroll(self.state)
         self.card = card
+
+    def go_back(self, state: bytes) -> None:
+        """Opens the session again with an earlier state: the live one under its next epoch, else a new one.
+
+        What is still under way of the epoch before is refused by the teacher from now on. After a failure the next attempt
+        goes to the teacher's next address.
+
+        Args:
+            state: exported at that time; empty for a session that nothing was done in.
+
+        Raises:
+            IncompatibleTeacher: another teacher serves than before.
+            ServiceError, StudentNameTaken: not yet.
+        """
+        self._settle()
+        self.lost, self.state = None, state
+        try:
+            self._check_card()
+            if not self._resumes():
+                self.teacher.enroll(state)
+            elif state:
+                self.teacher.import_state(state)
+        except NOT_YET:
+            self.teacher.move_on()
+            raise
 
     def miss(self, error: Exception) -> None:
         """Notes that it cannot be asked; from now on `has_come_back` looks for it."""
@@ -154,14 +190,20 @@ class Member:
             return True
         if not isinstance(error, NOT_YET):
             raise error
+        self.teacher.move_on()
         self._next_attempt = time.monotonic() + retry_s
         return False
 
     def leave(self) -> None:
         """Ends the session; harmless when repeated or when the teacher is gone."""
-        if self._attempt is not None:  # so that no session is opened behind our back
-            wait([self._attempt], _LEAVE_S)
+        self._settle()
         self.teacher.leave()
+
+    def _settle(self) -> None:
+        """Waits for an attempt that is under way, so that no session is opened behind our back."""
+        if self._attempt is not None:
+            wait([self._attempt], _LEAVE_S)
+            self._attempt = None
 
 
 def reads(card: DescribeReply, served: Sequence[str]) -> tuple[str, ...]:

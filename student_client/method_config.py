@@ -204,10 +204,11 @@ class CommitteeConfig(BaseModel):
     )
     filter_after: int = Field(100, ge=0, description="Training batches before `tau` counts.")
     on_missing: Literal["fail", "wait", "skip"] = Field(
-        "fail",
-        description="When a teacher cannot be reached: raise, hold the step until it is back, or go on without it.",
+        "wait",
+        description="When a teacher cannot be reached: end the run, wait until it is back and wind both sides back to where "
+        "they last agreed, or go on without it.",
     )
-    wait_s: float = Field(60.0, gt=0.0, description="Seconds that `wait` waits for a teacher.")
+    wait_s: float = Field(300.0, gt=0.0, description="Seconds that `wait` waits for a teacher without progress.")
     retry_s: float = Field(
         3.0, ge=0.0, description="Seconds between two attempts of `skip` to reach a missing teacher."
     )

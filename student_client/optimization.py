@@ -98,6 +98,11 @@ class JointOptimizer:
             return norms
         return norms | self._teachers.step(self._teacher_lr * factor, grad_scale=1.0 / scale, max_grad_norm=limit)
 
+    def let_go(self) -> None:
+        """Forgets the student's gathered gradients."""
+        for parameter in self._parameters():
+            parameter.grad = None
+
     def tensors(self) -> dict[str, torch.Tensor]:
         """The moments of all parameters, flat."""
         moments = self._optimizer.state_dict()["state"]
@@ -113,7 +118,7 @@ class JointOptimizer:
         moments: dict[int, dict[str, torch.Tensor]] = {}
         for name, value in tensors.items():
             place, _, moment = name.partition(".")
-            moments.setdefault(int(place), {})[moment] = value
+            moments.setdefault(int(place), {})[moment] = value.clone()  # torch goes on with what it is given
             owner = parameters[int(place)] if int(place) < len(parameters) else None
             if owner is None or (moment != "step" and value.shape != owner.shape):
                 raise StateMismatch(f"optimizer: {name} {list(value.shape)} belongs to no parameter of this run")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -12,6 +12,9 @@ from accelerate import Accelerator
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
+
+from student_client.files import replace_file
+from teaching_protocol.errors import ConfigError
 
 __all__ = ["Journal", "Means", "Progress", "Records"]
 
@@ -31,15 +34,32 @@ class Journal:
         self.path = path
 
     def rewind(self, step: int) -> None:
-        """Drops what was written after a step, or cut short: a resumed run writes it again."""
+        """Drops what was written after a step, or cut short: a resumed run writes it again.
+
+        Raises:
+            ConfigError: the file cannot be written; it is as it was.
+        """
         lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
         kept = [line for line in lines if _step_of(line) <= step]
-        self.path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        try:
+            replace_file(self.path, "".join(f"{line}\n" for line in kept))
+        except OSError as error:
+            raise self._unwritten(error) from error
 
     def write(self, record: Record) -> None:
-        """Appends a record."""
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        """Appends a record.
+
+        Raises:
+            ConfigError: the file cannot be written.
+        """
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+        except OSError as error:
+            raise self._unwritten(error) from error
+
+    def _unwritten(self, error: OSError) -> ConfigError:
+        return ConfigError(f"{self.path} cannot be written: {error}; free space, then go on with --resume")
 
 
 class Means:
@@ -53,6 +73,14 @@ class Means:
         for name, value in values.items():
             total, count = self._sums.get(name, (0.0, 0))
             self._sums[name] = (total + value, count + 1)
+
+    def sums(self) -> dict[str, tuple[torch.Tensor | float, int]]:
+        """What was counted so far, as (sum, count) by name; it stays as it is while more is counted."""
+        return dict(self._sums)
+
+    def put_back(self, sums: Mapping[str, Sequence[Any]]) -> None:
+        """Goes on from what `sums` gave."""
+        self._sums = {name: (total, count) for name, (total, count) in sums.items()}
 
     def take(self) -> dict[str, float]:
         """Gives the means and starts again."""
@@ -122,21 +150,21 @@ class Records:
         self.journal, self.progress = journal, progress
         self.has_warned = False
         self._accelerator = accelerator
-        self._means = Means()
+        self.means = Means()
 
     def add(self, loss: torch.Tensor, parts: Mapping[str, torch.Tensor], monitors: Mapping[str, float]) -> None:
         """Counts a microbatch."""
-        self._means.add({"loss": loss.detach()})
-        self._means.add({f"parts/{name}": value for name, value in parts.items()})
+        self.means.add({"loss": loss.detach()})
+        self.means.add({f"parts/{name}": value for name, value in parts.items()})
         self.watch(monitors)
 
     def watch(self, monitors: Mapping[str, float]) -> None:
         """Counts monitors alone."""
-        self._means.add({f"monitors/{name}": value for name, value in monitors.items()})
+        self.means.add({f"monitors/{name}": value for name, value in monitors.items()})
 
     def write(self, step: int, facts: Record, validation: Mapping[str, float] | None) -> dict[str, float]:
         """Writes what was counted since the last record, with `facts` beside it; gives its monitors."""
-        means = self._means.take()
+        means = self.means.take()
         parts, monitors = _under("parts/", means), _under("monitors/", means)
         record: dict[str, Any] = {
             "step": step,

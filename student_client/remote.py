@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Self, Unpack
@@ -75,9 +76,18 @@ class Teacher(nn.Module):
         """Seconds this side has waited for Forward and Backward; `observe` is not counted."""
         return self._session.wait_s
 
-    def describe(self) -> verbs.DescribeReply:
-        """Asks for the card anew: after a restart another teacher may serve at the address."""
-        return self._session.describe()
+    @property
+    def has_gathered(self) -> bool:
+        """Whether a Backward was sent since the last step."""
+        return self._session.has_gathered
+
+    def describe(self, limit_s: float = math.inf) -> verbs.DescribeReply:
+        """Asks for the card anew, `limit_s` seconds at most: after a restart another teacher may serve at the address."""
+        return self._session.describe(limit_s)
+
+    def move_on(self) -> None:
+        """Connects to the teacher's next address, or anew to the only one; the session has to be opened there."""
+        self._session.move_on()
 
     def enroll(self, state: bytes = b"", resume: str = "") -> Self:
         """Opens the session, from exported state where given, or takes over the live session of id `resume`."""
@@ -87,6 +97,10 @@ class Teacher(nn.Module):
     def leave(self) -> None:
         """Ends the session and the heartbeat; harmless when repeated or when the teacher is gone."""
         self._session.leave()
+
+    def end(self) -> None:
+        """`leave` that keeps the connection, for another session."""
+        self._session.end()
 
     def forward(self, message: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         """Answers a message [batch, tokens, message_width]: the same shape (or `message_tokens`), differentiable."""
@@ -140,6 +154,7 @@ class RemoteTeacher(Teacher):
         shared_memory: whether large messages may go through shared memory, where the teacher is on this host.
         int8_error: largest relative error of a tensor sent as int8; one that has more goes as bf16.
         credentials: CA, client certificate, token; None is no TLS, and the token of `TEACHER_TOKEN`, if any.
+        elsewhere: further addresses at which the same teacher serves, for `move_on`.
         options: fields of `SessionSettings`, see `SessionOptions`.
     """
 
@@ -154,9 +169,12 @@ class RemoteTeacher(Teacher):
         shared_memory: bool = True,
         int8_error: float = Int8Rules.error_limit,
         credentials: Credentials | None = None,
+        elsewhere: Sequence[str] = (),
         **options: Unpack[SessionOptions],
     ) -> None:
-        transport = GrpcTransport(address, compression, patience_s, shared_memory, int8_error, credentials)
+        transport = GrpcTransport(
+            address, compression, patience_s, shared_memory, int8_error, credentials=credentials, elsewhere=elsewhere
+        )
         super().__init__(Session(transport, student, compression, deadline_s), options)
 
 

@@ -6,6 +6,7 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from student_client.files import replace_file
 from teaching_protocol.errors import ConfigError
 
 __all__ = ["Result"]
@@ -17,7 +18,8 @@ class Result:
 
     `validation` chose the best student, after step `best_step`; `test` was scored once, at the end. `parameters` are
     the student's alone; `codec_parameters` those it trained with and has left behind. `teacher_rows` are the rows teachers
-    were asked about, `teacher_rows_saved` those a method chose not to send.
+    were asked about, `teacher_rows_saved` those a method chose not to send. A lost teacher was waited for `recoveries` times,
+    `paused_s` seconds in all, and `replayed_steps` steps were made again.
     """
 
     method: str
@@ -39,10 +41,22 @@ class Result:
     bytes_received: int
     device: str
     seed: int
+    recoveries: int = 0
+    replayed_steps: int = 0
+    paused_s: float = 0.0
 
     def write(self, folder: Path) -> None:
-        """Writes result.json to a run's folder."""
-        (folder / "result.json").write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
+        """Writes result.json to a run's folder, whole or not at all.
+
+        Raises:
+            ConfigError: it cannot be written.
+        """
+        try:
+            replace_file(folder / "result.json", json.dumps(asdict(self), indent=2) + "\n")
+        except OSError as error:
+            raise ConfigError(
+                f"{folder / 'result.json'} cannot be written: {error}; free space, then go on with --resume"
+            ) from error
 
     @classmethod
     def read(cls, folder: Path) -> Result:

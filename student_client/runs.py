@@ -8,10 +8,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from filelock import FileLock
+from filelock import Timeout as FileLockTimeout
+
 from student_client.config import RunConfig, TeacherConfig
 from student_client.credentials import Credentials
+from student_client.members import NOT_YET
 from student_client.methods import Context, Method, build_methods, named, session_options
 from student_client.progress import Progress
+from student_client.recovery import Patience
 from student_client.remote import InProcessTeacher, RemoteTeacher, SessionOptions, Teacher
 from student_client.result import Result
 from student_client.students import build_student
@@ -64,11 +69,13 @@ def open_run(
     progress: Progress | None = None,
 ) -> Iterator[Trainer]:
     """Gives the trainer of a run, ready to `run`, with its session open; arguments and errors as of `train`."""
-    _claim(config.output, resume, overwrite)
-    data = load_data(config.data)
-    student = build_student(config.student, data)
     progress = progress or Progress("+".join(config.method.names))
-    with connected(config, data, teachers, progress) as together:
+    with ExitStack() as stack:
+        stack.enter_context(_owned(config.output))
+        _claim(config.output, resume, overwrite)
+        data = load_data(config.data)
+        student = build_student(config.student, data)
+        together = stack.enter_context(connected(config, data, teachers, progress, resume))
         method = build_methods(Context(config.method, student, together.cards, config.method.seed))
         trainer = Trainer(config, data, student, method, together, progress)
         if resume:
@@ -78,7 +85,7 @@ def open_run(
 
 @contextmanager
 def connected(
-    config: RunConfig, data: TaskData, given: Sequence[TeacherVerbs], progress: Progress
+    config: RunConfig, data: TaskData, given: Sequence[TeacherVerbs], progress: Progress, resume: bool = False
 ) -> Iterator[Teachers]:
     """Gives the teachers that the run's methods ask, with open sessions; none where no method asks one.
 
@@ -87,6 +94,7 @@ def connected(
         data: what is asked about.
         given: teachers in this process, as of `train`.
         progress: is told who is missing.
+        resume: whether a run goes on, whose teachers are waited for.
 
     Raises:
         ConfigError: a method needs a teacher, and the configuration names none.
@@ -103,17 +111,39 @@ def connected(
     together = Teachers(members, converse, _absence(config, progress))
     with ExitStack() as stack:
         stack.callback(together.leave)
-        together.enroll()
+        _enroll(together, resume)
         _check_everybody(together, wanted)
         yield together
 
 
 def _absence(config: RunConfig, progress: Progress) -> Absence:
-    """What is done when a teacher cannot be reached: raise, unless a method of the run can go on without it."""
-    if not any(method.bears_missing for method in named(config.method).values()):
-        return Absence(say=progress.say)
+    """What is done when a teacher cannot be reached: the run waits for it, unless one of its methods has a rule for that."""
+    patience_s = (config.teacher or TeacherConfig.model_validate({})).patience_s
+    if not _bears_missing(config):
+        return Absence(patience_s=patience_s, say=progress.say)
     committee = config.method.committee
-    return Absence(committee.on_missing, committee.wait_s, committee.retry_s, progress.say)
+    rule, setting = committee.on_missing, "teacher.patience_s"
+    if rule == "wait":
+        patience_s, setting = committee.wait_s, "method.committee.wait_s"
+    if rule == "fail":
+        patience_s = 0.0
+    return Absence(rule, committee.wait_s, committee.retry_s, progress.say, patience_s, setting)
+
+
+def _bears_missing(config: RunConfig) -> bool:
+    return any(method.bears_missing for method in named(config.method).values())
+
+
+def _enroll(teachers: Teachers, resume: bool) -> None:
+    """Opens every session. A run that goes on waits for its teachers, and for the lease of the session it had before."""
+    try:
+        teachers.enroll()
+    except NOT_YET as error:
+        if not resume:
+            raise
+        patience = Patience(teachers.absence)
+        patience.begin()
+        patience.persist(teachers.enroll, error)
 
 
 def _check_everybody(teachers: Teachers, methods: Iterable[type[Method]]) -> None:
@@ -121,6 +151,34 @@ def _check_everybody(teachers: Teachers, methods: Iterable[type[Method]]) -> Non
     lost = [member.lost for member in teachers.members if member.lost is not None]
     if lost and not all(method.bears_missing for method in methods):
         raise lost[0]
+
+
+def _hurries(config: RunConfig, wanted: TeacherConfig) -> bool:
+    """Whether a call that finds nobody gives up soon: there is another address, or a rule for who is missing."""
+    return bool(wanted.addresses) or (_bears_missing(config) and config.method.committee.on_missing != "fail")
+
+
+@contextmanager
+def _owned(output: Path) -> Iterator[None]:
+    """The run's folder for this process alone; the system lets go of it when the process ends, however it ends.
+
+    Raises:
+        ConfigError: another process has it, or it cannot be written to.
+    """
+    lock = FileLock(output / ".lock", timeout=0)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except FileLockTimeout as error:
+        raise ConfigError(
+            f"output: received {output}, where another process trains; wait for its end, or give another output"
+        ) from error
+    except OSError as error:
+        raise ConfigError(f"output: received {output}, expected a folder to write to ({error})") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _claim(output: Path, resume: bool, overwrite: bool) -> None:
@@ -191,6 +249,7 @@ def _session(
         int8_error=wanted.int8_error,
         credentials=_credentials(wanted),
         deadline_s=wanted.deadline_s,
-        patience_s=_PATIENCE_S if config.method.committee.on_missing == "fail" else _SHORT_PATIENCE_S,
+        elsewhere=wanted.addresses,
+        patience_s=_SHORT_PATIENCE_S if _hurries(config, wanted) else _PATIENCE_S,
         **options,
     )

@@ -169,7 +169,7 @@ class SharedBlocks:
             return
         self._limit_bytes = limit_bytes
         self._connection, self._secret = connection, secret.hex()
-        weakref.finalize(self, connection.close)  # of a client that nobody closed
+        self._unclosed = weakref.finalize(self, connection.close)  # of a client that nobody closed
 
     def _is_alive(self, connection: socket.socket) -> bool:
         connection.settimeout(0.0)
@@ -214,7 +214,7 @@ class SharedBlocks:
 
     def _end(self) -> None:
         if self._connection is not None:
-            self._connection.close()
+            self._unclosed()
         self._connection, self._secret, self._bytes = None, "", 0
         self._free.clear()
         self._lent.clear()

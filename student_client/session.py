@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 import random
 import threading
 import time
@@ -51,6 +52,7 @@ class Session:
         seconds: seconds the teacher has computed for this session.
         wait_s: seconds this side has waited for Forward and Backward.
         rows: rows the teacher was asked about.
+        has_gathered: whether a Backward was sent since the last Step, so that the state is not that between two steps.
     """
 
     def __init__(self, transport: TeacherVerbs, student: str, compression: str, deadline_s: float) -> None:
@@ -61,6 +63,7 @@ class Session:
         self.steps = 0
         self.seconds = self.wait_s = 0.0
         self.rows = 0
+        self.has_gathered = False
         self._compression = compression
         self._deadline_s = deadline_s
         self._card: verbs.DescribeReply | None = None
@@ -77,9 +80,10 @@ class Session:
         """
         return self._card or self.describe()
 
-    def describe(self) -> verbs.DescribeReply:
-        """Asks for the card, even where it is known: another teacher may serve by now."""
-        card = self.transport.describe(verbs.DescribeRequest(), self._call())
+    def describe(self, limit_s: float = math.inf) -> verbs.DescribeReply:
+        """Asks for the card, even where it is known: another teacher may serve by now. Waits for `limit_s` at most."""
+        call = Call(time.monotonic() + min(limit_s, self._deadline_s))
+        card = self.transport.describe(verbs.DescribeRequest(), call)
         if card.protocol_version != PROTOCOL_VERSION:
             raise IncompatibleTeacher(
                 f"the teacher speaks protocol version {card.protocol_version}, this client {PROTOCOL_VERSION}; "
@@ -99,20 +103,32 @@ class Session:
                 f"{self._compression}; set teacher.compression to one of them"
             )
         fields: dict[str, Any] = {"entry": card.entry, "exit": card.exit, **options}
-        request = verbs.EnrollRequest(self.student, SessionSettings(**fields), resume, state, uuid.uuid4().hex)
+        # one id for all attempts to take over from one epoch: one that arrives late fences nobody off
+        call_id = f"{self._run}-{resume}-{self.ref.epoch}" if resume else uuid.uuid4().hex
+        request = verbs.EnrollRequest(self.student, SessionSettings(**fields), resume, state, call_id)
         reply = self.transport.enroll(request, self._call())
         self.ref, self.steps, self.settings = reply.session, reply.step, reply.settings
+        self.has_gathered = bool(resume)  # by whoever had it
         self._start_heartbeat(reply.lease_s)
+
+    def move_on(self) -> None:
+        """Connects to the next address of the teacher; the session has to be opened there."""
+        if isinstance(self.transport, GrpcTransport):
+            self.transport.move_on()
 
     def leave(self) -> None:
         """Ends the session and the heartbeat; harmless when repeated or when the teacher is gone."""
+        self.end()
+        if isinstance(self.transport, GrpcTransport):
+            self.transport.close()
+
+    def end(self) -> None:
+        """`leave` that keeps the connection, for another session."""
         self._ending.set()
         if self.ref.session_id:
             ref, self.ref = self.ref, verbs.SessionRef()
             with contextlib.suppress(TeachingError):  # else the lease ends it
                 self.transport.leave(verbs.LeaveRequest(ref), Call(time.monotonic() + min(_LEAVE_S, self._deadline_s)))
-        if isinstance(self.transport, GrpcTransport):
-            self.transport.close()
 
     def forward(
         self,
@@ -135,6 +151,7 @@ class Session:
 
     def backward(self, forward_id: str, grads: Tensors, again: Mapping[str, Any]) -> Tensors:
         """Sends a Backward; with the Forward `again` (outputs, grad_inputs, inputs) if the server has let go of it."""
+        self.has_gathered = True
         facts = {"forward_id": forward_id, "grads": grads, "compression": self._compression}
         with self._waiting():
             try:
@@ -148,7 +165,7 @@ class Session:
         """Sends the next Step; gives the gradient norm."""
         request = verbs.StepRequest(self.ref, self.steps + 1, lr, grad_scale, max_grad_norm)
         reply = self.transport.step(request, self._call())
-        self.steps = reply.step
+        self.steps, self.has_gathered = reply.step, False
         return reply.grad_norm
 
     def export_state(self) -> bytes:
@@ -158,6 +175,7 @@ class Session:
     def import_state(self, state: bytes) -> int:
         """Replaces the session's state; gives the step it stands at."""
         self.steps = self.transport.import_(verbs.ImportRequest(self.ref, state), self._call()).step
+        self.has_gathered = False
         return self.steps
 
     def _call(self) -> Call:

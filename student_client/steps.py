@@ -82,6 +82,11 @@ class Steps:
             monitors |= {"teacher_latency_s": self.teachers.wait_s - waited_s}
         return monitors
 
+    def let_go(self) -> None:
+        """Forgets the gradients of a step that was begun and not finished."""
+        self.optimizer.let_go()
+        self.accelerator.step = 0  # microbatches counted
+
     def _check(self, outcome: Outcome, done: int) -> None:
         if self.accelerator.scaler is None and not torch.isfinite(outcome.loss):
             values = ", ".join(f"{name} {float(value):g}" for name, value in outcome.parts.items())

@@ -35,12 +35,16 @@ class Absence:
         wait_s: seconds `wait` waits for one teacher in one call of all, before it fails.
         retry_s: seconds from one attempt of `skip` to reach it to the next.
         say: is told in a sentence who is missing and who is back.
+        patience_s: seconds a run waits for lost teachers, without progress, before it ends; 0 ends it at once.
+        setting: the field of the configuration that says so.
     """
 
     rule: Literal["fail", "wait", "skip"] = "fail"
     wait_s: float = 60.0
     retry_s: float = 3.0
     say: Callable[[str], None] = lambda sentence: None
+    patience_s: float = 0.0
+    setting: str = "teacher.patience_s"
 
 
 class Teachers:
@@ -56,6 +60,8 @@ class Teachers:
         self.members = tuple(members)
         self.converse = converse
         self.absence = absence or Absence()
+        self.winds_back = False
+        """Whether who calls winds both sides back when one is lost: then the rule `wait` raises, as `fail` does."""
         self.ahead_wait_s = 0.0
         """Seconds waited for what was asked ahead."""
         self._pool = ThreadPoolExecutor(len(members) - 1, "teachers") if len(members) > 1 else None
@@ -169,6 +175,45 @@ class Teachers:
             member.state = state
         self._each(lambda member: member.teacher.import_state(member.state) if member.state else 0)
 
+    def go_back(self, states: Sequence[bytes]) -> None:
+        """Opens every session again with the states that `export_states` gave, and fences off what came after.
+
+        Raises:
+            TeachingError: one refuses, or cannot be reached yet and the rule allows it not.
+        """
+        known = states if self.converse and states else [b""] * len(self.members)
+        for member in self.members:
+            member.lost = None
+        self._each(lambda member: member.go_back(known[member.place]))
+
+    def hand_off(self, step: int) -> tuple[bytes, ...] | None:
+        """The state of every session while its server drains, ended there; None where it is not the state after `step`."""
+        there = [member.teacher for member in self.members if not member.is_missing]
+        if self.converse and any(teacher.has_gathered or teacher.steps != step for teacher in there):
+            return None
+        states = self.export_states()
+        for teacher in there:
+            teacher.end()
+        return states
+
+    def check_weights(self, before: Sequence[str]) -> None:
+        """Compares with the `hashes` of an earlier time; one that was never met is compared when it joins.
+
+        Raises:
+            StateMismatch: a teacher of other weights serves now.
+        """
+        for member, written in zip(self.members, before, strict=False):
+            if member.card.model_hash and written not in ("", member.card.model_hash):
+                raise StateMismatch(
+                    f"{member.name!r}: the run was started with a teacher of weights {written[:12]}, and {member.card.model_name} "
+                    f"({member.card.model_hash[:12]}) serves now; serve the same weights again, or start the run anew"
+                )
+
+    @property
+    def hashes(self) -> list[str]:
+        """What each says of its weights; empty for one that was never met."""
+        return [card.model_hash for card in self.cards]
+
     def _each(self, action: Callable[[Member], T]) -> dict[int, T]:
         """What an action gives for each teacher that is there, all at once, by place."""
         self._waits_until.clear()
@@ -180,7 +225,7 @@ class Teachers:
     def _goes_again(self, member: Member, error: TeachingError) -> bool:
         """Whether a call that failed is made again; raises what the rule does not allow."""
         rule = self.absence.rule
-        if rule == "fail" or not isinstance(error, UNREACHABLE):
+        if rule == "fail" or (rule == "wait" and self.winds_back) or not isinstance(error, UNREACHABLE):
             if len(self) > 1:
                 error.add_note(f"this was the teacher {member.name!r}")
             raise error

@@ -1,29 +1,35 @@
-"""The training loop: steps, validation, the best student, checkpoints; knows no method's mathematics."""
+"""The training loop: steps, validation, the best student, checkpoints, lost teachers; knows no method's mathematics."""
 
 from __future__ import annotations
 
 import shutil
 import time
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
-from student_client.acceleration import build_accelerator, exact_algorithms, random_state, set_random_state
-from student_client.checkpoints import Checkpoint, load_checkpoint, replace_folder, save_checkpoint
+from student_client.acceleration import build_accelerator, exact_algorithms
+from student_client.checkpoints import Checkpoint
 from student_client.config import RunConfig
+from student_client.cuts import Cuts, Mark
 from student_client.evaluate import Scores, evaluate
+from student_client.files import replace_file, replace_folder
 from student_client.interrupts import Interrupts
+from student_client.keeping import Held, Keeping
 from student_client.methods import Methods, Outcome
 from student_client.progress import Journal, Progress, Records
+from student_client.recovery import LOST, Losses, Recovery
 from student_client.result import Result
 from student_client.steps import Steps
-from student_client.stream import Place
 from student_client.teachers import Account, Teachers
 from student_models import Student, load_student
 from task_data import TaskData
-from teaching_protocol.errors import ConfigError, StateMismatch
+from teaching_protocol.errors import ConfigError, Draining, StateMismatch, TeachingError
 
 __all__ = ["Position", "Trainer"]
 
@@ -41,6 +47,7 @@ class Position:
     best: float | None = None
     best_step: int = 0
     waited: int = 0
+    losses: Losses = field(default_factory=Losses)
 
 
 class Trainer:
@@ -76,8 +83,13 @@ class Trainer:
         self.position = Position()
         self.interrupts = Interrupts()
         self.records = Records(Journal(config.output / "metrics.jsonl"), self.progress, self.accelerator)
+        self.cuts = Cuts(self.steps, self.records.means, config.identity())
+        held = Held(config.training.rewind_bytes, self.accelerator.device.type == "cuda")
+        self.keeping = Keeping(config.output / "checkpoints", config.identity(), held)
+        self.recovery = Recovery(self.teachers, self.position.losses, lambda: bool(self.interrupts.signal))
+        self.teachers.winds_back = True
         self._validation_view = student.view(data.validation.columns)
-        self._saved_step = -1
+        self._sessions: tuple[int, tuple[bytes, ...]] = (-1, ())
         self._clock_start, self._account_start = 0.0, Account()
 
     @property
@@ -94,16 +106,14 @@ class Trainer:
 
         Raises:
             NonFiniteError: a loss or gradient that is no number.
-            TeachingError: the teacher cannot go on; the last checkpoint can be resumed.
+            TeachingError: the teacher cannot go on, or did not come back in time; the last checkpoint can be resumed.
         """
         stop = self.total_steps if steps is None else self.position.step + steps
         with self.interrupts, exact_algorithms(self.config.training.deterministic):
             try:
                 self._open()
-                while not (self.is_done or self.interrupts.signal or self.position.step >= stop):
-                    self._step()
-                    self._report()
-                self.save()
+                while self._goes_on(stop) or self.keeping.saved_step != self.position.step:
+                    self._advance(stop)
                 return self._finish() if self.is_done else None
             finally:
                 self.batches.close()
@@ -112,24 +122,8 @@ class Trainer:
 
     def save(self) -> None:
         """Writes a checkpoint of both sides, unless this step has one."""
-        if self._saved_step == self.position.step:
-            return
-        self._look_at_clocks()
-        checkpoint = Checkpoint(
-            self.position.step,
-            self.config.identity(),
-            {"position": asdict(self.position), "place": asdict(self.batches.place), **self.optimizer.facts()},
-            {
-                "student": self.student.state_dict(),
-                "method": self.method.state_dict(),
-                "optimizer": self.optimizer.tensors(),
-                "random": random_state(),
-            },
-            self.teachers.export_states(),
-            self.config.output / "student" if self.position.best_step else None,
-        )
-        save_checkpoint(self.config.output / "checkpoints", checkpoint)
-        self._saved_step = self.position.step
+        if self.keeping.saved_step != self.position.step:
+            self.keeping.write(self._cut())
 
     def resume(self) -> None:
         """Puts both sides where the newest whole checkpoint of the output folder has them.
@@ -138,28 +132,41 @@ class Trainer:
             ConfigError: there is none, or it is of another configuration.
             StateMismatch: it does not fit this student, method or teacher.
         """
-        found = load_checkpoint(self.config.output / "checkpoints", self.config.identity())
+        found = self.keeping.load()
+        self.teachers.check_weights(found.facts.get("teachers", []))
+        self._put_back(found)
         try:
-            self.student.load_state_dict(found.tensors["student"])
-            self.method.load_state_dict(found.tensors["method"])
-            self.optimizer.load(found.tensors["optimizer"], found.facts)
-            position = dict(found.facts["position"])
-            self.position = Position(**position | {"account": Account(**position["account"])})
-            self.batches.go_to(Place(**found.facts["place"]))
-            set_random_state(found.tensors["random"])
-        except (RuntimeError, KeyError, TypeError, ValueError) as error:
-            raise StateMismatch(f"the checkpoint of step {found.step} does not fit this run: {error}") from error
-        self.teachers.import_states(found.sessions)
+            self.teachers.import_states(found.sessions)
+        except LOST as error:
+            self.recovery.come_back(error, found.step, found.step, found.sessions)
+        self._sessions = (found.step, found.sessions)
         if found.best is not None:
-            shutil.copytree(found.best, self._draft())
-            self._keep_best()
-        self._saved_step = found.step
+            best = found.best
+            self._place_best(lambda draft: shutil.copytree(best, draft))
+        self.progress.say(f"goes on after step {found.step} of {self.total_steps}")
+
+    def _goes_on(self, stop: int) -> bool:
+        return not (self.is_done or self.interrupts.signal or self.position.step >= stop)
+
+    def _advance(self, stop: int) -> None:
+        """One step and its report, or the checkpoint at the end; if a teacher is lost in it, back to where both sides agree."""
+        mark = self.cuts.mark(self.position.step)
+        try:
+            if self.teachers and self.keeping.step < 0:
+                self.keeping.keep(self._cut())
+            if self._goes_on(stop):
+                self._step()
+                self._report()
+            else:
+                self.save()
+        except LOST as error:
+            self._recover(error, mark)
 
     def _open(self) -> None:
         output, training = self.config.output, self.config.training
         try:
             output.mkdir(parents=True, exist_ok=True)
-            (output / "config.json").write_text(self.config.model_dump_json(indent=2) + "\n", encoding="utf-8")
+            replace_file(output / "config.json", self.config.model_dump_json(indent=2) + "\n")
             self.records.journal.rewind(self.position.step)
         except OSError as error:
             raise ConfigError(f"output: received {output}, expected a folder to write to ({error})") from error
@@ -181,40 +188,118 @@ class Trainer:
         self.records.add(outcome.loss, outcome.parts, outcome.monitors)
 
     def _report(self) -> None:
-        """What is due after a step: validation, a record, a checkpoint."""
+        """What is due after a step: validation, a record, a cut in memory, a checkpoint.
+
+        What needs the teachers comes first: if one is lost, nothing of the report was done. A new best student is never
+        rewound past, since every validation ends with a cut.
+        """
         training, step = self.config.training, self.position.step
         self._look_at_clocks()
         self.progress.advance(step)
         ends = step >= self.total_steps
-        scores = self._validate() if ends or step % training.evaluate_every == 0 else None
+        validates, saves = ends or step % training.evaluate_every == 0, step % training.checkpoint_every == 0
+        cuts = validates or saves or step % training.rewind_steps == 0
+        if cuts:
+            self._states()
+        scores = self._validate() if validates else None
         if scores is not None or step % training.log_every == 0:
             facts = {
                 "epoch": self.batches.place.epoch,
                 "seconds": round(self.position.seconds, 3),
                 "teacher_s": round(self.position.account.seconds, 3),
+                "recoveries": self.position.losses.recoveries,
+                "replayed_steps": self.position.losses.replayed_steps,
             }
             monitors = self.records.write(step, facts, None if scores is None else scores.as_dict())
             if step > training.warmup_steps:
                 self.records.warn_of_collapse(monitors)
-        if step % training.checkpoint_every == 0:
+        if cuts and self.teachers:
+            self.keeping.keep(self._cut())
+        if saves:
             self.save()
+
+    def _states(self) -> tuple[bytes, ...]:
+        """The state of every session after this step, asked for once."""
+        if self._sessions[0] != self.position.step:
+            self._sessions = (self.position.step, self.teachers.export_states())
+        return self._sessions[1]
+
+    def _cut(self, mark: Mark | None = None, sessions: tuple[bytes, ...] | None = None) -> Checkpoint:
+        """Both sides after this step, or at a mark before one that failed."""
+        sessions = self._states() if sessions is None else sessions
+        self._look_at_clocks()
+        facts = {"position": asdict(self.position), "teachers": self.teachers.hashes}
+        cut = self.cuts.take(mark or self.cuts.mark(self.position.step), facts, sessions)
+        return replace(cut, best=self.config.output / "student" if self.position.best_step else None)
+
+    def _recover(self, error: TeachingError, mark: Mark) -> None:
+        """Waits for the lost teacher and winds both sides back; if it stays away, the newest cut becomes a checkpoint."""
+        step = self.position.step
+        if self.keeping.step < 0:  # nothing was done yet
+            self.recovery.come_back(error, step, step, self._sessions[1])
+            return
+        cut = self._handed_over(error, mark) or self.keeping.newest()
+        try:
+            came = self.recovery.come_back(error, step, cut.step, cut.sessions)
+        except TeachingError as lost:
+            try:
+                self.keeping.write(cut)
+            except ConfigError as unwritten:
+                lost.add_note(str(unwritten))
+            raise
+        self._put_back(cut)
+        self.records.journal.rewind(cut.step)
+        self.progress.advance(cut.step)
+        if not came:
+            self.keeping.write(cut)
+
+    def _handed_over(self, error: TeachingError, mark: Mark) -> Checkpoint | None:
+        """The cut before the step that failed, where teachers have no state, or drain and tell it; else None."""
+        if mark.step != self.position.step or not (isinstance(error, Draining) or not self.teachers.converse):
+            return None
+        with suppress(TeachingError):
+            sessions = self.teachers.hand_off(mark.step) if self.teachers.converse else ()
+            if sessions is not None:
+                return self.keeping.keep(self._cut(mark, sessions))
+        return None
+
+    def _put_back(self, cut: Checkpoint) -> None:
+        """The student's side as a cut has it. What was spent is spent: clocks and losses stay, but in a new process."""
+        is_new = self.position.step == 0 and self.keeping.step < 0
+        self.cuts.put_back(cut)
+        try:
+            facts = dict(cut.facts["position"])
+            found = {"account": Account(**facts["account"]), "losses": Losses(**facts.get("losses", {}))}
+            position = Position(**facts | found)
+        except (KeyError, TypeError) as error:
+            raise StateMismatch(f"the checkpoint of step {cut.step} does not fit this run: {error}") from error
+        if not is_new:
+            position = replace(position, seconds=self.position.seconds, account=self.position.account)
+            position.losses = self.position.losses
+        self.position, self.recovery.losses = position, position.losses
+        self._sessions = (cut.step, cut.sessions)
 
     def _validate(self) -> Scores:
         scores = evaluate(self.student, self._validation_view, self.data.validation)
         self.position.waited += 1
         if scores.better_than(self.position.best):
             self.position.best, self.position.best_step, self.position.waited = scores.value, self.position.step, 0
-            self.student.save(self._draft())
-            self._keep_best()
+            self._place_best(self.student.save)
         return scores
 
-    def _draft(self) -> Path:
+    def _place_best(self, write: Callable[[Path], object]) -> None:
+        """Puts the best student, which `write` writes to a folder, in its place."""
         draft = self.config.output / ".student"
-        shutil.rmtree(draft, ignore_errors=True)
-        return draft
-
-    def _keep_best(self) -> None:
-        replace_folder(self.config.output / ".student", self.config.output / "student")
+        try:
+            shutil.rmtree(draft, ignore_errors=True)
+            write(draft)
+            replace_folder(draft, self.config.output / "student")
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(draft, ignore_errors=True)
+            reason = error.args[0][0][-1] if isinstance(error, shutil.Error) else error
+            raise ConfigError(
+                f"the student cannot be written to {self.config.output}: {reason}; free space, then go on with --resume"
+            ) from error
 
     def _finish(self) -> Result:
         """Scores the best student on the test split, this once, and writes result.json."""
@@ -241,6 +326,9 @@ class Trainer:
             bytes_sent=account.bytes_sent,
             bytes_received=account.bytes_received,
             device=str(self.accelerator.device),
+            recoveries=self.position.losses.recoveries,
+            replayed_steps=self.position.losses.replayed_steps,
+            paused_s=round(self.position.losses.paused_s, 3),
             seed=self.config.training.seed,
         )
         result.write(self.config.output)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -93,8 +94,10 @@ class GrpcTransport:
         shared_memory: whether large messages may go through shared memory, where the teacher is on this host.
         int8_error: largest relative error of a tensor sent as int8; one that has more goes as bf16.
         credentials: who this is and whom it trusts; None is no TLS, and the token of `TEACHER_TOKEN`, if any.
+        elsewhere: further addresses of the same teacher, for `move_on`.
 
     Attributes:
+        address: where calls go now.
         bytes_sent, bytes_received, bytes_shared: of all calls, both ways, and those of them that were in shared memory.
         int8: what became of the tensors that were to travel as int8.
     """
@@ -107,8 +110,10 @@ class GrpcTransport:
         shared_memory: bool = True,
         int8_error: float = Int8Rules.error_limit,
         credentials: Credentials | None = None,
+        elsewhere: Sequence[str] = (),
     ) -> None:
         self.address = address
+        self.addresses = (address, *elsewhere)
         self.compression = compression
         self.patience_s = patience_s
         self.message_bytes = _CHANNEL_BYTES
@@ -119,8 +124,13 @@ class GrpcTransport:
         self._blocks = SharedBlocks()
         self._reply_bytes: dict[str, int] = {}  # the largest of each verb
         self._credentials = credentials or Credentials()
-        self._channel = self._credentials.channel(address, channel_options(_CHANNEL_BYTES))
-        self._stubs = {method.verb: self._stub(method) for method in METHODS}
+        self._connect()
+
+    def move_on(self) -> None:
+        """Opens a new connection: to the next of its addresses, round and round, or to the only one. Calls under way are cancelled."""
+        self.close()
+        self.address = self.addresses[(self.addresses.index(self.address) + 1) % len(self.addresses)]
+        self._connect()
 
     def describe(self, request: verbs.DescribeRequest, call: Call) -> verbs.DescribeReply:
         """The teacher's card. Where it says that the teacher is on this host, memory is shared from now on."""
@@ -171,6 +181,10 @@ class GrpcTransport:
         """Closes the connection."""
         self._blocks.close()
         self._channel.close()
+
+    def _connect(self) -> None:
+        self._channel = self._credentials.channel(self.address, channel_options(_CHANNEL_BYTES))
+        self._stubs = {method.verb: self._stub(method) for method in METHODS}
 
     def _stub(self, method: Method) -> tuple[Method, Stub]:
         return method, self._channel.unary_unary(method.path)

@@ -63,7 +63,7 @@ class TeacherActor:
         account = account_of(call.identity, request.student)
         with self._scheduler.permit(f"enroll {account}", account):
             if request.resume:
-                session = self.sessions.resume(request.resume, request.student, call.identity)
+                session = self.sessions.resume(request.resume, request.student, request.call_id, call.identity)
             else:
                 checks.check_settings(request.settings, self.card)
                 session = self.sessions.enrolled(account, request.call_id) or self._opened(request, call.identity)

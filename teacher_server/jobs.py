@@ -79,8 +79,10 @@ class Job:
 
     @property
     def begins(self) -> bool:
-        """Whether it begins something new, which a draining server refuses."""
-        return isinstance(self.request, ForwardRequest | ImportRequest)
+        """Whether it begins something new, which a draining server refuses: a step that has gathered gradients goes on."""
+        if isinstance(self.request, ForwardRequest):
+            return self.session is None or not self.session.gathered
+        return isinstance(self.request, ImportRequest)
 
     def is_dead(self, now: float) -> bool:
         """Whether nobody waits for the reply any more."""

@@ -62,8 +62,9 @@ class Replies:
 
     def keep(self, call_id: str, fingerprint: int, reply: Any, size_bytes: int) -> None:
         """Keeps a reply, letting go of the oldest beyond the budget; the newest always stays."""
+        _, _, before = self._kept.pop(call_id, (0, None, 0))
         self._kept[call_id] = (fingerprint, reply, size_bytes)
-        self.size_bytes += size_bytes
+        self.size_bytes += size_bytes - before
         while len(self._kept) > 1 and (self.size_bytes > self.budget_bytes or len(self._kept) > _REPLIES):
             _, (_, _, freed) = self._kept.popitem(last=False)
             self.size_bytes -= freed

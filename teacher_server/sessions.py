@@ -36,6 +36,7 @@ Quota = Callable[[str, int, "Collection[Session]", str], None]
 
 _REMEMBERED_ENDS = 4096
 _OPEN_CALLS = 256
+_RESUMES = 16
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class OpenCall:
 
 @dataclass
 class Session:
-    """One student's session. `gathered` holds the codec gradients since the last Step.
+    """One student's session. `gathered` holds the codec gradients since the last Step, `resumes` the epochs that calls to take it over got.
 
     `size_bytes` is what its codec, gathered gradients and optimizer take. No lease runs out while `at_work` of its
     calls wait or run: a student is not lost for the server's being busy. Nobody but the `owner` reaches it; an empty one is
@@ -76,6 +77,7 @@ class Session:
     enrolled_by: str = ""
     owner: str = ""
     epoch: int = 1
+    resumes: OrderedDict[str, int] = field(default_factory=OrderedDict)
     step: int = 0
     closed: bool = False
     lease_until: float = 0.0
@@ -101,6 +103,20 @@ class Session:
     @functools.cached_property
     def _parameters(self) -> tuple[torch.nn.Parameter, ...]:
         return tuple(self.codec.parameters())  # a walk over all modules
+
+    def rise(self, resumed_by: str) -> None:
+        """To the next epoch, once for each call that resumes; forgets the oldest of those calls."""
+        if resumed_by and self.resumes.get(resumed_by) == self.epoch:
+            return
+        if resumed_by in self.resumes:
+            raise StaleEpoch(
+                f"this call resumed the session to epoch {self.resumes[resumed_by]}, it is at {self.epoch}"
+            )
+        self.epoch += 1
+        if resumed_by:
+            self.resumes[resumed_by] = self.epoch
+        if len(self.resumes) > _RESUMES:
+            self.resumes.popitem(last=False)
 
     def note_extent(self, call_id: str, extent: Extent) -> None:
         """Notes how large a Forward is, for its Backward; lets go of the oldest note beyond the calls remembered."""
@@ -180,13 +196,20 @@ class Sessions:
         with self._lock:
             return self._holder(account, call_id)
 
-    def resume(self, session_id: str, student: str, owner: str = "") -> Session:
-        """Hands a live session to a new client: its epoch rises, the older client is fenced off."""
+    def resume(self, session_id: str, student: str, call_id: str = "", owner: str = "") -> Session:
+        """Hands a live session to a new client: its epoch rises, the older client is fenced off.
+
+        The same call again, as its `call_id` tells, gets the same epoch: a repeat fences nobody off.
+
+        Raises:
+            SessionNotFound: there is none of this student. PermissionDenied: it is another owner's.
+            StaleEpoch: the repeat of a call after which the session was resumed once more.
+        """
         with self._lock:
             session = self._find(session_id, owner)
             if session.student != student:
                 raise SessionNotFound(f"the session to resume is not one of student {student!r}")
-            session.epoch += 1
+            session.rise(call_id)
             session.lease_until = self._clock() + self.lease_s
             return session
 

@@ -124,7 +124,7 @@ def test_a_teacher_that_goes_away_is_one_line_and_the_run_can_be_resumed(
 ) -> None:
     server.start()
     capsys.readouterr()  # the server's own progress
-    flags = ("--set", "training.checkpoint_every=3", "--set", "teacher.deadline_s=1")
+    flags = ("--set", "training.checkpoint_every=3", "--set", "teacher.deadline_s=1", "--set", "teacher.patience_s=0")
     with monkeypatch.context() as patch:
         patch.setattr(sys, "stdout", _Closing(server))
         code, _, errors = command(*training(tmp_path, "talking"), "--teacher", f"127.0.0.1:{server.port}", *flags)

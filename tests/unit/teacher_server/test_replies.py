@@ -57,3 +57,10 @@ def test_the_fingerprint_is_blind_to_epoch_and_memory_layout() -> None:
     strided = torch.arange(8.0)[::2] / 2
     again = dataclasses.replace(REQUEST, session=SessionRef("s", 2), inputs={"message": strided})
     assert fingerprint(again) == fingerprint(REQUEST)
+
+
+def test_a_reply_kept_again_counts_once() -> None:
+    replies = Replies(1000)
+    for _ in range(3):
+        replies.keep("step-1", 0, "reply", 40)
+    assert replies.size_bytes == 40

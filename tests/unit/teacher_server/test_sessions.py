@@ -174,3 +174,18 @@ def test_open_calls_are_bounded() -> None:
     assert len(found.calls) == 256
     assert [name for names in forgotten for name in names] == [str(number) for number in range(144)]
     assert "143" not in found.calls
+
+
+def test_a_repeated_resume_has_one_effect() -> None:
+    sessions, _ = table()
+    found = session()
+    sessions.add(found)
+    for _ in range(2):
+        assert sessions.resume(found.id, "ann", "first").epoch == 2
+    assert sessions.resume(found.id, "ann", "second").epoch == 3
+    with pytest.raises(StaleEpoch, match="this call resumed the session to epoch 2, it is at 3"):
+        sessions.resume(found.id, "ann", "first")  # on its way for long
+    assert found.epoch == 3
+    for number in range(100):
+        sessions.resume(found.id, "ann", str(number))
+    assert len(found.resumes) == 16

@@ -1,0 +1,109 @@
+"""Thousands of steps and of sessions: memory, threads and descriptors of both sides stay flat."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from student_client import RemoteTeacher
+from tests.calls import WIDTH
+from tests.chaos.world import TeacherProcess, chaos_config, ended, log_of, student_process
+
+MIB = 2**20
+SLACK_MIB = 12.0
+"""What the resident memory may grow from the first third to the last: allocators round, a leak does not stop."""
+
+
+@dataclass
+class Sample:
+    """What a process holds at a moment."""
+
+    rss_mib: float
+    threads: int
+    descriptors: int
+
+
+class Watch:
+    """Samples of one process."""
+
+    def __init__(self, name: str, pid: int) -> None:
+        self.name, self._process = name, psutil.Process(pid)
+        self.samples: list[Sample] = []
+
+    def look(self) -> None:
+        with self._process.oneshot():
+            rss = self._process.memory_info().rss / MIB
+            self.samples.append(Sample(rss, self._process.num_threads(), self._process.num_fds()))
+
+    def check(self, per: int) -> None:
+        """The last third is as the one after the warm-up third was; `per` is how many steps or sessions there were."""
+        third = len(self.samples) // 3
+        assert third >= 2, f"{len(self.samples)} samples are too few"
+        early, late = self.samples[third : 2 * third], self.samples[-third:]
+        grown = statistics.median(each.rss_mib for each in late) - statistics.median(each.rss_mib for each in early)
+        threads = [max(each.threads for each in part) for part in (early, late)]
+        descriptors = [max(each.descriptors for each in part) for part in (early, late)]
+        print(
+            f"\n{self.name}: {per} in all, resident {early[0].rss_mib:.1f} -> {late[-1].rss_mib:.1f} MiB (medians {grown:+.2f}), "
+            f"threads {threads[0]} -> {threads[1]}, descriptors {descriptors[0]} -> {descriptors[1]}"
+        )
+        assert grown < SLACK_MIB, f"{self.name} grew by {grown:.1f} MiB"
+        assert threads[1] <= threads[0] + 1, f"{self.name}: {threads} threads"
+        assert descriptors[1] <= descriptors[0] + 2, f"{self.name}: {descriptors} descriptors"
+
+
+@pytest.mark.parametrize("steps", [150, pytest.param(10_000, marks=pytest.mark.soak)])
+@pytest.mark.timeout(900)
+def test_steps(model_folder: Callable[[str], Path], tmp_path: Path, steps: int) -> None:
+    """A talking run with rewind points, validations and checkpoints on the way."""
+    every = steps // 10
+    fields = {
+        "training__rewind_steps": 50,
+        "training__evaluate_every": every,
+        "training__checkpoint_every": every,
+        "training__log_every": every,
+    }
+    with TeacherProcess(model_folder("bert")) as teacher:
+        config = chaos_config(tmp_path, "soak", teacher.address, steps, **fields)
+        with student_process(config) as student:
+            assert teacher.process is not None
+            assert teacher.process.pid is not None
+            assert student.pid is not None
+            watches = [Watch("teacher", teacher.process.pid), Watch("student", student.pid)]
+            journal = config.output / "metrics.jsonl"
+            while student.is_alive() and not (config.output / "result.json").exists():
+                if journal.exists() and journal.stat().st_size:  # it trains
+                    for watch in watches:
+                        watch.look()
+                time.sleep(min(1.0, steps / 2000))
+            assert ended(config, student).result["steps"] == steps, log_of(config)
+    for watch in watches:
+        watch.check(steps)
+
+
+@pytest.mark.parametrize("cycles", [60, pytest.param(1000, marks=pytest.mark.soak)])
+@pytest.mark.timeout(900)
+def test_sessions_that_come_and_go(model_folder: Callable[[str], Path], cycles: int) -> None:
+    """Enrol, one whole step, leave; the client's process is this one."""
+    with TeacherProcess(model_folder("bert")) as teacher:
+        teacher.wait_until_it_serves()
+        assert teacher.process is not None
+        assert teacher.process.pid is not None
+        watches = [Watch("teacher", teacher.process.pid), Watch("client", psutil.Process().pid)]
+        for cycle in range(cycles):
+            with RemoteTeacher(teacher.address, student=f"s{cycle}", message_width=WIDTH) as session:
+                session(torch.randn(2, 3, WIDTH)).sum().backward()
+                session.step(lr=0.1)
+                session.import_state(session.export_state())
+            if cycle % (cycles // 30) == 0:
+                for watch in watches:
+                    watch.look()
+    for watch in watches:
+        watch.check(cycles)
