@@ -14,7 +14,7 @@ from accelerate.state import AcceleratorState, GradientState
 from student_client.config import TrainingConfig
 from teaching_protocol.errors import ConfigError
 
-__all__ = ["build_accelerator", "exact_algorithms", "random_state", "set_random_state"]
+__all__ = ["RandomNumbers", "build_accelerator", "exact_algorithms", "random_state", "set_random_state"]
 
 
 def build_accelerator(training: TrainingConfig, folder: Path) -> Accelerator:
@@ -46,6 +46,33 @@ def build_accelerator(training: TrainingConfig, folder: Path) -> Accelerator:
             "start student-client without a launcher"
         )
     return accelerator
+
+
+class RandomNumbers:
+    """Random numbers of one piece of work, whatever is drawn elsewhere while it pauses.
+
+    While entered, torch's generators stand where the work left them, at first at the seed; afterwards they stand where
+    they stood before.
+
+    Args:
+        seed: 0 or more.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+        self._own: Mapping[str, torch.Tensor] | None = None
+        self._outside: Mapping[str, torch.Tensor] = {}
+
+    def __enter__(self) -> None:
+        self._outside = random_state()
+        if self._own is None:
+            torch.manual_seed(self._seed)
+        else:
+            set_random_state(self._own)
+
+    def __exit__(self, *_: object) -> None:
+        self._own = random_state()
+        set_random_state(self._outside)
 
 
 @contextmanager

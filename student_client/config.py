@@ -83,6 +83,11 @@ class TrainingConfig(BaseModel):
         description="Part of each batch that is labelled, where unlabelled rows teach; None draws from all alike.",
     )
     accumulation: int = Field(1, ge=1, description="Microbatches of one optimizer step.")
+    pipeline: bool = Field(
+        True,
+        description="Whether the next microbatches' questions go to the teacher while the student computes on this one, "
+        "where a step has several; the result is the same, the memory that of three microbatches.",
+    )
     lr: float = Field(1e-3, gt=0.0, description="Peak learning rate of the student and its codec.")
     weight_decay: float = Field(0.01, ge=0.0, description="Weight decay of AdamW.")
     schedule: Literal["linear", "cosine", "constant"] = Field(
@@ -134,7 +139,7 @@ class RunConfig(BaseModel):
             "teacher": {"address", "student", "deadline_s"},
             "complementary": {"__all__": {"address", "student", "deadline_s"}},
             "method": {"committee": {"on_missing", "wait_s", "retry_s"}, "selection": {"learning"}},
-            "training": {"checkpoint_every", "log_every", "tensorboard", "threads", "device"},
+            "training": {"checkpoint_every", "log_every", "tensorboard", "threads", "device", "pipeline"},
         }
         return self.model_dump(mode="json", exclude=unbound)
 
