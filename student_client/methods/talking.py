@@ -44,9 +44,15 @@ class Talking(Asking):
         config, total = self.config, Terms()
         lower, upper = self.codec.pool(seen.lower), self.codec.pool(seen.upper)
         question = lower
-        for _ in range(config.rounds):
+        gates = [self.gate(lower.hidden) for _ in range(config.rounds)]  # all before the first pause: they count calls
+        for gate in gates:
             message = self.codec.encode(question.hidden)  # m_g = Enc_g(H^g_l): the student speaks
-            views = yield from self._ask(message, question.mask, upper, batch, teachers)
+            inputs = {"message": message}
+            if config.message_tokens == 0:
+                inputs["message_mask"] = question.mask
+            if gate is not None:
+                inputs["message_gate"] = gate.to(message.dtype)
+            views = yield from self._ask(inputs, upper, batch, teachers)
             answer = self.codec.decode(views["answer"])  # A = Dec_g(m_h): the student reads the answer
             terms = Terms()
             add_answer_terms(terms, config, seen, batch, upper, answer)
@@ -59,17 +65,11 @@ class Talking(Asking):
         return total
 
     def _ask(
-        self, message: torch.Tensor, mask: torch.Tensor, upper: States, batch: Batch, teachers: Teachers
+        self, inputs: dict[str, torch.Tensor], upper: States, batch: Batch, teachers: Teachers
     ) -> Pausing[dict[str, torch.Tensor]]:
-        """One exchange with the teacher: the answer, and what the consistency terms need."""
+        """One exchange with the teacher about a message: the answer, and what the consistency terms need."""
         config = self.config
         outputs = ["answer"]
-        inputs = {"message": message}
-        if config.message_tokens == 0:
-            inputs["message_mask"] = mask
-        gate = self.gate(message)
-        if gate is not None:
-            inputs["message_gate"] = gate
         if config.asks_about_input:
             inputs |= teachers.first.own(batch)
         if config.w_message_consistency and config.pairing == "same_input":
