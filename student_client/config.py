@@ -82,6 +82,11 @@ class TrainingConfig(BaseModel):
         le=1.0,
         description="Part of each batch that is labelled, where unlabelled rows teach; None draws from all alike.",
     )
+    group_by_length: bool = Field(
+        False,
+        description="Whether a batch has texts of similar length, so that less of it is padding; images and ratings have "
+        "no length, and stay as they are.",
+    )
     accumulation: int = Field(1, ge=1, description="Microbatches of one optimizer step.")
     pipeline: bool = Field(
         True,
