@@ -1,7 +1,7 @@
 """Training on batches of texts of similar length, against batches as they are drawn: real sentences, one student.
 
 Two students of the same run alternate, MiniLM their teacher in this process (the server's own engine, no network), one
-compute thread: blocks of steps of the method talking on movie-review sentences with and without `training.group_by_length`.
+compute thread: blocks of steps of the method talking on sentences of reviews with and without `training.group_by_length`.
 What counts is useful tokens a second, those of the student's texts that are no padding. Both see the same rows an epoch.
 """
 
@@ -22,8 +22,9 @@ from student_client.methods import Context, build_methods
 from student_client.progress import Progress
 from student_client.runs import connected
 from student_client.steps import Steps
+from student_client.stream import Place, Stream
 from student_client.students import build_student
-from task_data import load_data, token_lengths
+from task_data import load_data
 from teacher_server.actor import TeacherActor
 from teacher_server.local import local_teacher
 
@@ -39,39 +40,33 @@ def opened(config: RunConfig, teacher: TeacherActor, stack: ExitStack) -> Steps:
     return Steps(config, data.train, student, methods, teachers, build_accelerator(config.training, config.output))
 
 
-def padding(steps: Steps) -> tuple[int, int]:
-    """Useful and padded tokens of the student's first epoch."""
-    useful, padded = 0, 0
-    for _ in range(steps.stream.epoch_batches):
-        mask = steps.stream.next().inputs["attention_mask"]
-        useful, padded = useful + int(mask.ne(0).sum()), padded + mask.numel()
-    steps.batches.go_to(type(steps.stream.place)())
-    return useful, padded
+class Side:
+    """A student with its teacher, and the texts it is given, drawn once more to be counted."""
 
+    def __init__(self, config: RunConfig, teacher: TeacherActor, stack: ExitStack) -> None:
+        self.steps = opened(config, teacher, stack)
+        stream = self.steps.stream
+        self._counted = Stream(stream.split, self.steps.student, config.training, (), torch.device("cpu"))
+        masks = self._masks(stream.epoch_batches)
+        self.useful_share = sum(int(mask.sum()) for mask in masks) / sum(mask.numel() for mask in masks)
+        self._counted.go_to(Place())
 
-def block(steps: Steps, number: int, lengths: torch.Tensor) -> float:
-    """Useful tokens a second of a block of steps."""
-    rows: list[torch.Tensor] = []
-    take = steps.stream.next
+    def block(self, number: int) -> float:
+        """Useful tokens a second of a block of steps."""
+        began = time.perf_counter()
+        for step in range(number * STEPS, (number + 1) * STEPS):
+            self.steps.take(step, lambda outcome: None)
+        seconds = time.perf_counter() - began
+        return sum(int(mask.sum()) for mask in self._masks(STEPS)) / seconds
 
-    def noted() -> object:
-        batch = take()
-        rows.append(batch.rows)
-        return batch
-
-    steps.stream.next = noted  # type: ignore[assignment,method-assign]
-    began = time.perf_counter()
-    for step in range(number * STEPS, (number + 1) * STEPS):
-        steps.take(step, lambda outcome: None)
-    seconds = time.perf_counter() - began
-    steps.stream.next = take  # type: ignore[method-assign]
-    return float(lengths[torch.cat(rows)].sum()) / seconds
+    def _masks(self, count: int) -> list[torch.Tensor]:
+        return [self._counted.next().inputs["attention_mask"] for _ in range(count)]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=12)
-    parser.add_argument("--data", default="sentence_polarity")
+    parser.add_argument("--data", default="uci_sentiment")
     parser.add_argument("--method", default="talking")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -85,29 +80,22 @@ def main() -> None:
     }
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         teacher = local_teacher("minilm", max_tokens=64)
-        sides = {
-            name: opened(
-                load_run_config(None, fields | {"training.group_by_length": name == "with", "output": folder}),
-                teacher,
-                stack,
-            )
-            for name in ("with", "without")
-        }
-        plain = sides["without"].stream
-        lengths = token_lengths(sides["without"].student.view(plain.split.columns))
-        assert lengths is not None, "texts have lengths"
-        shares = {name: padding(steps) for name, steps in sides.items()}
+        sides = {}
+        for name in ("with", "without"):
+            chosen = {"training.group_by_length": name == "with", "output": folder}
+            sides[name] = Side(load_run_config(None, fields | chosen), teacher, stack)
         rates: dict[str, list[float]] = {name: [] for name in sides}
         psutil.cpu_percent()
         for number in range(arguments.rounds + 1):
             for name in sides if number % 2 else reversed(sides):
-                rate = block(sides[name], number, lengths)
+                rate = sides[name].block(number)
                 if number:  # the first round warms up
                     rates[name].append(rate)
         busy = psutil.cpu_percent() / 100 * (psutil.cpu_count() or 1)
     ratios = sorted(a / b for a, b in zip(rates["with"], rates["without"], strict=True))
-    for name, (useful, padded) in shares.items():
-        print(f"{name:>8}: {statistics.median(rates[name]):7.0f} useful tokens/s; {useful / padded:.2f} of an epoch's are useful")
+    for name, side in sides.items():
+        rate = statistics.median(rates[name])
+        print(f"{name:>8}: {rate:7.0f} useful tokens/s; {side.useful_share:.2f} of the tokens of an epoch are useful")
     print(
         f"with / without {statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f}, {arguments.rounds} pairs of "
         f"{STEPS} steps); {busy:.2f} cores were busy, 1 by this process"
