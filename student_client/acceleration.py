@@ -14,7 +14,14 @@ from accelerate.state import AcceleratorState, GradientState
 from student_client.config import TrainingConfig
 from teaching_protocol.errors import ConfigError
 
-__all__ = ["RandomNumbers", "build_accelerator", "exact_algorithms", "random_state", "set_random_state"]
+__all__ = [
+    "RandomNumbers",
+    "build_accelerator",
+    "compute_threads",
+    "exact_algorithms",
+    "random_state",
+    "set_random_state",
+]
 
 
 def build_accelerator(training: TrainingConfig, folder: Path) -> Accelerator:
@@ -86,6 +93,19 @@ def exact_algorithms(wanted: bool) -> Iterator[None]:
         yield
     finally:
         torch.use_deterministic_algorithms(before)
+
+
+@contextmanager
+def compute_threads(count: int) -> Iterator[None]:
+    """So many threads for torch while entered; 0 leaves torch's choice. Each thread that computes enters for itself."""
+    before = torch.get_num_threads()
+    if count:
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        if count:
+            torch.set_num_threads(before)
 
 
 def random_state() -> dict[str, torch.Tensor]:

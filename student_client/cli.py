@@ -9,7 +9,6 @@ import time
 from pathlib import Path
 from typing import Annotated, get_args
 
-import torch
 import typer
 from rich.console import Console
 
@@ -31,6 +30,7 @@ from student_client.flags import (
     Size,
     TeacherFlag,
     TextColumn,
+    Threads,
     Unlabelled,
     read_config,
     run_fields,
@@ -101,6 +101,7 @@ def train(
     output: Output = None,
     seed: Seed = None,
     max_steps: MaxSteps = None,
+    threads: Threads = None,
     settings: Settings = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint of the output.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Give up the run that the output holds.")] = False,
@@ -117,6 +118,7 @@ def train(
         size=size,
         seed=seed,
         max_steps=max_steps,
+        threads=threads,
     ) | {
         "method.names": method,
         "complementary": [{"address": address} for address in complementary or ()] or None,
@@ -186,8 +188,6 @@ def demo(
 
 
 def _train(config: RunConfig, resume: bool, overwrite: bool, quiet: bool) -> None:
-    if config.training.threads:
-        torch.set_num_threads(config.training.threads)
     progress = Progress("+".join(config.method.names), quiet=quiet)
     with open_run(config, resume=resume, overwrite=overwrite, progress=progress) as trainer:
         try:

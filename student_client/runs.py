@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from student_client.acceleration import compute_threads
 from student_client.config import RunConfig, TeacherConfig
 from student_client.methods import Context, Method, build_methods, named, session_options
 from student_client.progress import Progress
@@ -63,16 +64,17 @@ def open_run(
     progress: Progress | None = None,
 ) -> Iterator[Trainer]:
     """Gives the trainer of a run, ready to `run`, with its session open; arguments and errors as of `train`."""
-    _claim(config.output, resume, overwrite)
-    data = load_data(config.data)
-    student = build_student(config.student, data)
-    progress = progress or Progress("+".join(config.method.names))
-    with connected(config, data, teachers, progress) as together:
-        method = build_methods(Context(config.method, student, together.cards, config.method.seed))
-        trainer = Trainer(config, data, student, method, together, progress)
-        if resume:
-            trainer.resume()
-        yield trainer
+    with compute_threads(config.training.threads):
+        _claim(config.output, resume, overwrite)
+        data = load_data(config.data)
+        student = build_student(config.student, data)
+        progress = progress or Progress("+".join(config.method.names))
+        with connected(config, data, teachers, progress) as together:
+            method = build_methods(Context(config.method, student, together.cards, config.method.seed))
+            trainer = Trainer(config, data, student, method, together, progress)
+            if resume:
+                trainer.resume()
+            yield trainer
 
 
 @contextmanager

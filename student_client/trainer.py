@@ -10,7 +10,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from student_client.acceleration import build_accelerator, exact_algorithms, random_state, set_random_state
+from student_client.acceleration import (
+    build_accelerator,
+    compute_threads,
+    exact_algorithms,
+    random_state,
+    set_random_state,
+)
 from student_client.checkpoints import Checkpoint, load_checkpoint, replace_folder, save_checkpoint
 from student_client.config import RunConfig
 from student_client.evaluate import Scores, evaluate
@@ -97,7 +103,8 @@ class Trainer:
             TeachingError: the teacher cannot go on; the last checkpoint can be resumed.
         """
         stop = self.total_steps if steps is None else self.position.step + steps
-        with self.interrupts, exact_algorithms(self.config.training.deterministic):
+        training = self.config.training
+        with self.interrupts, compute_threads(training.threads), exact_algorithms(training.deterministic):
             try:
                 self._open()
                 while not (self.is_done or self.interrupts.signal or self.position.step >= stop):

@@ -61,6 +61,8 @@ class TeacherApp:
             PortInUse, ModelLoadError, UnsupportedFamily, InvalidSetting: with what to do.
         """
         self._check_bind()
+        if self.config.threads:  # of the load and of all threads that begin later; the engine's sets its own
+            torch.set_num_threads(self.config.threads)
         if self.config.deterministic:
             torch.use_deterministic_algorithms(True)
         self._engine = make_engine(self.config, self.metrics, self._teacher)

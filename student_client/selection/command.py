@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
 
 from student_client.flags import (
@@ -20,6 +19,7 @@ from student_client.flags import (
     Size,
     TeacherFlag,
     TextColumn,
+    Threads,
     Unlabelled,
     read_config,
     run_fields,
@@ -43,6 +43,7 @@ def select(
     size: Size = None,
     seed: Seed = None,
     max_steps: MaxSteps = None,
+    threads: Threads = None,
     settings: Settings = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Give up the selector that the output holds.")] = False,
     quiet: Quiet = False,
@@ -58,10 +59,9 @@ def select(
         size=size,
         seed=seed,
         max_steps=max_steps,
+        threads=threads,
     )
     wanted = read_config(config, fields | {"output": output}, settings)
-    if wanted.training.threads:
-        torch.set_num_threads(wanted.training.threads)
     done = train_selector(wanted, episodes, overwrite=overwrite, progress=Progress("selector", quiet=quiet))
     if done.episodes:
         typer.echo(

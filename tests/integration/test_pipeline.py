@@ -268,5 +268,8 @@ def test_an_interrupt_in_the_middle_leaves_nothing_behind(tmp_path: Path) -> Non
                 step.result(20)
             server.enters()
         names = [thread.name for thread in threading.enumerate()]
-        poll(lambda: not any(thread.name.startswith("calls") for thread in threading.enumerate()), f"threads end: {names}")
+        poll(
+            lambda: not any(thread.name.startswith("calls") for thread in threading.enumerate()),
+            f"threads end: {names}",
+        )
         poll(lambda: len(server.app.actor.sessions) == 0, "the session is gone")

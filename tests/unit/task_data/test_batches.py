@@ -146,7 +146,9 @@ def test_less_is_padding_and_the_order_is_random(share: float | None) -> None:
     assert padded() > 2 * padded(lengths)
     longest = [each.inputs["input_ids"].shape[1] for each in batches(inputs, {}, data, 8, 0, 0, 0, share, lengths)]
     assert longest != sorted(longest)
-    order = [[b.rows.tolist() for b in batches(inputs, {}, data, 8, 0, epoch, 0, share, lengths)] for epoch in (0, 0, 1)]
+    order = [
+        [b.rows.tolist() for b in batches(inputs, {}, data, 8, 0, epoch, 0, share, lengths)] for epoch in (0, 0, 1)
+    ]
     assert order[0] == order[1] != order[2]
 
 
