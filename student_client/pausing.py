@@ -47,6 +47,7 @@ class Begun(Generic[T]):
         self._first: Future[T] | None = threads.submit(job)
 
     def __call__(self) -> T:
+        """What comes of the job."""
         first, self._first = self._first, None
         if first is None:
             return self._job()

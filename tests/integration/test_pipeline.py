@@ -235,22 +235,20 @@ def nothing(outcome: Any) -> None:
 
 def test_while_the_student_computes_the_teacher_has_the_next_question(tmp_path: Path) -> None:
     """Each call is held at the model, which a Backward without a kept graph enters, too."""
-    with held() as server:
-        with stepping(server, tmp_path, True, nothing) as step:
+    with held() as server, stepping(server, tmp_path, True, nothing) as step:
+        server.enters()
+        poll(lambda: server.in_flight == 2, "the second question is there while the first is answered")
+        server.go_on()
+        server.enters()
+        poll(lambda: server.in_flight == 3, "behind it the first gradient and the third question")
+        server.open()
+        assert step.result(20)["teacher_grad_norm"] > 0
+    with held() as server, stepping(server, tmp_path, False, nothing) as step:
+        for _ in range(6):
             server.enters()
-            poll(lambda: server.in_flight == 2, "the second question is there while the first is answered")
+            assert server.in_flight == 1
             server.go_on()
-            server.enters()
-            poll(lambda: server.in_flight == 3, "behind it the first gradient and the third question")
-            server.open()
-            assert step.result(20)["teacher_grad_norm"] > 0
-    with held() as server:
-        with stepping(server, tmp_path, False, nothing) as step:
-            for _ in range(6):
-                server.enters()
-                assert server.in_flight == 1
-                server.go_on()
-            assert step.result(20)["teacher_grad_norm"] > 0
+        assert step.result(20)["teacher_grad_norm"] > 0
 
 
 def test_an_interrupt_in_the_middle_leaves_nothing_behind(tmp_path: Path) -> None:

@@ -44,12 +44,12 @@ def order_of(count: int, ahead: bool, pauses: int = 1) -> list[str]:
 
 
 def test_the_next_begins_while_this_one_waits_and_one_more_while_its_gradient_does() -> None:
-    assert order_of(4, ahead=True) == "0a 1a 0z 2a 0< 1z 3a 1< 2z 2< 3z 3<".split()
-    assert order_of(2, ahead=True, pauses=2) == "0a 1a 0b 0z 0< 1b 1z 1<".split()
+    assert order_of(4, ahead=True) == ["0a", "1a", "0z", "2a", "0<", "1z", "3a", "1<", "2z", "2<", "3z", "3<"]
+    assert order_of(2, ahead=True, pauses=2) == ["0a", "1a", "0b", "0z", "0<", "1b", "1z", "1<"]
 
 
 def test_without_it_one_follows_the_other() -> None:
-    assert order_of(3, ahead=False) == "0a 0z 0< 1a 1z 1< 2a 2z 2<".split()
+    assert order_of(3, ahead=False) == ["0a", "0z", "0<", "1a", "1z", "1<", "2a", "2z", "2<"]
 
 
 def test_what_asks_nobody_does_not_begin_early() -> None:
@@ -112,12 +112,16 @@ def test_an_error_comes_up_in_its_turn_and_the_rest_is_closed(ahead: bool, early
         finally:
             closed.append(place)
 
-    with pytest.raises(KeyError, match="one"), line(3, ahead, work) as microbatches:
-        for place, each in enumerate(microbatches):
-            each.finish()
-            finished.append(place)
-            if ahead:
-                microbatches.look_ahead()
+    def go_through() -> None:
+        with line(3, ahead, work) as microbatches:
+            for place, each in enumerate(microbatches):
+                each.finish()
+                finished.append(place)
+                if ahead:
+                    microbatches.look_ahead()
+
+    with pytest.raises(KeyError, match="one"):
+        go_through()
     assert finished == [0]
     assert sorted(closed) == ([0, 1, 2] if ahead else [0, 1])
 
