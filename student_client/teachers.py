@@ -64,6 +64,7 @@ class Teachers:
         self._pool = ThreadPoolExecutor(len(members) - 1, "teachers") if len(members) > 1 else None
         self._waits_until: dict[int, float] = {}
         self._overlap: Overlap | None = None
+        self._calls: ThreadPoolExecutor | None = None
 
     def __len__(self) -> int:
         return len(self.members)
@@ -104,6 +105,9 @@ class Teachers:
         """Ends every session; harmless when repeated."""
         for member in self.members:
             member.leave()
+        if self._calls is not None:
+            self._calls.shutdown(wait=False)  # what is still under way after an error ends with its session
+            self._calls = None
 
     def present(self) -> list[Member]:
         """The teachers that can be asked now; one that was missing and has been reached again joins here.
@@ -165,13 +169,12 @@ class Teachers:
         Args:
             meanwhile: is done whenever a Backward is under way. It may ask, and must not go backward.
         """
-        threads = ThreadPoolExecutor(_CALLS_AHEAD * len(self), "calls")
-        self._overlap = Overlap(threads, meanwhile)
+        self._calls = self._calls or ThreadPoolExecutor(_CALLS_AHEAD * len(self), "calls")
+        self._overlap = Overlap(self._calls, meanwhile)
         try:
             yield
         finally:
             self._overlap = None
-            threads.shutdown(wait=False)  # what is still under way after an error ends with its session
 
     def step(self, lr: float, grad_scale: float = 1.0, max_grad_norm: float = 0.0) -> dict[str, float]:
         """Steps every teacher-side codec; gives their gradient norms by name, and with `skip` how many are missing."""
