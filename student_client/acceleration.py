@@ -14,7 +14,14 @@ from accelerate.state import AcceleratorState, GradientState
 from student_client.config import TrainingConfig
 from teaching_protocol.errors import ConfigError
 
-__all__ = ["build_accelerator", "exact_algorithms", "random_state", "set_random_state"]
+__all__ = [
+    "RandomNumbers",
+    "build_accelerator",
+    "compute_threads",
+    "exact_algorithms",
+    "random_state",
+    "set_random_state",
+]
 
 
 def build_accelerator(training: TrainingConfig, folder: Path) -> Accelerator:
@@ -48,6 +55,33 @@ def build_accelerator(training: TrainingConfig, folder: Path) -> Accelerator:
     return accelerator
 
 
+class RandomNumbers:
+    """Random numbers of one piece of work, whatever is drawn elsewhere while it pauses.
+
+    While entered, torch's generators stand where the work left them, at first at the seed; afterwards they stand where
+    they stood before.
+
+    Args:
+        seed: 0 or more.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+        self._own: Mapping[str, torch.Tensor] | None = None
+        self._outside: Mapping[str, torch.Tensor] = {}
+
+    def __enter__(self) -> None:
+        self._outside = random_state()
+        if self._own is None:
+            torch.manual_seed(self._seed)
+        else:
+            set_random_state(self._own)
+
+    def __exit__(self, *_: object) -> None:
+        self._own = random_state()
+        set_random_state(self._outside)
+
+
 @contextmanager
 def exact_algorithms(wanted: bool) -> Iterator[None]:
     """Deterministic algorithms while entered, if wanted."""
@@ -59,6 +93,19 @@ def exact_algorithms(wanted: bool) -> Iterator[None]:
         yield
     finally:
         torch.use_deterministic_algorithms(before)
+
+
+@contextmanager
+def compute_threads(count: int) -> Iterator[None]:
+    """So many threads for torch while entered; 0 leaves torch's choice. Each thread that computes enters for itself."""
+    before = torch.get_num_threads()
+    if count:
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        if count:
+            torch.set_num_threads(before)
 
 
 def random_state() -> dict[str, torch.Tensor]:

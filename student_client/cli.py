@@ -9,7 +9,6 @@ import time
 from pathlib import Path
 from typing import Annotated, get_args
 
-import torch
 import typer
 from rich.console import Console
 
@@ -35,6 +34,7 @@ from student_client.flags import (
     Size,
     TeacherFlag,
     TextColumn,
+    Threads,
     TokenFile,
     Unlabelled,
     read_config,
@@ -110,6 +110,7 @@ def train(
     output: Output = None,
     seed: Seed = None,
     max_steps: MaxSteps = None,
+    threads: Threads = None,
     settings: Settings = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint of the output.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Give up the run that the output holds.")] = False,
@@ -131,6 +132,7 @@ def train(
         cert=cert,
         key=key,
         token_file=token_file,
+        threads=threads,
     ) | {
         "method.names": method,
         "complementary": [{"address": address, **trust} for address in complementary or ()] or None,
@@ -205,8 +207,6 @@ def demo(
 
 
 def _train(config: RunConfig, resume: bool, overwrite: bool, quiet: bool) -> None:
-    if config.training.threads:
-        torch.set_num_threads(config.training.threads)
     progress = Progress("+".join(config.method.names), quiet=quiet)
     with open_run(config, resume=resume, overwrite=overwrite, progress=progress) as trainer:
         try:

@@ -108,7 +108,17 @@ class TrainingConfig(BaseModel):
         le=1.0,
         description="Part of each batch that is labelled, where unlabelled rows teach; None draws from all alike.",
     )
+    group_by_length: bool = Field(
+        False,
+        description="Whether a batch has texts of similar length, so that less of it is padding; images and ratings have "
+        "no length, and stay as they are.",
+    )
     accumulation: int = Field(1, ge=1, description="Microbatches of one optimizer step.")
+    pipeline: bool = Field(
+        True,
+        description="Whether the next microbatches' questions go to the teacher while the student computes on this one, "
+        "where a step has several; the result is the same, the memory that of three microbatches.",
+    )
     lr: float = Field(1e-3, gt=0.0, description="Peak learning rate of the student and its codec.")
     weight_decay: float = Field(0.01, ge=0.0, description="Weight decay of AdamW.")
     schedule: Literal["linear", "cosine", "constant"] = Field(
@@ -173,6 +183,7 @@ class RunConfig(BaseModel):
                 "log_every",
                 "tensorboard",
                 "threads",
+                "pipeline",
                 "device",
             },
         }

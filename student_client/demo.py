@@ -18,7 +18,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from student_client.processes import last_line, process, python, teacher_server
+from student_client.processes import last_line, process, python, shared_threads, teacher_server
 from student_client.report import Run, plot_curves, read_run, table, write_report
 from task_data.config import DataConfig
 from teaching_protocol.errors import ConfigError, ServiceError
@@ -73,7 +73,7 @@ def run_demo(demo: Demo, console: Console) -> list[Run]:
     model = demo.model or _TEACHER
     console.print(f"teacher weights: {model}" + ("" if demo.model else ", from its package (downloaded once)"))
     with ExitStack() as stack:
-        settings = {"model": model, "max_tokens": _TOKENS}
+        settings = {"model": model, "max_tokens": _TOKENS, "threads": _threads()}
         teacher = stack.enter_context(
             teacher_server(settings, demo.output / "teacher.json", demo.output / "teacher.log")
         )
@@ -118,14 +118,20 @@ def _student(name: str, address: str, demo: Demo) -> Iterator[subprocess.Popen[s
             "max_steps": demo.steps,
             "evaluate_every": max(1, demo.steps // 6),
             "seed": demo.seed,
-            "threads": 1,
+            "threads": _threads(),
         },
         "output": str(demo.output / name),
     }
     path = demo.output / f"{name}.json"
     path.write_text(json.dumps(config))
-    with process(python("student_client", "train", "--config", path), demo.output / f"{name}.log") as started:
+    command, log = python("student_client", "train", "--config", path), demo.output / f"{name}.log"
+    with process(command, log, threads=_threads()) as started:
         yield started
+
+
+def _threads() -> int:
+    """Compute threads of the server and of each student."""
+    return shared_threads(1 + len(METHODS))
 
 
 def _watch(students: Mapping[str, subprocess.Popen[str]], demo: Demo, console: Console) -> None:

@@ -10,11 +10,12 @@ from typing import Any, TypeVar
 
 import torch
 
+from student_client.pausing import Begun, Overlap
 from student_client.session import Session
 from teaching_protocol.errors import TeachingError
-from teaching_protocol.verbs import has_gradient
+from teaching_protocol.verbs import SessionRef, has_gradient
 
-__all__ = ["Failed", "Question", "exchange", "exchange_many", "placed", "settled"]
+__all__ = ["Exchange", "Failed", "Question", "exchange", "exchange_many", "placed", "settled"]
 
 Tensors = Mapping[str, torch.Tensor]
 T = TypeVar("T")
@@ -62,21 +63,53 @@ def exchange_many(
     Raises:
         TeachingError: of the first question that fails; the text of others that fail with it stands in its notes.
     """
-    calls = [_call(question) for question in questions]
-    jobs = [partial(call.forward, tuple(each.inputs.values())) for call, each in zip(calls, questions, strict=True)]
-    replies = settled(jobs, failed, pool)
-    heard = [place for place, reply in enumerate(replies) if reply is not None]
-    found = [output for reply in replies if reply is not None for output in reply]
-    if any(calls[place].backward_follows for place in heard):
-        together = _Together([calls[place] for place in heard], heard, failed, pool, found)
-        values = [value for place in heard for value in questions[place].inputs.values()]
-        anchor = torch.zeros((), requires_grad=True)  # Backward reaches the codec even if nothing sent needs a gradient
-        found = list(_Exchange.apply(together, anchor, *values))  # type: ignore[no-untyped-call]
-    rest = iter(found)
-    return [
-        None if reply is None else {name: next(rest) for name in each.outputs}
-        for reply, each in zip(replies, questions, strict=True)
-    ]
+    return Exchange(questions, failed, pool).result()
+
+
+class Exchange:
+    """Questions to be answered together; see `exchange_many`, of which `result` is the second half.
+
+    Args:
+        questions, failed, pool: as of `exchange_many`.
+        overlap: with it the Forwards are under way from now on; without it `result` sends them. What was answered by a
+            session that was lost and opened anew before `result` counts for nothing: it is asked again.
+    """
+
+    def __init__(
+        self,
+        questions: Sequence[Question],
+        failed: Failed | None = None,
+        pool: Executor | None = None,
+        overlap: Overlap | None = None,
+    ) -> None:
+        self._questions, self._failed, self._pool, self._overlap = questions, failed, pool, overlap
+        self._calls = [_call(question) for question in questions]
+        self._jobs: list[Callable[[], list[torch.Tensor]]] = []
+        for call, each in zip(self._calls, questions, strict=True):
+            job = partial(call.forward, tuple(each.inputs.values()))
+            begun = job if overlap is None else Begun(job, overlap.threads, call.is_of_this_session)
+            self._jobs.append(partial(call.session.waiting, begun))
+
+    def result(self) -> list[dict[str, torch.Tensor] | None]:
+        """The outputs of each question, None for one that was given up.
+
+        Raises:
+            TeachingError: as `exchange_many`.
+        """
+        replies = settled(self._jobs, self._failed, self._pool)
+        heard = [place for place, reply in enumerate(replies) if reply is not None]
+        found = [output for reply in replies if reply is not None for output in reply]
+        if any(self._calls[place].backward_follows for place in heard):
+            calls = [self._calls[place] for place in heard]
+            together = _Together(calls, heard, self._failed, self._pool, self._overlap, found)
+            values = [value for place in heard for value in self._questions[place].inputs.values()]
+            anchor = torch.zeros((), requires_grad=True)  # Backward reaches the codec if nothing sent needs a gradient
+            found = list(_Exchange.apply(together, anchor, *values))  # type: ignore[no-untyped-call]
+        rest = iter(found)
+        return [
+            None if reply is None else {name: next(rest) for name in each.outputs}
+            for reply, each in zip(replies, self._questions, strict=True)
+        ]
 
 
 def settled(
@@ -122,7 +155,10 @@ def placed(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 @dataclass
 class _Call:
-    """One Forward without its tensors, and what its Backward needs. `id` is empty while it has to be made anew."""
+    """One Forward without its tensors, and what its Backward needs. `id` is empty while it has to be made anew.
+
+    `asked` is the session that the Forward was last sent to: by now another one may be open in its place.
+    """
 
     session: Session
     names: tuple[str, ...]
@@ -130,12 +166,19 @@ class _Call:
     backward_follows: bool
     grad_inputs: tuple[str, ...]
     id: str = ""
+    asked: SessionRef | None = None
+
+    def is_of_this_session(self) -> bool:
+        """Whether the Forward went to the session that is open now."""
+        return self.asked == self.session.ref
 
     @torch.no_grad()
     def forward(self, values: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Sends the Forward; gives the outputs, float32 where they are floats."""
         inputs = dict(zip(self.names, values, strict=True))
-        self.id, found = self.session.forward(inputs, self.outputs, self.backward_follows, self.grad_inputs)
+        self.asked = self.session.ref
+        with torch.autocast(values[0].device.type, enabled=False):  # a teacher in this process computes as in its own
+            self.id, found = self.session.forward(inputs, self.outputs, self.backward_follows, self.grad_inputs)
         return [placed(found[name], values[0].device) for name in self.outputs]
 
     @torch.no_grad()
@@ -164,6 +207,10 @@ class _Call:
         return grads
 
 
+_Asked = tuple[_Call, Sequence[torch.Tensor | None], Sequence[torch.Tensor]]
+"""A call, the gradients of its outputs, and its inputs."""
+
+
 @dataclass
 class _Together:
     """The calls of one exchange that were answered, by their places; `outputs` are handed over once."""
@@ -172,6 +219,7 @@ class _Together:
     places: Sequence[int]
     failed: Failed | None
     pool: Executor | None
+    overlap: Overlap | None
     outputs: list[torch.Tensor]
 
     def backward(
@@ -181,13 +229,21 @@ class _Together:
         their_grads = _dealt(grads, [len(call.outputs) for call in self.calls])
         their_values = _dealt(values, [len(call.names) for call in self.calls])
         asked = [at for at, given in enumerate(their_grads) if any(grad is not None for grad in given)]
-        jobs = [partial(self.calls[at].backward, their_grads[at], their_values[at]) for at in asked]
+        jobs = self._sent([(self.calls[at], their_grads[at], their_values[at]) for at in asked])
         failed = None if self.failed is None else partial(self._hear, self.failed, asked)
         replies = dict(zip(asked, settled(jobs, failed, self.pool), strict=True))
         found: list[torch.Tensor | None] = []
         for at, (call, inputs) in enumerate(zip(self.calls, their_values, strict=True)):
             found += call.gradients(replies[at], inputs) if at in replies else [None] * len(inputs)
         return found
+
+    def _sent(self, asked: Sequence[_Asked]) -> list[Callable[[], Tensors]]:
+        """The Backwards, to be waited for: they are under way where calls overlap with other work, which is done now."""
+        jobs: list[Callable[[], Tensors]] = [partial(call.backward, grads, values) for call, grads, values in asked]
+        if self.overlap is not None:
+            jobs = [Begun(job, self.overlap.threads) for job in jobs]
+            self.overlap.meanwhile()
+        return [partial(call.session.waiting, job) for (call, _, _), job in zip(asked, jobs, strict=True)]
 
     def _hear(self, failed: Failed, asked: Sequence[int], job: int, error: TeachingError) -> bool:
         return failed(self.places[asked[job]], error)

@@ -27,6 +27,7 @@ __all__ = [
     "Size",
     "TeacherFlag",
     "TextColumn",
+    "Threads",
     "TokenFile",
     "Unlabelled",
     "read_config",
@@ -52,6 +53,7 @@ Size = Annotated[str | None, typer.Option(help="Size of the student: tiny, small
 Output = Annotated[Path | None, typer.Option(help="Folder of the run.")]
 Seed = Annotated[int | None, typer.Option(help="Seed of student, codecs and order; the splits keep data.seed.")]
 MaxSteps = Annotated[int | None, typer.Option(help="Optimizer steps.")]
+Threads = Annotated[int | None, typer.Option(help="Compute threads of the student; 0 leaves torch's choice.")]
 Settings = Annotated[list[str] | None, typer.Option("--set", help="Any field, as training.lr=1e-3; may be repeated.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress, only the result.")]
 
@@ -71,6 +73,7 @@ def run_fields(
     cert: Path | None,
     key: Path | None,
     token_file: Path | None,
+    threads: int | None,
 ) -> dict[str, Any]:
     """Flags by the dotted field they set; None where a flag was not given.
 
@@ -89,6 +92,7 @@ def run_fields(
         "teacher.token_file": token_file,
         "student.size": size,
         "training.max_steps": max_steps,
+        "training.threads": threads,
         **dict.fromkeys(("student.seed", "method.seed", "training.seed"), seed),
         **data_fields(data),
     }

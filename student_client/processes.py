@@ -14,7 +14,7 @@ from typing import Any
 
 from teaching_protocol.errors import TeacherUnavailable
 
-__all__ = ["Served", "end", "last_line", "process", "python", "teacher_server"]
+__all__ = ["Served", "cores", "end", "last_line", "process", "python", "shared_threads", "teacher_server"]
 
 _PATIENCE_S = 15.0
 
@@ -28,6 +28,16 @@ class Served:
     process: subprocess.Popen[str]
 
 
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def shared_threads(processes: int) -> int:
+    """Compute threads of each of several processes that share this machine out: more than there are cores is a cliff."""
+    return max(1, cores() // processes)
+
+
 def python(module: str, *arguments: str | Path) -> list[str]:
     """The command line of a module under this interpreter."""
     return [sys.executable, "-m", module, *map(str, arguments)]
@@ -35,17 +45,18 @@ def python(module: str, *arguments: str | Path) -> list[str]:
 
 @contextmanager
 def process(
-    command: list[str], log: Path, stdout: int | None = None, stdin: int | None = None
+    command: list[str], log: Path, stdout: int | None = None, stdin: int | None = None, threads: int = 1
 ) -> Iterator[subprocess.Popen[str]]:
-    """A process with one compute thread and no model hub, while the context is open; it is ended with the context.
+    """A process without model hub, while the context is open; it is ended with the context.
 
     Args:
         command: its command line.
         log: file of its standard error, and of its standard output where `stdout` says nothing else.
         stdout: as of `subprocess.Popen`.
         stdin: as of `subprocess.Popen`; None gives it nothing to read.
+        threads: compute threads that it begins with.
     """
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
     with log.open("w") as errors:
         started = subprocess.Popen(
             command,
@@ -78,6 +89,8 @@ def end(started: subprocess.Popen[str]) -> None:
 def teacher_server(settings: Mapping[str, Any], config: Path, log: Path) -> Iterator[Served]:
     """A teacher server on free ports, while the context is open; it ends with this process, even if that is killed.
 
+    It has one compute thread, unless `settings` say otherwise.
+
     Args:
         settings: fields of its configuration; `model` is one of them.
         config: where they are written.
@@ -86,10 +99,10 @@ def teacher_server(settings: Mapping[str, Any], config: Path, log: Path) -> Iter
     Raises:
         TeacherUnavailable: it ended before it served; its log is named.
     """
-    own = {"port": 0, "metrics_port": 0, "threads": 1, "ends_with_input": True}
-    config.write_text(json.dumps({**own, **settings}))
+    fields = {"port": 0, "metrics_port": 0, "threads": 1, "ends_with_input": True, **settings}
+    config.write_text(json.dumps(fields))
     command = python("teacher_server", "serve", "--config", config)
-    with process(command, log, subprocess.PIPE, subprocess.PIPE) as started:
+    with process(command, log, subprocess.PIPE, subprocess.PIPE, fields["threads"]) as started:
         assert started.stdout is not None
         line = started.stdout.readline()
         if not line.startswith("serving"):

@@ -118,7 +118,7 @@ class Teacher(nn.Module):
     def observe(self, inputs: Tensors, outputs: Sequence[str]) -> dict[str, torch.Tensor]:
         """What the teacher knows about raw inputs: no gradient, cached by the server; may run in another thread."""
         device = next(iter(inputs.values())).device
-        _, found = self._session.forward(inputs, tuple(outputs), False, (), counted=False)
+        _, found = self._session.forward(inputs, tuple(outputs), False, ())
         return {name: placed(found[name], device) for name in outputs}
 
     def step(self, lr: float, grad_scale: float = 1.0, max_grad_norm: float = 0.0) -> float:

@@ -11,6 +11,7 @@ from pathlib import Path
 from filelock import FileLock
 from filelock import Timeout as FileLockTimeout
 
+from student_client.acceleration import compute_threads
 from student_client.config import RunConfig, TeacherConfig
 from student_client.credentials import Credentials
 from student_client.members import NOT_YET
@@ -71,6 +72,7 @@ def open_run(
     """Gives the trainer of a run, ready to `run`, with its session open; arguments and errors as of `train`."""
     progress = progress or Progress("+".join(config.method.names))
     with ExitStack() as stack:
+        stack.enter_context(compute_threads(config.training.threads))
         stack.enter_context(_owned(config.output))
         _claim(config.output, resume, overwrite)
         data = load_data(config.data)

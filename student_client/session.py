@@ -9,8 +9,8 @@ import random
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Mapping
-from typing import Any, TypedDict
+from collections.abc import Callable, Mapping
+from typing import Any, TypedDict, TypeVar
 
 import torch
 
@@ -22,6 +22,7 @@ from teaching_protocol.verbs import PROTOCOL_VERSION, Call, OptimizerSettings, S
 __all__ = ["Session", "SessionOptions"]
 
 Tensors = Mapping[str, torch.Tensor]
+T = TypeVar("T")
 
 _LEAVE_S = 2.0
 
@@ -70,6 +71,7 @@ class Session:
         self._numbers = itertools.count(1)
         self._run = uuid.uuid4().hex[:8]
         self._ending = threading.Event()
+        self._counting = threading.Lock()
 
     @property
     def card(self) -> verbs.DescribeReply:
@@ -136,30 +138,33 @@ class Session:
         outputs: tuple[str, ...],
         backward_follows: bool,
         grad_inputs: tuple[str, ...],
-        counted: bool = True,
     ) -> tuple[str, Tensors]:
-        """Sends a Forward; gives its call id and its outputs. `counted`: whether it adds to `wait_s`."""
+        """Sends a Forward; gives its call id and its outputs."""
         call_id = self._next_id()
         request = verbs.ForwardRequest(
             self.ref, call_id, outputs, backward_follows, grad_inputs, inputs, self._compression
         )
-        with self._waiting() if counted else contextlib.nullcontext():
-            reply = self.transport.forward(request, self._call())
-        self.seconds += reply.compute_s
-        self.rows += len(next(iter(inputs.values())))
+        reply = self.transport.forward(request, self._call())
+        self._count(reply.compute_s, rows=len(next(iter(inputs.values()))))
         return call_id, reply.outputs
 
     def backward(self, forward_id: str, grads: Tensors, again: Mapping[str, Any]) -> Tensors:
         """Sends a Backward; with the Forward `again` (outputs, grad_inputs, inputs) if the server has let go of it."""
         self.has_gathered = True
         facts = {"forward_id": forward_id, "grads": grads, "compression": self._compression}
-        with self._waiting():
-            try:
-                reply = self._send_backward(facts)
-            except InputsNeeded:
-                reply = self._send_backward({**facts, **again})
-        self.seconds += reply.compute_s
+        try:
+            reply = self._send_backward(facts)
+        except InputsNeeded:
+            reply = self._send_backward({**facts, **again})
+        self._count(reply.compute_s)
         return reply.grads
+
+    def waiting(self, job: Callable[[], T]) -> T:
+        """What a job gives, the seconds it took in `wait_s`."""
+        began = time.monotonic()
+        found = job()
+        self.wait_s += time.monotonic() - began
+        return found
 
     def step(self, lr: float, grad_scale: float, max_grad_norm: float) -> float:
         """Sends the next Step; gives the gradient norm."""
@@ -187,11 +192,10 @@ class Session:
     def _send_backward(self, facts: Mapping[str, Any]) -> verbs.BackwardReply:
         return self.transport.backward(verbs.BackwardRequest(self.ref, self._next_id(), **facts), self._call())
 
-    @contextlib.contextmanager
-    def _waiting(self) -> Iterator[None]:
-        began = time.monotonic()
-        yield
-        self.wait_s += time.monotonic() - began
+    def _count(self, seconds: float, rows: int = 0) -> None:
+        with self._counting:  # calls may be under way in several threads
+            self.seconds += seconds
+            self.rows += rows
 
     def _start_heartbeat(self, lease_s: float) -> None:
         self._ending.set()  # of a session that was lost

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from accelerate import Accelerator
 
+from student_client.acceleration import RandomNumbers
 from student_client.ahead import Ahead
 from student_client.config import RunConfig
 from student_client.methods import Methods, Outcome
+from student_client.microbatches import Line, Microbatch
 from student_client.optimization import JointOptimizer
+from student_client.pausing import Pausing
 from student_client.stream import Stream
 from student_client.teachers import Teachers
 from student_models import Student
@@ -18,6 +22,8 @@ from task_data import Split
 from teaching_protocol.errors import NonFiniteError
 
 __all__ = ["Steps"]
+
+_SEEDS = 2**62
 
 
 class Steps:
@@ -53,6 +59,7 @@ class Steps:
         """Steps of the whole run, which the schedule spans."""
         self.optimizer = JointOptimizer(config, accelerator, student, method, teachers, self.total)
         self._microbatches = config.training.accumulation
+        self._overlaps = config.training.pipeline and self._microbatches > 1 and teachers.converse and len(teachers) > 0
 
     def take(self, done: int, watch: Callable[[Outcome], None]) -> dict[str, float]:
         """One step of both sides as step `done` + 1: the diagram of docs/architecture.md, from the student's end.
@@ -69,14 +76,13 @@ class Steps:
             TeachingError: the teacher cannot go on.
         """
         waited_s = self.teachers.wait_s
-        for microbatch in range(1, self._microbatches + 1):
-            batch = self.batches.next(last=done + 1 >= self.total and microbatch == self._microbatches)
-            with self.accelerator.accumulate(self.method):
-                with self.accelerator.autocast():
-                    outcome = self.method.loss(self.student, batch, self.teachers)
+        with self._line(done) as line:
+            for microbatch in line:
+                outcome = microbatch.finish()
                 self._check(outcome, done)
-                self.optimizer.backward(outcome.loss)
-            watch(outcome)
+                with self.accelerator.accumulate(self.method):
+                    self.optimizer.backward(outcome.loss)
+                watch(outcome)
         monitors = self.optimizer.step(done)
         if self.teachers:
             monitors |= {"teacher_latency_s": self.teachers.wait_s - waited_s}
@@ -87,6 +93,33 @@ class Steps:
         self.optimizer.let_go()
         self.accelerator.step = 0  # microbatches counted
 
+    @contextmanager
+    def _line(self, done: int) -> Iterator[Line]:
+        """The microbatches of step `done` + 1; with several, the teachers have the next question before they need it."""
+        count = self._microbatches
+        alone = count == 1  # then it draws from torch's generators as they stand
+        seeds = [None] if alone else torch.randint(_SEEDS, (count,)).tolist()
+        microbatches = [
+            Microbatch(
+                self._loss(last=done + 1 >= self.total and number == count),
+                self.accelerator.autocast,
+                None if seed is None else RandomNumbers(seed),
+            )
+            for number, seed in enumerate(seeds, start=1)
+        ]
+        with Line(microbatches, self._overlaps) as line:
+            if not self._overlaps:
+                yield line
+                return
+            # a GPU's backward runs in a thread of autograd's own, where a forward would number its operations anew
+            is_exact = self.accelerator.device.type == "cpu"
+            with self.teachers.overlapping(line.look_ahead if is_exact else _nothing):
+                yield line
+
+    def _loss(self, last: bool) -> Pausing[Outcome]:
+        """The next batch and its loss."""
+        return (yield from self.method.pausing_loss(self.student, self.batches.next(last), self.teachers))
+
     def _check(self, outcome: Outcome, done: int) -> None:
         if self.accelerator.scaler is None and not torch.isfinite(outcome.loss):
             values = ", ".join(f"{name} {float(value):g}" for name, value in outcome.parts.items())
@@ -94,6 +127,10 @@ class Steps:
                 f"step {done + 1}: the loss is {outcome.loss.item()} ({values}), expected a number; "
                 "lower training.lr, or the weight of the part that grew"
             )
+
+
+def _nothing() -> None:
+    """For who must not begin early."""
 
 
 def _total(config: RunConfig, epoch_batches: int) -> int:

@@ -9,7 +9,7 @@ import torch
 
 from student_client.config import TrainingConfig
 from student_models import Student
-from task_data import Batch, Split, batches, count_batches, teacher_view
+from task_data import Batch, Split, batches, count_batches, teacher_view, token_lengths
 
 __all__ = ["Place", "Stream"]
 
@@ -28,7 +28,7 @@ class Stream:
     Args:
         split: the training rows.
         student: makes its view of them.
-        training: batch size, labelled share and seed.
+        training: batch size, labelled share, seed, and whether batches are of rows of similar length.
         ports: input ports of teachers to bring along.
         device: where the student's inputs and the labels go; the teacher's view stays, it is packed from there.
     """
@@ -43,6 +43,7 @@ class Stream:
         self._training, self._device = training, device
         self._view: Mapping[str, torch.Tensor] = student.view(split.columns)
         self._teacher_view: Mapping[str, torch.Tensor] = teacher_view(split, ports)
+        self._lengths = token_lengths(self._view) if training.group_by_length else None
         self._epoch: Iterator[Batch] | None = None
 
     def go_to(self, place: Place) -> None:
@@ -70,6 +71,7 @@ class Stream:
             place.epoch,
             place.batch,
             training.labelled_share,
+            self._lengths,
         )
 
     def _placed(self, batch: Batch) -> Batch:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal, TypeVar
@@ -12,8 +13,9 @@ from typing import Literal, TypeVar
 import tenacity
 import torch
 
-from student_client.exchange import exchange_many, settled
+from student_client.exchange import Exchange, settled
 from student_client.members import NOT_YET, UNREACHABLE, Account, Member, reads
+from student_client.pausing import Overlap, Pausing, finished
 from teaching_protocol.errors import StateMismatch, TeacherUnavailable, TeachingError
 from teaching_protocol.verbs import DescribeReply
 
@@ -22,6 +24,7 @@ __all__ = ["Absence", "Account", "Member", "Teachers", "reads"]
 Tensors = Mapping[str, torch.Tensor]
 T = TypeVar("T")
 
+_CALLS_AHEAD = 4  # at each teacher: a Backward, the Forwards of three microbatches
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.1, 2.0
 
 
@@ -66,6 +69,8 @@ class Teachers:
         """Seconds waited for what was asked ahead."""
         self._pool = ThreadPoolExecutor(len(members) - 1, "teachers") if len(members) > 1 else None
         self._waits_until: dict[int, float] = {}
+        self._overlap: Overlap | None = None
+        self._calls: ThreadPoolExecutor | None = None
 
     def __len__(self) -> int:
         return len(self.members)
@@ -106,6 +111,9 @@ class Teachers:
         """Ends every session; harmless when repeated."""
         for member in self.members:
             member.leave()
+        if self._calls is not None:
+            self._calls.shutdown(wait=False)  # what is still under way after an error ends with its session
+            self._calls = None
 
     def present(self) -> list[Member]:
         """The teachers that can be asked now; one that was missing and has been reached again joins here.
@@ -123,17 +131,56 @@ class Teachers:
     def ask(self, questions: Mapping[int, tuple[Tensors, Sequence[str]]]) -> dict[int, dict[str, torch.Tensor]]:
         """Asks several teachers at once: (input ports, names of output ports) by place to output ports by place.
 
+        As `pausing_ask`, without a pause.
+        """
+        return finished(self.pausing_ask(questions))
+
+    def pausing_ask(
+        self, questions: Mapping[int, tuple[Tensors, Sequence[str]]]
+    ) -> Pausing[dict[int, dict[str, torch.Tensor]]]:
+        """Asks several teachers at once; pauses while they answer, with the questions under way inside `overlapping`.
+
         A teacher that cannot be reached, here or in the backward of what it has answered, is treated as `absence` says.
         One that `skip` goes on without is missing in what comes back; in backward its inputs get gradients of zero.
 
         Raises:
             TeachingError: one refuses, or cannot be reached and the rule allows it not.
         """
-        self._waits_until.clear()
         places = list(questions)
         asked = [self.members[place].teacher.question(*questions[place]) for place in places]
-        found = exchange_many(asked, lambda at, error: self._goes_again(self.members[places[at]], error), self._pool)
+        under_way = Exchange(
+            asked, lambda at, error: self._goes_again(self.members[places[at]], error), self._pool, self._overlap
+        )
+        yield
+        self._waits_until.clear()
+        found = under_way.result()
         return {place: answer for place, answer in zip(places, found, strict=True) if answer is not None}
+
+    def pausing_ask_first(self, inputs: Tensors, outputs: Sequence[str]) -> Pausing[dict[str, torch.Tensor]]:
+        """Asks the foundation teacher for output ports; pauses as `pausing_ask`, and no absence is allowed.
+
+        Raises:
+            TeachingError: it refuses, or cannot be reached.
+        """
+        under_way = Exchange([self.first.teacher.question(inputs, outputs)], overlap=self._overlap)
+        yield
+        found = under_way.result()[0]
+        assert found is not None, "a call that failed raises"
+        return found
+
+    @contextmanager
+    def overlapping(self, meanwhile: Callable[[], None]) -> Iterator[None]:
+        """While entered, the calls of Forward and Backward are made in threads, and the student's own work goes on.
+
+        Args:
+            meanwhile: is done whenever a Backward is under way. It may ask, and must not go backward.
+        """
+        self._calls = self._calls or ThreadPoolExecutor(_CALLS_AHEAD * len(self), "calls")
+        self._overlap = Overlap(self._calls, meanwhile)
+        try:
+            yield
+        finally:
+            self._overlap = None
 
     def step(self, lr: float, grad_scale: float = 1.0, max_grad_norm: float = 0.0) -> dict[str, float]:
         """Steps every teacher-side codec; gives their gradient norms by name, and with `skip` how many are missing."""

@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from student_client.acceleration import build_accelerator, exact_algorithms
+from student_client.acceleration import build_accelerator, compute_threads, exact_algorithms
 from student_client.checkpoints import Checkpoint
 from student_client.config import RunConfig
 from student_client.cuts import Cuts, Mark
@@ -109,7 +109,8 @@ class Trainer:
             TeachingError: the teacher cannot go on, or did not come back in time; the last checkpoint can be resumed.
         """
         stop = self.total_steps if steps is None else self.position.step + steps
-        with self.interrupts, exact_algorithms(self.config.training.deterministic):
+        training = self.config.training
+        with self.interrupts, compute_threads(training.threads), exact_algorithms(training.deterministic):
             try:
                 self._open()
                 while self._goes_on(stop) or self.keeping.saved_step != self.position.step:

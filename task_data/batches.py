@@ -11,11 +11,12 @@ import torch
 from task_data.splits import Split
 from teaching_protocol.errors import DataError, InvalidSetting
 
-__all__ = ["Batch", "batches", "count_batches", "teacher_ports", "teacher_view"]
+__all__ = ["Batch", "batches", "count_batches", "teacher_ports", "teacher_view", "token_lengths"]
 
 Tensors = Mapping[str, torch.Tensor]
 
 _MAX_TEXT_BYTES = 2048
+_WINDOW = 50  # batches that are sorted together: enough for even lengths, and an epoch's order stays random
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,9 @@ def batches(
     epoch: int,
     start: int = 0,
     labelled_share: float | None = None,
+    lengths: torch.Tensor | None = None,
 ) -> Iterator[Batch]:
-    """Gives the batches of one epoch from batch `start` on, the last one perhaps smaller.
+    """Gives the batches of one epoch from batch `start` on, one of them perhaps smaller.
 
     The order is drawn from (seed, epoch) alone, so a resumed run goes on exactly where it was. An epoch
     is one pass over all rows; with `labelled_share` one pass over the unlabelled rows, while the labelled
@@ -64,6 +66,9 @@ def batches(
         start: number of batches of this epoch that are done.
         labelled_share: part of each batch that is labelled, 0 to 1; 1 leaves the unlabelled rows out, None draws
             rows without regard to their label.
+        lengths: [N], of the rows in tokens (`token_lengths`): batches are then of rows of similar length. The shuffled
+            rows are cut into windows of 50 batches, each window is sorted by length, and the batches are shuffled; every
+            row comes as often as without.
 
     Raises:
         InvalidSetting: a batch size under 1, or a negative seed, epoch or start.
@@ -79,7 +84,9 @@ def batches(
             raise DataError(f"{name}: {len(tensor)} rows for a split of {len(split)}; make the view of this split")
     if labelled_share is not None and not 0 <= labelled_share <= 1:
         raise InvalidSetting(f"labelled_share: received {labelled_share}, expected 0 to 1, or None")
-    order = _order(split, batch_size, np.random.default_rng([seed, epoch]), labelled_share)
+    if lengths is not None and len(lengths) != len(split):
+        raise DataError(f"lengths: {len(lengths)} for a split of {len(split)} rows; take those of this split's view")
+    order = _order(split, batch_size, np.random.default_rng([seed, epoch]), labelled_share, lengths)
     return _batches(view, teacher, split, order[start:])
 
 
@@ -88,18 +95,56 @@ def count_batches(split: Split, batch_size: int, labelled_share: float | None = 
     return len(_order(split, batch_size, np.random.default_rng(0), labelled_share))
 
 
-def _order(split: Split, batch_size: int, rng: np.random.Generator, labelled_share: float | None) -> list[torch.Tensor]:
+def token_lengths(view: Tensors) -> torch.Tensor | None:
+    """Tokens of each row [N] of a student's view; None where it has no `attention_mask`: images and ratings have none."""
+    mask = view.get("attention_mask")
+    return None if mask is None else mask.ne(0).sum(1)
+
+
+def _order(
+    split: Split,
+    batch_size: int,
+    rng: np.random.Generator,
+    labelled_share: float | None,
+    lengths: torch.Tensor | None = None,
+) -> list[torch.Tensor]:
     """The rows of each batch of an epoch."""
+    order = _shuffled(split, batch_size, rng, labelled_share, lengths)
+    return order if lengths is None else [order[at] for at in rng.permutation(len(order))]
+
+
+def _shuffled(
+    split: Split,
+    batch_size: int,
+    rng: np.random.Generator,
+    labelled_share: float | None,
+    lengths: torch.Tensor | None,
+) -> list[torch.Tensor]:
+    """The rows of each batch: in a shuffled order, which `lengths` sorts within windows."""
     labelled, unlabelled = (np.flatnonzero(split.labelled.numpy() == wanted) for wanted in (True, False))
     if labelled_share == 1:
-        return list(torch.split(torch.from_numpy(rng.permutation(labelled)), batch_size))
+        return _cut_rows(rng.permutation(labelled), batch_size, lengths)
     if labelled_share is None or not len(labelled) or not len(unlabelled):
-        return list(torch.split(torch.from_numpy(rng.permutation(len(split))), batch_size))
+        return _cut_rows(rng.permutation(len(split)), batch_size, lengths)
     count = min(round(batch_size * labelled_share), batch_size - 1)
-    others = torch.split(torch.from_numpy(rng.permutation(unlabelled)), batch_size - count)
+    others = _cut_rows(rng.permutation(unlabelled), batch_size - count, lengths)
+    if not count:
+        return others
     rounds = -(-len(others) * count // len(labelled))
-    taught = torch.from_numpy(np.concatenate([rng.permutation(labelled) for _ in range(max(1, rounds))]))
-    return [torch.cat([taught[at * count : (at + 1) * count], rows]) for at, rows in enumerate(others)]
+    taught = np.concatenate([rng.permutation(labelled) for _ in range(max(1, rounds))])[: len(others) * count]
+    return [torch.cat(pair) for pair in zip(_cut_rows(taught, count, lengths), others, strict=True)]
+
+
+def _cut_rows(rows: np.ndarray, size: int, lengths: torch.Tensor | None) -> list[torch.Tensor]:
+    """Rows in pieces of `size`, the last one perhaps smaller; sorted by length within each window of pieces, if given.
+
+    Two lists that are cut into as many pieces have their short rows in the same ones.
+    """
+    order = torch.from_numpy(rows)
+    if lengths is not None:
+        windows = torch.split(order, size * _WINDOW)
+        order = torch.cat([window[lengths[window].argsort(stable=True)] for window in windows])
+    return list(torch.split(order, size))
 
 
 def _batches(view: Tensors, teacher: Tensors, split: Split, order: Sequence[torch.Tensor]) -> Iterator[Batch]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import shlex
 import signal
 import sys
@@ -25,6 +24,7 @@ from student_client.compare.sheets import as_rich
 from student_client.compare.suites import Suite, dump_suite, read_suite
 from student_client.compare.view import View
 from student_client.compare.workers import Workers
+from student_client.processes import cores
 from teaching_protocol.errors import ConfigError
 
 __all__ = ["compare"]
@@ -62,7 +62,7 @@ def compare(
         missing = sum(len(board.missing) for board in boards)
         console.print(f"{chosen.name}: {total} runs, {total - missing} ended earlier; all in {root}", soft_wrap=True)
         try:
-            with Workers(workers or os.cpu_count() or 1, root / "workers") as pool, View(console, total) as view:
+            with Workers(workers or cores(), root / "workers") as pool, View(console, total) as view:
                 Runner(boards, root, pool, view, lambda: write_runs(boards, root, command), keep_students).run()
         except KeyboardInterrupt:
             left = sum(len(board.missing) for board in boards)

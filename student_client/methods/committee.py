@@ -20,9 +20,10 @@ from student_client.methods.answer import add_answer_labels
 from student_client.methods.augmenters import AnswerAugmenter, CommitteeShape, QuestionAugmenter
 from student_client.methods.gate import MessageGate
 from student_client.methods.importance import Importance, importance
-from student_client.methods.method import Context, Method, Seen, Terms
+from student_client.methods.method import Asking, Context, Seen, Terms
 from student_client.methods.projection import masked_mean
 from student_client.methods.served import has_head, require_head
+from student_client.pausing import Pausing
 from student_client.teachers import Member, Teachers
 from student_models import States
 from task_data import Batch
@@ -54,7 +55,7 @@ class _Heard:
     answers: Mapping[int, Tensors]
 
 
-class Committee(Method):
+class Committee(Asking):
     """L = L_task + w sum_i alpha_i || H^g_u - z_i ||^2, z_i = AA_i(a_i), a_i what teacher i answers to its question q_i.
 
     All teachers are asked at once. Rows for which a teacher counts too little are not sent to it. What is the paper's
@@ -95,14 +96,15 @@ class Committee(Method):
         settings = self.settings
         return bool(settings.weight or settings.w_labels or self._labels or self.config.w_state_consistency)
 
-    def terms(self, seen: Seen, batch: Batch, teachers: Teachers) -> Terms:
+    def pausing_terms(self, seen: Seen, batch: Batch, teachers: Teachers) -> Pausing[Terms]:
         """The error to the answers, answer labels of their mixture, and the state consistency of those asked."""
         config, settings, terms = self.config, self.settings, Terms()
         self.calls += 1
         x = masked_mean(seen.lower)
         keys = self.question_augmenter.keys(x)
         scores = self.question_augmenter.scores(x, keys)
-        heard = self._ask(_Asking(x, keys, scores, self.gate(x) if self.asks else None), batch, teachers)
+        asking = _Asking(x, keys, scores, self.gate(x) if self.asks else None)
+        heard = yield from self._ask(asking, batch, teachers)
         answers, weights = self._read(heard, len(batch)), heard.importance.weights
         wanted = answers.detach() if config.detach_target else answers
         share = weights if settings.importance_from == "all" else weights.detach()
@@ -130,7 +132,7 @@ class Committee(Method):
         """Where the answer is read: of a teacher that was not asked, what it says of x by itself."""
         return "answer" if self.asks else "teacher_message.exit"
 
-    def _ask(self, asking: _Asking, batch: Batch, teachers: Teachers) -> _Heard:
+    def _ask(self, asking: _Asking, batch: Batch, teachers: Teachers) -> Pausing[_Heard]:
         """Asks every teacher that is there, at once; where one gets lost on the way, the others are asked anew."""
         tau = self.settings.tau if int(self.calls) > self.settings.filter_after else 0.0
         while True:
@@ -139,7 +141,7 @@ class Committee(Method):
             kept = {member.place: share.kept[:, member.place].nonzero().squeeze(1) for member in members}
             rows = {place: each for place, each in kept.items() if len(each)}
             questions = {place: self._question(teachers[place], each, asking, batch) for place, each in rows.items()}
-            answers = teachers.ask(
+            answers = yield from teachers.pausing_ask(
                 {place: (inputs, self._outputs(teachers[place])) for place, inputs in questions.items()}
             )
             if answers.keys() == questions.keys():

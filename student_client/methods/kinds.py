@@ -13,6 +13,7 @@ from student_client.methods.method import Context, Seen, Terms
 from student_client.methods.projection import linear, masked_mean
 from student_client.methods.served import means, require_head
 from student_client.methods.talking import Talking
+from student_client.pausing import Pausing
 from student_client.teachers import Teachers
 from task_data import Batch
 from teaching_protocol.errors import ConfigError, IncompatibleTeacher
@@ -43,6 +44,11 @@ class Kind(nn.Module, ABC):
     @abstractmethod
     def terms(self, seen: Seen, batch: Batch, teachers: Teachers, known: Known) -> Terms:
         """Its loss as terms to be summed, none where the batch holds nothing of its kind; `known` holds its ports."""
+
+    def pausing_terms(self, seen: Seen, batch: Batch, teachers: Teachers, known: Known) -> Pausing[Terms]:
+        """`terms`, with a pause wherever a teacher's answer is under way."""
+        yield from ()
+        return self.terms(seen, batch, teachers, known)
 
 
 class FineTuning(Kind):
@@ -140,6 +146,10 @@ class Conversation(Kind):
     def terms(self, seen: Seen, batch: Batch, teachers: Teachers, known: Known) -> Terms:
         """All terms of the conversation."""
         return self.talking.terms(seen, batch, teachers)
+
+    def pausing_terms(self, seen: Seen, batch: Batch, teachers: Teachers, known: Known) -> Pausing[Terms]:
+        """`terms`, with a pause in every round."""
+        return self.talking.pausing_terms(seen, batch, teachers)
 
 
 KINDS: dict[str, type[Kind]] = {

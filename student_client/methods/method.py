@@ -11,12 +11,13 @@ from torch import nn
 
 from student_client.losses import task_loss
 from student_client.method_config import MethodConfig
+from student_client.pausing import Pausing, finished
 from student_client.teachers import Teachers
 from student_models import States, Student
 from task_data import Batch
 from teaching_protocol.verbs import DescribeReply
 
-__all__ = ["Context", "Method", "Methods", "Outcome", "Seen", "Terms"]
+__all__ = ["Asking", "Context", "Method", "Methods", "Outcome", "Seen", "Terms"]
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,27 @@ class Method(nn.Module, ABC):
     def terms(self, seen: Seen, batch: Batch, teachers: Teachers) -> Terms:
         """The method's terms on a batch."""
 
+    def pausing_terms(self, seen: Seen, batch: Batch, teachers: Teachers) -> Pausing[Terms]:
+        """`terms`, with a pause wherever a teacher's answer is under way.
+
+        What comes before the first pause of a microbatch may be done before the rest of the one before it. What changes a
+        state that the next microbatch goes on with is therefore always before the first pause, or always behind one.
+        """
+        yield from ()
+        return self.terms(seen, batch, teachers)
+
+
+class Asking(Method):
+    """A method that asks within a step: it says in `pausing_terms` where it waits for an answer."""
+
+    def terms(self, seen: Seen, batch: Batch, teachers: Teachers) -> Terms:
+        """The method's terms on a batch."""
+        return finished(self.pausing_terms(seen, batch, teachers))
+
+    @abstractmethod
+    def pausing_terms(self, seen: Seen, batch: Batch, teachers: Teachers) -> Pausing[Terms]:
+        """`terms`, with a pause wherever a teacher's answer is under way; see `Method.pausing_terms`."""
+
 
 class Methods(nn.Module):
     """Methods composed: L = L_task + the weighted terms of each. None of them is task only.
@@ -144,6 +166,10 @@ class Methods(nn.Module):
 
     def loss(self, student: Student, batch: Batch, teachers: Teachers) -> Outcome:
         """The loss of one batch: task loss on its labelled rows unless it is replaced, and every method's terms."""
+        return finished(self.pausing_loss(student, batch, teachers))
+
+    def pausing_loss(self, student: Student, batch: Batch, teachers: Teachers) -> Pausing[Outcome]:
+        """`loss`, with a pause wherever a teacher's answer is under way."""
         states = [student.embed(batch.inputs)]
         for layer in range(student.layers):
             states.append(student.run(states[-1], layer, layer + 1))
@@ -153,7 +179,7 @@ class Methods(nn.Module):
         if any(method.replaces_task for method in self._active()):
             loss, parts = task * 0.0, {}  # still connected, where no term is
         for method in self._active():
-            terms = method.terms(seen, batch, teachers)
+            terms = yield from method.pausing_terms(seen, batch, teachers)
             monitors |= terms.monitors
             for name, (weight, term) in terms.losses.items():
                 loss = loss + weight * term

@@ -5,14 +5,15 @@ from __future__ import annotations
 from student_client.codecs import CodecShape, StudentCodec
 from student_client.losses import state_consistency
 from student_client.methods.answer import add_answer_terms
-from student_client.methods.method import Context, Method, Seen, Terms
+from student_client.methods.method import Asking, Context, Seen, Terms
+from student_client.pausing import Pausing
 from student_client.teachers import Teachers
 from task_data import Batch
 
 __all__ = ["OneWay"]
 
 
-class OneWay(Method):
+class OneWay(Asking):
     """A = Dec_g(Enc_h(H^h_u)): the same four codec parts, no question (ours).
 
     Both encoders and decoders are there and are trained by state consistency as in Talking
@@ -33,11 +34,11 @@ class OneWay(Method):
         """Whether any term has a weight."""
         return self.config.is_active
 
-    def terms(self, seen: Seen, batch: Batch, teachers: Teachers) -> Terms:
+    def pausing_terms(self, seen: Seen, batch: Batch, teachers: Teachers) -> Pausing[Terms]:
         """L_interact, L_SC and answer labels on what the teacher says of x unasked."""
         config, terms = self.config, Terms()
-        member = teachers.first
-        views = member.teacher.forward_ports(member.own(batch), ["teacher_message.exit", "state_consistency"])
+        asked = teachers.pausing_ask_first(teachers.first.own(batch), ["teacher_message.exit", "state_consistency"])
+        views = yield from asked
         answer = self.codec.decode(views["teacher_message.exit"])
         add_answer_terms(terms, config, seen, batch, self.codec.pool(seen.upper), answer)
         returned = views["state_consistency"]

@@ -10,9 +10,10 @@ from torch import nn
 
 from student_client.method_config import MethodConfig
 from student_client.methods.kinds import KINDS, Kind, build_kind
-from student_client.methods.method import Context, Method, Seen, Terms
+from student_client.methods.method import Asking, Context, Seen, Terms
 from student_client.methods.projection import masked_mean
 from student_client.methods.served import require_port
+from student_client.pausing import Pausing
 from student_client.selection import Selector
 from student_client.selection.selector import hardened
 from student_client.teachers import Member, Teachers
@@ -29,7 +30,7 @@ _SMALLEST = 1e-6
 _HALF = 0.5
 
 
-class Weighed(Method):
+class Weighed(Asking):
     """L = sum_k a_k L_k / mean(L_k) over kinds of knowledge, the task loss being one of them.
 
     A subclass gives the weights a. That each loss is divided by its running mean is ours: their scales differ by orders
@@ -61,16 +62,20 @@ class Weighed(Method):
     def weigh(self, seen: Seen, batch: Batch, member: Member) -> torch.Tensor:
         """The weights [K] of a step, on the CPU."""
 
-    def terms(self, seen: Seen, batch: Batch, teachers: Teachers) -> Terms:
+    def pausing_terms(self, seen: Seen, batch: Batch, teachers: Teachers) -> Pausing[Terms]:
         """The selected kinds' losses over their running means, by their weights."""
         kinds, member, terms = self._all(), teachers.first, Terms()
         weights = dict(zip(kinds, self.weigh(seen, batch, member).tolist(), strict=True))
         chosen = {name: kinds[name] for name, weight in weights.items() if weight and weight >= self.skip_below}
         ports = tuple(dict.fromkeys(port for kind in chosen.values() for port in kind.ports))
         known = member.observe(batch, ports) if ports else {}
+        found: dict[str, Terms] = {}
+        for name, kind in chosen.items():
+            found[name] = yield from kind.pausing_terms(seen, batch, teachers, known)
+        yield  # the running means go on in the order of the microbatches, whichever of them have asked
         for place, name in enumerate(kinds):
             if name in chosen:
-                self._add(terms, name, weights[name], chosen[name].terms(seen, batch, teachers, known), place)
+                self._add(terms, name, weights[name], found[name], place)
         terms.monitors |= {f"action.{name}": weight for name, weight in weights.items()}
         terms.monitors |= self._count(chosen, member, len(batch))
         return terms

@@ -8,15 +8,16 @@ from student_client.codecs import CodecShape, StudentCodec
 from student_client.losses import message_consistency, message_variance, state_consistency
 from student_client.methods.answer import add_answer_terms
 from student_client.methods.gate import MessageGate
-from student_client.methods.method import Context, Method, Seen, Terms
-from student_client.teachers import Member, Teachers
+from student_client.methods.method import Asking, Context, Seen, Terms
+from student_client.pausing import Pausing
+from student_client.teachers import Teachers
 from student_models import States
 from task_data import Batch
 
 __all__ = ["Talking"]
 
 
-class Talking(Method):
+class Talking(Asking):
     """L = L_task + w1 L_interact + w2 L_MC + w3 L_SC, in `rounds` exchanges.
 
     m_g = Enc_g(H^g_l), S_l = Dec_h(m_g), S_u = h_up(S_l), m_h = Enc_h(S_u), A = Dec_g(m_h). What the
@@ -38,14 +39,20 @@ class Talking(Method):
         """Whether any term of the conversation has a weight."""
         return self.config.is_active
 
-    def terms(self, seen: Seen, batch: Batch, teachers: Teachers) -> Terms:
+    def pausing_terms(self, seen: Seen, batch: Batch, teachers: Teachers) -> Pausing[Terms]:
         """All rounds of the conversation on one batch; the terms are their mean over rounds."""
         config, total = self.config, Terms()
         lower, upper = self.codec.pool(seen.lower), self.codec.pool(seen.upper)
         question = lower
-        for _ in range(config.rounds):
+        gates = [self.gate(lower.hidden) for _ in range(config.rounds)]  # all before the first pause: they count calls
+        for gate in gates:
             message = self.codec.encode(question.hidden)  # m_g = Enc_g(H^g_l): the student speaks
-            views = self._ask(message, question.mask, upper, batch, teachers.first)
+            inputs = {"message": message}
+            if config.message_tokens == 0:
+                inputs["message_mask"] = question.mask
+            if gate is not None:
+                inputs["message_gate"] = gate.to(message.dtype)
+            views = yield from self._ask(inputs, upper, batch, teachers)
             answer = self.codec.decode(views["answer"])  # A = Dec_g(m_h): the student reads the answer
             terms = Terms()
             add_answer_terms(terms, config, seen, batch, upper, answer)
@@ -58,19 +65,13 @@ class Talking(Method):
         return total
 
     def _ask(
-        self, message: torch.Tensor, mask: torch.Tensor, upper: States, batch: Batch, member: Member
-    ) -> dict[str, torch.Tensor]:
-        """One exchange with the teacher: the answer, and what the consistency terms need."""
+        self, inputs: dict[str, torch.Tensor], upper: States, batch: Batch, teachers: Teachers
+    ) -> Pausing[dict[str, torch.Tensor]]:
+        """One exchange with the teacher about a message: the answer, and what the consistency terms need."""
         config = self.config
         outputs = ["answer"]
-        inputs = {"message": message}
-        if config.message_tokens == 0:
-            inputs["message_mask"] = mask
-        gate = self.gate(message)
-        if gate is not None:
-            inputs["message_gate"] = gate
         if config.asks_about_input:
-            inputs |= member.own(batch)
+            inputs |= teachers.first.own(batch)
         if config.w_message_consistency and config.pairing == "same_input":
             outputs += ["teacher_message.enter", "teacher_message.exit"]
             if config.consistency == "cross":
@@ -78,7 +79,7 @@ class Talking(Method):
                 inputs["message_exit"] = self.codec.encode(upper.hidden)
         if config.w_state_consistency:
             outputs.append("state_consistency")
-        return member.teacher.forward_ports(inputs, outputs)
+        return (yield from teachers.pausing_ask_first(inputs, outputs))
 
     def _add_consistency(
         self, terms: Terms, views: dict[str, torch.Tensor], message: torch.Tensor, lower: States, upper: States

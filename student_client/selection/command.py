@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
 
 from student_client.flags import (
@@ -23,6 +22,7 @@ from student_client.flags import (
     Size,
     TeacherFlag,
     TextColumn,
+    Threads,
     TokenFile,
     Unlabelled,
     read_config,
@@ -51,6 +51,7 @@ def select(
     size: Size = None,
     seed: Seed = None,
     max_steps: MaxSteps = None,
+    threads: Threads = None,
     settings: Settings = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Give up the selector that the output holds.")] = False,
     quiet: Quiet = False,
@@ -70,10 +71,9 @@ def select(
         cert=cert,
         key=key,
         token_file=token_file,
+        threads=threads,
     )
     wanted = read_config(config, fields | {"output": output}, settings)
-    if wanted.training.threads:
-        torch.set_num_threads(wanted.training.threads)
     done = train_selector(wanted, episodes, overwrite=overwrite, progress=Progress("selector", quiet=quiet))
     if done.episodes:
         typer.echo(

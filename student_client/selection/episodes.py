@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 
 import torch
 
-from student_client.acceleration import build_accelerator, exact_algorithms
+from student_client.acceleration import build_accelerator, compute_threads, exact_algorithms
 from student_client.config import RunConfig
 from student_client.evaluate import evaluate, labelled_outputs
 from student_client.interrupts import Interrupts
@@ -73,7 +73,7 @@ def train_selector(
     data, learning, seed = load_data(config.data), config.method.selection.learning, config.training.seed
     train, development = hold_out(data.train, learning.development_share, seed)
     data = replace(data, train=train)
-    with connected(config, data, teachers, progress) as asked:
+    with compute_threads(config.training.threads), connected(config, data, teachers, progress) as asked:
         card = _card(config, data, asked)
         _claim(config, overwrite)
         journal = Journal(config.output / "selector.jsonl")

@@ -162,8 +162,7 @@ class ThreadScheduler:
         self._thread.join()
 
     def _loop(self) -> None:
-        if self._threads:
-            torch.set_num_threads(self._threads)
+        torch.set_num_threads(self._threads or torch.get_num_threads())  # the threads of calls set another number
         while (batch := self._next()) is not None:
             self._run(batch)
 

@@ -15,6 +15,7 @@ import pytest
 from rich.console import Console
 
 from student_client.demo import Demo, run_demo
+from student_client.processes import shared_threads
 from teaching_protocol.errors import ConfigError
 from tests.integration.gate import poll
 from tests.unit.student_client.run_setup import write_csv
@@ -57,6 +58,9 @@ def test_it_writes_a_report_a_plot_and_the_metrics(tmp_path: Path, model_folder:
         assert (run["teacher_s"] > 0) == (run["name"] != "task_only")
         assert run["name"] in said
         assert f"{run['test']:.3f}" in said
+    configured = [json.loads(path.read_text()) for path in (tmp_path / "demo").glob("*.json")]
+    threads = [each.get("threads", each.get("training", {}).get("threads")) for each in configured]
+    assert [count for count in threads if count] == [shared_threads(4)] * 4, "the server and the three students"
     assert (tmp_path / "demo" / "curves.png").read_bytes().startswith(b"\x89PNG")
     metrics = (tmp_path / "demo" / "metrics.prom").read_text()
     assert "teacher_session_steps_total 12.0" in metrics, "two students of six steps"

@@ -19,7 +19,6 @@ SMALL = (
     "training.evaluate_every=4",
     "training.tensorboard=false",
     "training.device=cpu",
-    "training.threads=1",
     "student.size=tiny",
     "data.validation=40",
     "data.test=40",
@@ -60,6 +59,8 @@ def training(folder: Path, method: str = "task_only") -> list[str]:
         "8",
         "--seed",
         "3",
+        "--threads",
+        "1",
         "--output",
         str(folder / "run"),
     ]
@@ -73,6 +74,7 @@ def test_trains_evaluates_and_resumes(tmp_path: Path, command: Command) -> None:
     assert "task_only: test accuracy" in out
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert (config["data"]["name"], config["training"]["seed"], config["student"]["seed"]) == ("file", 3, 3)
+    assert config["training"]["threads"] == 1
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     code, out, _ = command("evaluate", tmp_path / "run")
     assert code == 0

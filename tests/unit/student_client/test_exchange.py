@@ -6,6 +6,7 @@ import gc
 import threading
 import weakref
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -14,7 +15,8 @@ import torch
 from safetensors.torch import load
 
 from student_client import InProcessTeacher
-from student_client.exchange import exchange, exchange_many, settled
+from student_client.exchange import Exchange, exchange, exchange_many, settled
+from student_client.pausing import Overlap
 from teacher_server.actor import TeacherActor
 from teacher_server.local import local_teacher
 from teacher_server.split import FrozenTeacher
@@ -237,6 +239,69 @@ def test_a_call_sent_again_ends_as_if_it_was_never_lost(lost_in: str) -> None:
     assert all(one is not None and torch.equal(one, other) for one, other in zip(grads, exact, strict=True))
     assert codec
     assert all(torch.equal(codec[name], exact_codec[name]) for name in exact_codec)
+
+
+@pytest.mark.parametrize("is_answered", [True, False])
+def test_a_forward_under_way_when_its_session_is_opened_anew_is_made_again(is_answered: bool) -> None:
+    """Whether the lost session has answered it or not, and nobody hears of it: the session was lost before, and is back."""
+    results = []
+    for breaks in (True, False):
+        actor, said = teacher(), message(1)
+        with sessions(actor) as (alone,), ThreadPoolExecutor(1) as threads:
+            held = threading.Event()
+            if breaks and not is_answered:
+                threads.submit(held.wait, 20)  # the thread is taken until the session is gone
+            heard: list[int] = []
+            asked = Exchange(
+                [alone.question({"message": said}, ["answer"])],
+                lambda place, _, heard=heard: bool(heard.append(place)),
+                overlap=Overlap(threads, lambda: None),
+            )
+            if breaks:
+                if is_answered:
+                    threads.submit(int).result(20)  # behind the Forward
+                actor.end(actor.sessions.live()[0], "lease")
+                held.set()
+                threads.submit(int).result(20)
+                alone.enroll()
+            reply = asked.result()[0]
+            assert reply is not None
+            loss_of([reply["answer"]]).backward()
+            assert heard == []
+            assert [call.finished for call in actor.sessions.live()[0].calls.values()] == [True]
+            results.append((reply["answer"].detach(), said.grad, gathered(alone)))
+    (answer, grad, codec), (exact_answer, exact_grad, exact_codec) = results
+    assert torch.equal(answer, exact_answer)
+    assert grad is not None
+    assert torch.equal(grad, exact_grad)
+    assert codec
+    assert all(torch.equal(codec[name], exact_codec[name]) for name in exact_codec)
+
+
+def test_while_a_backward_is_under_way_other_work_is_done() -> None:
+    """The model waits in Backward, which runs it again, until that work is done."""
+    actor = teacher(graph_cache_bytes=0)
+    done = threading.Event()
+    done.set()
+
+    def wait(*_: Any) -> None:
+        assert done.wait(20)
+
+    actor._engine.teacher.family.blocks[-1].register_forward_pre_hook(wait)
+    with sessions(actor) as (alone,), ThreadPoolExecutor(1) as threads:
+        said, grad_mode = message(1), list[bool]()
+
+        def work() -> None:
+            grad_mode.append(torch.is_grad_enabled())
+            done.set()
+
+        asked = Exchange([alone.question({"message": said}, ["answer"])], overlap=Overlap(threads, work))
+        reply = asked.result()[0]
+        assert reply is not None
+        done.clear()
+        reply["answer"].sum().backward()
+        assert grad_mode == [False], "work that needs gradients says so"
+    assert said.grad is not None
 
 
 def test_a_handler_that_refuses_is_heard() -> None:

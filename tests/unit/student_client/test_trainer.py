@@ -5,6 +5,7 @@ import json
 import math
 import signal
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -186,6 +187,22 @@ def test_trains_in_bfloat16(tmp_path: Path, teach: Teach, method: str) -> None:
     result = trained(config, teach)
     assert result["result"] is not None
     assert all(tensor.dtype != torch.bfloat16 for tensor in result["student"].values())
+
+
+def test_it_computes_with_the_threads_it_is_given(tmp_path: Path, teach: Teach) -> None:
+    """In the thread that runs it, and while it is put together; afterwards the thread has those it had before."""
+    seen: list[int] = []
+    config = run_config(tmp_path, training__threads=3, training__max_steps=2)
+    with ThreadPoolExecutor(1) as pool:
+        before = pool.submit(torch.get_num_threads).result()
+        with open_run(config, progress=quiet()) as trainer:
+            seen.append(torch.get_num_threads())
+            trainer.student.output.register_forward_pre_hook(lambda *_: seen.append(torch.get_num_threads()))
+            pool.submit(trainer.run).result()
+        assert pool.submit(torch.get_num_threads).result() == before
+    assert len(seen) > 2
+    assert set(seen) == {3}
+    assert torch.get_num_threads() != 3
 
 
 def test_tensorboard_files_are_written(tmp_path: Path, teach: Teach) -> None:

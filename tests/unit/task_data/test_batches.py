@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from task_data import Split, batches, teacher_view
+from task_data import Split, batches, count_batches, teacher_view, token_lengths
 from teaching_protocol.errors import DataError, InvalidSetting
 
 N = 23
@@ -95,3 +95,68 @@ def test_settings_out_of_range_are_refused_before_the_first_batch(size: int, see
 def test_a_view_of_another_split_is_refused() -> None:
     with pytest.raises(DataError, match="input_ids: 23 rows for a split of 2"):
         batches(view(), {}, split(["a", "b"]), 2, seed=0, epoch=0)
+
+
+def lengthy(lengths: list[int], labelled: list[bool]) -> tuple[Split, dict[str, torch.Tensor]]:
+    """A split of texts of so many words, and the view of a student for whom a word is a token."""
+    count = torch.tensor(lengths)
+    mask = torch.arange(max(lengths)) < count[:, None]
+    texts = [" ".join("x" * length) for length in lengths]
+    known = torch.tensor(labelled)
+    data = Split({"text": texts}, texts, torch.where(known, torch.arange(len(texts)), -1), known)
+    return data, {"input_ids": mask * 7, "attention_mask": mask}
+
+
+rows_of = st.lists(st.tuples(st.integers(1, 30), st.booleans()), min_size=1, max_size=400)
+
+
+@given(rows_of, st.integers(1, 9), st.sampled_from([None, 0.0, 0.3, 1.0]), st.integers(0, 5), st.integers(0, 5))
+def test_batches_of_similar_length_are_the_same_rows_in_another_order(
+    rows: list[tuple[int, bool]], size: int, share: float | None, seed: int, epoch: int
+) -> None:
+    """Each row as often as without, batches of the same sizes and shares; any start goes on where it would have been."""
+    data, inputs = lengthy([length for length, _ in rows], [known for _, known in rows])
+    lengths = token_lengths(inputs)
+    plain = list(batches(inputs, {}, data, size, seed, epoch, 0, share))
+    grouped = list(batches(inputs, {}, data, size, seed, epoch, 0, share, lengths))
+    assert len(grouped) == len(plain) == count_batches(data, size, share)
+    sizes = [sorted((len(batch), int(batch.labelled.sum())) for batch in each) for each in (plain, grouped)]
+    mixed = share is None or not any(known for _, known in rows) or all(known for _, known in rows)
+    assert ([size for size, _ in sizes[0]] == [size for size, _ in sizes[1]]) if mixed else (sizes[0] == sizes[1])
+    drawn = [sorted(itertools.chain(*(batch.rows.tolist() for batch in each))) for each in (plain, grouped)]
+    assert drawn[0] == drawn[1]
+    start = len(grouped) // 2
+    late = list(batches(inputs, {}, data, size, seed, epoch, start, share, lengths))
+    assert [batch.rows.tolist() for batch in late] == [batch.rows.tolist() for batch in grouped[start:]]
+    for batch in grouped:
+        assert batch.inputs["input_ids"].shape[1] == max((rows[row][0] for row in batch.rows.tolist()), default=1)
+
+
+@pytest.mark.parametrize("share", [None, 0.5])
+def test_less_is_padding_and_the_order_is_random(share: float | None) -> None:
+    skewed = [1 + int(60 * (place / 1000) ** 3) for place in range(1000)]
+    data, inputs = lengthy(skewed, [place % 4 == 0 for place in range(1000)])
+    lengths = token_lengths(inputs)
+    assert lengths is not None
+    assert lengths.tolist() == skewed
+
+    def padded(*by: torch.Tensor) -> int:
+        return sum(each.inputs["input_ids"].numel() for each in batches(inputs, {}, data, 8, 0, 0, 0, share, *by))
+
+    assert padded() > 2 * padded(lengths)
+    longest = [each.inputs["input_ids"].shape[1] for each in batches(inputs, {}, data, 8, 0, 0, 0, share, lengths)]
+    assert longest != sorted(longest)
+    order = [
+        [b.rows.tolist() for b in batches(inputs, {}, data, 8, 0, epoch, 0, share, lengths)] for epoch in (0, 0, 1)
+    ]
+    assert order[0] == order[1] != order[2]
+
+
+def test_images_and_ratings_have_no_length() -> None:
+    assert token_lengths({"image": torch.zeros(3, 1, 4, 4)}) is None
+    assert token_lengths({"user": torch.zeros(3, 1)}) is None
+
+
+def test_lengths_of_another_split_are_refused() -> None:
+    with pytest.raises(DataError, match="lengths: 2 for a split of 23 rows"):
+        batches(view(), {}, split(), 4, 0, 0, lengths=torch.ones(2))
