@@ -3,7 +3,7 @@
 Every student is a process: a codec's messages, Forward + Backward + Step, no student model, so that the teacher's side is
 measured. Frozen MiniLM, entry 2, exit 6. The server and the in-process student have all cores. Found first and taken, as it serves
 each best here: whether the in-process student's waiting threads sleep or spin, and which of two shares of threads the private
-teachers have. Idle processes sleep, and the sides take turns within
+teachers have; the server's wait as OpenMP does by itself, students' sleep. Idle processes sleep, and the sides take turns within
 each round. The ratio is the median over rounds. Students talk to the server as they do by default: bf16 on the wire, shared memory.
 """
 
@@ -190,14 +190,13 @@ def main() -> None:
     flags.add_argument("--seconds", type=float, default=4.0, help="of one side in one round")
     flags.add_argument("--rounds", type=int, default=3)
     arguments = flags.parse_args()
-    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # of all that are started: threads that wait sleep
     name = f"students-{arguments.rows}x{arguments.tokens}" + "-bfloat16" * (arguments.dtype == "bfloat16")
     with (
         Record(name, arguments) as record,
         served(minilm(), CORES, dtype=arguments.dtype) as server,
         Workers() as workers,
     ):
-        bench = Bench(arguments, server, workers)
+        bench = Bench(arguments, server, workers)  # from here on threads that wait sleep, in all that are started
         bench.find_best()
         sides = bench.sides()
         rates: dict[Side, list[float]] = {side: [] for side in sides}
