@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 
 import torch
@@ -12,6 +12,7 @@ import torch
 from student_client.stream import Place, Stream
 from student_client.teachers import Teachers
 from task_data import Batch
+from teaching_protocol.threads import side_threads
 
 __all__ = ["Ahead"]
 
@@ -37,7 +38,7 @@ class Ahead:
     def __init__(self, stream: Stream, teachers: Teachers, wanted: Mapping[int, tuple[str, ...]]) -> None:
         self._stream, self._teachers, self._wanted = stream, teachers, wanted
         self._next: _Next | None = None
-        self._pool = ThreadPoolExecutor(len(wanted), "observe") if wanted else None
+        self._pool = side_threads(len(wanted), "observe") if wanted else None
         self.place = stream.place
         """Where the stream stands behind the last batch that `next` gave."""
 

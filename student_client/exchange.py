@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -13,6 +13,7 @@ import torch
 from student_client.pausing import Begun, Overlap
 from student_client.session import Session
 from teaching_protocol.errors import TeachingError
+from teaching_protocol.threads import side_threads
 from teaching_protocol.verbs import SessionRef, has_gradient
 
 __all__ = ["Exchange", "Failed", "Question", "exchange", "exchange_many", "placed", "settled"]
@@ -275,7 +276,7 @@ def _call(question: Question) -> _Call:
 def _at_once(jobs: Sequence[Callable[[], T]], pool: Executor | None) -> list[T | TeachingError]:
     """What each job gives, or the error of the tree it raises; the first job runs in the caller's thread."""
     if pool is None and len(jobs) > 1:
-        with ThreadPoolExecutor(len(jobs) - 1, "exchange") as made:
+        with side_threads(len(jobs) - 1, "exchange") as made:
             return _at_once(jobs, made)
     others = [] if pool is None else [pool.submit(_outcome, job) for job in jobs[1:]]
     outcomes = [*(_outcome(job) for job in jobs[:1]), *(other.result() for other in others)]

@@ -17,6 +17,7 @@ from student_client.exchange import Exchange, settled
 from student_client.members import NOT_YET, UNREACHABLE, Account, Member, reads
 from student_client.pausing import Overlap, Pausing, finished
 from teaching_protocol.errors import StateMismatch, TeacherUnavailable, TeachingError
+from teaching_protocol.threads import side_threads
 from teaching_protocol.verbs import DescribeReply
 
 __all__ = ["Absence", "Account", "Member", "Teachers", "reads"]
@@ -67,7 +68,7 @@ class Teachers:
         """Whether who calls winds both sides back when one is lost: then the rule `wait` raises, as `fail` does."""
         self.ahead_wait_s = 0.0
         """Seconds waited for what was asked ahead."""
-        self._pool = ThreadPoolExecutor(len(members) - 1, "teachers") if len(members) > 1 else None
+        self._pool = side_threads(len(members) - 1, "teachers") if len(members) > 1 else None
         self._waits_until: dict[int, float] = {}
         self._overlap: Overlap | None = None
         self._calls: ThreadPoolExecutor | None = None
@@ -175,7 +176,7 @@ class Teachers:
         Args:
             meanwhile: is done whenever a Backward is under way. It may ask, and must not go backward.
         """
-        self._calls = self._calls or ThreadPoolExecutor(_CALLS_AHEAD * len(self), "calls")
+        self._calls = self._calls or side_threads(_CALLS_AHEAD * len(self), "calls")
         self._overlap = Overlap(self._calls, meanwhile)
         try:
             yield

@@ -62,8 +62,6 @@ class TeacherApp:
         check_bind(self.config)
         self._credentials = server_credentials(self.config)
         self._authority = Authority(self.config.tokens, self.config.client_ca is not None)
-        if self.config.threads:  # of the load and of all threads that begin later; the engine's sets its own
-            torch.set_num_threads(self.config.threads)
         if self.config.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what CUDA's products need to be so
             torch.use_deterministic_algorithms(True)

@@ -9,6 +9,7 @@ import threading
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -90,7 +91,9 @@ def serve(
     found = load_config(path, flags)
     start_log(found.log_json)
     transformers_logging.disable_progress_bar()
-    _serve(TeacherApp(found))
+    threads = found.threads or torch.get_num_threads()
+    torch.set_num_threads(1)  # this thread's own: the engine's is the only team of threads, see `side_threads`
+    _serve(TeacherApp(found.model_copy(update={"threads": threads})))
 
 
 def _serve(server: TeacherApp) -> None:

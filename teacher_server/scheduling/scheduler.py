@@ -80,7 +80,7 @@ class ThreadScheduler:
 
     def __init__(self, engine: Engine, config: ServerConfig, metrics: Metrics) -> None:
         self._engine = engine
-        self._threads = config.threads
+        self._threads = config.threads or torch.get_num_threads()
         self._metrics = metrics
         self._changed = threading.Condition()
         self._lanes = Lanes()
@@ -162,7 +162,7 @@ class ThreadScheduler:
         self._thread.join()
 
     def _loop(self) -> None:
-        torch.set_num_threads(self._threads or torch.get_num_threads())  # the threads of calls set another number
+        torch.set_num_threads(self._threads)
         while (batch := self._next()) is not None:
             self._run(batch)
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import torch
+from teaching_protocol.threads import side_threads
 
 __all__ = ["CONTROL", "CallThreads", "on"]
 
@@ -26,20 +26,15 @@ class CallThreads:
     """
 
     def __init__(self, permits: int) -> None:
-        self.work = ThreadPoolExecutor(permits + _SPARE, thread_name_prefix="call", initializer=_one_core)
-        self.control = ThreadPoolExecutor(_CONTROL, thread_name_prefix="control")
-        self.newcomers = ThreadPoolExecutor(_NEWCOMERS, thread_name_prefix="newcomer")
-        self.refusals = ThreadPoolExecutor(_REFUSALS, thread_name_prefix="refusal")
+        self.work = side_threads(permits + _SPARE, "call")
+        self.control = side_threads(_CONTROL, "control")
+        self.newcomers = side_threads(_NEWCOMERS, "newcomer")
+        self.refusals = side_threads(_REFUSALS, "refusal")
 
     def close(self) -> None:
         """Lets the threads end."""
         for pool in (self.work, self.control, self.newcomers, self.refusals):
             pool.shutdown(wait=False)
-
-
-def _one_core() -> None:
-    """A call's thread casts and copies; were it to do so on all cores, its idle helpers would take them from the engine."""
-    torch.set_num_threads(1)
 
 
 def on(pool: ThreadPoolExecutor, behaviour: Callable[..., Any]) -> Callable[..., Any]:
