@@ -146,7 +146,7 @@ class RemoteTeacher(Teacher):
     """A teacher behind gRPC.
 
     Args:
-        address: `host:port` of a teacher server.
+        address: `host:port` of a teacher server; after the first, others that serve the same teacher, for `move_on`.
         student: this student's name, one live session each.
         compression: how float ports travel: bf16 (default), fp16, int8 (rows with a scale each), or none for float32.
         deadline_s: seconds any one call may take.
@@ -154,13 +154,12 @@ class RemoteTeacher(Teacher):
         shared_memory: whether large messages may go through shared memory, where the teacher is on this host.
         int8_error: largest relative error of a tensor sent as int8; one that has more goes as bf16.
         credentials: CA, client certificate, token; None is no TLS, and the token of `TEACHER_TOKEN`, if any.
-        elsewhere: further addresses at which the same teacher serves, for `move_on`.
         options: fields of `SessionSettings`, see `SessionOptions`.
     """
 
     def __init__(
         self,
-        address: str,
+        address: str | Sequence[str],
         *,
         student: str,
         compression: str = "bf16",
@@ -169,11 +168,11 @@ class RemoteTeacher(Teacher):
         shared_memory: bool = True,
         int8_error: float = Int8Rules.error_limit,
         credentials: Credentials | None = None,
-        elsewhere: Sequence[str] = (),
         **options: Unpack[SessionOptions],
     ) -> None:
+        first, *elsewhere = [address] if isinstance(address, str) else address
         transport = GrpcTransport(
-            address, compression, patience_s, shared_memory, int8_error, credentials=credentials, elsewhere=elsewhere
+            first, compression, patience_s, shared_memory, int8_error, credentials=credentials, elsewhere=elsewhere
         )
         super().__init__(Session(transport, student, compression, deadline_s), options)
 

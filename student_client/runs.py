@@ -244,14 +244,13 @@ def _session(
     if teacher is not None:
         return InProcessTeacher(teacher, student=name, deadline_s=wanted.deadline_s, **options)
     return RemoteTeacher(
-        wanted.address,
+        (wanted.address, *wanted.addresses),
         student=name,
         compression=wanted.compression,
         shared_memory=wanted.shared_memory,
         int8_error=wanted.int8_error,
         credentials=_credentials(wanted),
         deadline_s=wanted.deadline_s,
-        elsewhere=wanted.addresses,
         patience_s=_SHORT_PATIENCE_S if _hurries(config, wanted) else _PATIENCE_S,
         **options,
     )
