@@ -21,27 +21,13 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import psutil
 import torch
+from bench_ahead import opened
 from processes import started
 
-from student_client.acceleration import build_accelerator
-from student_client.config import RunConfig, load_run_config
-from student_client.methods import Context, build_methods
-from student_client.progress import Progress
-from student_client.runs import connected
+from student_client.config import load_run_config
 from student_client.steps import Steps
-from student_client.students import build_student
-from task_data import load_data
 
 STEPS = 4
-
-
-def opened(config: RunConfig, stack: ExitStack) -> Steps:
-    """A student with its teacher, ready to step."""
-    data = load_data(config.data)
-    student = build_student(config.student, data)
-    teachers = stack.enter_context(connected(config, data, (), Progress("bench", quiet=True)))
-    methods = build_methods(Context(config.method, student, teachers.cards, 0))
-    return Steps(config, data.train, student, methods, teachers, build_accelerator(config.training, config.output))
 
 
 def block(steps: Steps, number: int) -> tuple[float, float]:
