@@ -116,6 +116,7 @@ class TeacherApp:
         self._hand_off()
         self._server.stop(grace=1.0 if finished else 0.0).wait()
         self._scheduler.stop()
+        self._engine.close()
         self._threads.close()
         for session in self.actor.sessions.live():
             self.actor.end(session, "shutdown")

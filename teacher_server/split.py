@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
 from teacher_server.families import ImageSettings, LayerSpan, family_for
+from teacher_server.turns import Turns
 from teaching_protocol.errors import InvalidSetting, InvalidTensor, UnknownPort
 
 __all__ = ["FrozenTeacher", "LayerSpan", "freeze"]
@@ -25,7 +26,7 @@ _TRIED_ROWS, _TRIED_TOKENS = 3, 4  # unequal, or torch.compile takes them for on
 
 
 class FrozenTeacher:
-    """A loaded model, frozen and cut. One thread uses `states`, `upper` and the family at a time.
+    """A loaded model, frozen and cut. Several threads may be in `upper` at once; one that is in `states` is alone with the model.
 
     Args:
         model: a transformers model of a supported family or a trained student, on its device; frozen in place.
@@ -45,6 +46,7 @@ class FrozenTeacher:
         image: ImageSettings | None = None,
     ) -> None:
         self.name = name
+        self._turns = Turns()
         self.model = freeze(model)
         self.family = family_for(model, tokenizer, image)
         self._inputs = self.family.build_inputs()
@@ -167,7 +169,7 @@ class FrozenTeacher:
         inputs = {name: tensor.to(self.device) for name, tensor in inputs.items()}
         cuts = sorted({*layers, *([self.family.layers] if with_pooled else [])})
         outputs: dict[str, torch.Tensor] = {}
-        with torch.no_grad():
+        with torch.no_grad(), self._turns.alone():  # the family hooks the model itself
             if with_logits:
                 outputs["logits"], found = self.family.logits(inputs, cuts)
             else:
@@ -188,7 +190,8 @@ class FrozenTeacher:
         """
         self._check_states(states, mask, span)
         mask = None if mask is None else mask.to(self.device, torch.bool)
-        return self.family.run(states.to(self.device, self.dtype), mask, span)
+        with self._turns.together():
+            return self.family.run(states.to(self.device, self.dtype), mask, span)
 
     def _check_ports(self, layers: Sequence[int], with_logits: bool) -> None:
         for layer in layers:

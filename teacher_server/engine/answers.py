@@ -79,6 +79,13 @@ class Answers:
         rows = self._knowledge.find(raw, asked)
         return None if rows is None else self._transfers.fetch(_stacked(rows, asked, raw, outputs))
 
+    def needs_states(self, session: Session, request: ForwardRequest) -> bool:
+        """Whether the teacher must look at raw inputs that it does not know yet; runs no model."""
+        raw, outputs = raw_inputs(request), request.outputs
+        ports = list(self._own_ports(session)) if needs_own_states(session.settings, outputs) else []
+        ports += self._asked([port for port in outputs if port not in CONVERSATION_PORTS])
+        return bool(ports) and not self._knowledge.has(raw, ports)
+
     def _call(self, question: Question) -> Asking[Outputs]:
         session, outputs = question.session, question.request.outputs
         raw = raw_inputs(question.request)
@@ -88,15 +95,19 @@ class Answers:
         return {name: found[name] for name in outputs}
 
     def _own(self, session: Session, raw: Tensors) -> Asking[Own]:
+        ports = self._own_ports(session)
+        rows = yield from self._rows(raw, ports)
+        enter, exit_ = (stack_rows(rows, port).float() for port in ports[:2])
+        return Own(enter, exit_, _mask(rows, enter), _mask(rows, exit_), is_whole=MASK not in ports)
+
+    def _own_ports(self, session: Session) -> list[str]:
+        """The teacher's own states at entry and exit, and their mask where it hides something."""
         settings = session.settings
         ports = [f"hidden.{layer}" for layer in (settings.entry, settings.exit)]
-        pooled = settings.pooling == "mean" and settings.message_tokens and settings.inject == "replace"
-        if pooled:  # the means that the session would pool them to: small, and shared by all sessions that do
-            ports = [f"{port}.mean{settings.message_tokens}" for port in ports]
-        masks = [MASK] if self._teacher.family.modality == "text" and not pooled else []
-        rows = yield from self._rows(raw, [*ports, *masks])
-        enter, exit_ = (stack_rows(rows, port).float() for port in ports)
-        return Own(enter, exit_, _mask(rows, enter), _mask(rows, exit_), is_whole=not masks)
+        if settings.pooling == "mean" and settings.message_tokens and settings.inject == "replace":
+            # the means that the session would pool them to: small, and shared by all sessions that do
+            return [f"{port}.mean{settings.message_tokens}" for port in ports]
+        return [*ports, MASK] if self._teacher.family.modality == "text" else ports
 
     def _observed(self, raw: Tensors, outputs: Sequence[str]) -> Asking[Outputs]:
         if not outputs:

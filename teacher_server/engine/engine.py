@@ -1,7 +1,7 @@
 """The only room that runs the model: a batch in, and every job of it answered.
 
-Everything here happens in one thread at a time, so that a session's codec, optimizer and calls
-have one owner. Knows no queue and no network.
+Two threads may be here, one that runs the model and one whose jobs need none (Step, Export, Import); a session's jobs are in one of
+them at a time, so that its codec, optimizer and calls have one owner. Knows no queue and no network.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from teacher_server import state
 from teacher_server.config import ServerConfig
 from teacher_server.engine.answers import Answers
 from teacher_server.engine.backwards import Backwards
-from teacher_server.engine.cohorts import GraphCache
+from teacher_server.engine.cohorts import GraphCache, Key
 from teacher_server.engine.forwards import Forwards
 from teacher_server.engine.knowledge import Knowledge
 from teacher_server.engine.knowledge_cache import KnowledgeCache
+from teacher_server.engine.parts import Parts, even_parts
 from teacher_server.engine.steps import Steps, forget_calls
 from teacher_server.engine.transfers import Arriving, Transfers
 from teacher_server.faults import typed
@@ -68,6 +69,7 @@ class Engine:
             ImportRequest: lambda asked: [self._import(*each) for each in asked],
         }
         self._metrics = metrics
+        self._parts = Parts(_workers(teacher, config))
         self._arriving: list[Arriving] = []
 
     def run(self, batch: Batch) -> None:
@@ -75,9 +77,8 @@ class Engine:
         self._metrics.batch_rows.observe(batch.rows)
         self._metrics.batch_tokens.observe(batch.tokens)
         started = time.perf_counter()
-        with torch.autocast(self.teacher.device.type, enabled=False):  # whatever a caller in this process trains in
-            outcomes = self._outcomes(batch.jobs)
-        outcomes = {job: self._homeward(outcome) for job, outcome in outcomes.items()}
+        found = self._parts.run(self._outcomes, self._shared_out(batch.jobs))
+        outcomes = {job: self._homeward(outcome) for part in found for job, outcome in part.items()}
         self._share_out(time.perf_counter() - started, batch)
         for job in batch.jobs:
             self._answer(job, outcomes[job])
@@ -89,8 +90,38 @@ class Engine:
                 typed(error, job.method)
         self._land(outcomes.values())
 
+    def close(self) -> None:
+        """Ends the threads that the engine has of its own."""
+        self._parts.close()
+
+    def _shared_out(self, jobs: Sequence[Job]) -> list[list[Job]]:
+        """The jobs as parts to be run at once, or as one. Calls that share a graph, or must wait for the model's own states, stay together."""
+        if self._parts.count == 1 or len(jobs) < self._parts.count or not all(job.tokens for job in jobs):
+            return [list(jobs)]
+        groups = self._grouped(jobs)
+        return even_parts(groups, [sum(job.tokens for job in group) for group in groups], self._parts.count)
+
+    def _grouped(self, jobs: Sequence[Job]) -> list[list[Job]]:
+        if all(isinstance(job.request, BackwardRequest) for job in jobs):
+            calls: dict[Key, list[Job]] = {}
+            for job in jobs:
+                calls.setdefault((job.lane, job.request.forward_id), []).append(job)
+            return [[job for key in group for job in calls[key]] for group in self.graphs.groups(list(calls))]
+        if any(self._needs_states(job) for job in jobs):
+            return [list(jobs)]
+        return [[job] for job in jobs]
+
+    def _needs_states(self, job: Job) -> bool:
+        session, request = job.session, job.request
+        return session is None or not request.backward_follows or self.answers.needs_states(session, request)
+
     def _outcomes(self, jobs: Sequence[Job]) -> dict[Job, Any]:
-        """A reply or an error for each job: those of earlier calls first, then what is new, kind by kind."""
+        """A reply or an error for each job, whatever a caller in this process trains in."""
+        with torch.autocast(self.teacher.device.type, enabled=False):
+            return self._in_order(jobs)
+
+    def _in_order(self, jobs: Sequence[Job]) -> dict[Job, Any]:
+        """The replies of earlier calls first, then what is new, kind by kind."""
         outcomes: dict[Job, Any] = {}
         for job in jobs:
             try:
@@ -136,9 +167,11 @@ class Engine:
 
     def _land(self, outcomes: Iterable[Any]) -> None:
         """Sees to it that replies of the batch before are out of pinned memory, if nobody has read them."""
+        replies = [_tensors(each) for each in outcomes if isinstance(each, ForwardReply | BackwardReply)]
+        if not replies:
+            return  # a batch of the other thread, and the list is not its own
         for each in self._arriving:
             each.land()
-        replies = [_tensors(each) for each in outcomes if isinstance(each, ForwardReply | BackwardReply)]
         self._arriving = [each for each in replies if isinstance(each, Arriving)]
 
     def _share_out(self, seconds: float, batch: Batch) -> None:
@@ -171,6 +204,13 @@ class Engine:
         state.import_state(session, request.state, self.teacher.model_hash)
         forget_calls(session, self.graphs)
         return ImportReply(session.step)
+
+
+def _workers(teacher: FrozenTeacher, config: ServerConfig) -> int:
+    """How many threads may each run a part of a batch: a processor's, where no bits and no kernels depend on who is in it."""
+    if teacher.device.type != "cpu" or config.deterministic or config.compile:
+        return 1
+    return config.threads or torch.get_num_threads()
 
 
 def _known(job: Job) -> Any | None:

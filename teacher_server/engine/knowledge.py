@@ -57,6 +57,10 @@ class Knowledge:
         found = [row for row in rows if row is not None]
         return found if len(found) == len(rows) else None
 
+    def has(self, inputs: Tensors, ports: Sequence[str]) -> bool:
+        """Whether the ports of every row are in the cache; counts as no look-up."""
+        return self._cache.has(row_keys(inputs), ports)
+
     def rows(self, inputs: Tensors, ports: Sequence[str]) -> list[Row]:
         """The ports of every row; computes the missing ones.
 

@@ -11,10 +11,11 @@ __all__ = ["Lanes"]
 
 
 class Lanes:
-    """The waiting jobs of all sessions. A lane without jobs is none."""
+    """The waiting jobs of all sessions. A lane without jobs is none; one whose job runs gives no other."""
 
     def __init__(self) -> None:
         self._lanes: OrderedDict[str, deque[Job]] = OrderedDict()
+        self._running: set[str] = set()
 
     def __len__(self) -> int:
         return sum(map(len, self._lanes.values()))
@@ -27,13 +28,18 @@ class Lanes:
         self._lanes.setdefault(job.lane, deque()).append(job)
 
     def heads(self) -> list[Job]:
-        """The first job of every lane."""
-        return [lane[0] for lane in self._lanes.values()]
+        """The first job of every lane of which none runs."""
+        return [lane[0] for name, lane in self._lanes.items() if name not in self._running]
 
     def take(self, batch: Batch) -> None:
-        """Takes the jobs of a batch, each the first of its lane."""
+        """Takes the jobs of a batch, each the first of its lane, to run them."""
         for job in batch.jobs:
+            self._running.add(job.lane)
             self._pop(job.lane)
+
+    def ran(self, batch: Batch) -> None:
+        """The jobs of a batch are done: their lanes go on."""
+        self._running.difference_update(job.lane for job in batch.jobs)
 
     def dead(self, now: float) -> Iterator[Job]:
         """Takes out and gives the jobs at the heads that nobody waits for any more."""

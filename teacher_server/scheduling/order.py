@@ -74,7 +74,7 @@ class Order:
 
     def take(self, choice: Choice, waited_s: float) -> None:
         """The chosen batch is about to run: charges its students."""
-        self._number += 1
+        self._number += kind_of(choice.batch.jobs[0]) is not None
         self._counters.turn(choice.batch.jobs[0].lane)
         for job in choice.batch.jobs:
             tokens, student = cost(job), job.session.account if job.session is not None else ""

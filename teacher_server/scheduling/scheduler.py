@@ -1,6 +1,7 @@
-"""From many callers to the one engine thread: permits, lanes, dispatch; runs no model itself.
+"""From many callers to the engine's two threads: permits, lanes, dispatch; runs no model itself.
 
-A lane is one session's jobs, taken strictly in order. Nothing here is unbounded: a call without
+One thread has the model; the other does what needs a session's codec alone (Step, Export, Import) and waits for no batch of other
+students. A lane is one session's jobs, taken strictly in order, by whichever thread. Nothing here is unbounded: a call without
 a permit is refused at once.
 """
 
@@ -9,7 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
@@ -24,9 +25,10 @@ from teacher_server.jobs import Batch, Job
 from teacher_server.metrics import Metrics
 from teacher_server.scheduling.admission import Admission
 from teacher_server.scheduling.lanes import Lanes
-from teacher_server.scheduling.order import Order
+from teacher_server.scheduling.order import Choice, Order
 from teacher_server.scheduling.rhythm import kind_of
 from teaching_protocol.errors import CallCancelled, DeadlineExceeded, Draining, Overloaded
+from teaching_protocol.threads import compute_with
 
 __all__ = ["InlineScheduler", "Scheduler", "ThreadScheduler"]
 
@@ -76,24 +78,29 @@ class InlineScheduler:
 
 
 class ThreadScheduler:
-    """One engine thread fed from bounded lanes."""
+    """The engine's two threads, fed from bounded lanes."""
 
     def __init__(self, engine: Engine, config: ServerConfig, metrics: Metrics) -> None:
         self._engine = engine
         self._threads = config.threads or torch.get_num_threads()
         self._metrics = metrics
-        self._changed = threading.Condition()
+        lock = threading.RLock()
+        self._changed, self._short_changed = threading.Condition(lock), threading.Condition(lock)
         self._lanes = Lanes()
         self._admission = Admission(config)
         self._order = Order(config, metrics, self._admission)
         self._under_way: Counter[str] = Counter()
         self._since: float | None = None
         self._draining = self._stopped = False
-        self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
+        work = {"engine": (self._next, self._threads), "engine-steps": (self._next_short, 1)}
+        self._workers = [
+            threading.Thread(target=self._loop, args=args, name=name, daemon=True) for name, args in work.items()
+        ]
 
     def start(self) -> None:
-        """Starts the engine thread."""
-        self._thread.start()
+        """Starts the engine's threads."""
+        for each in self._workers:
+            each.start()
 
     @property
     def draining(self) -> bool:
@@ -123,7 +130,7 @@ class ThreadScheduler:
             self._under_way[job.lane] += 1
             self._lanes.push(job)
             self._metrics.in_flight.set(self._admission.held)
-            self._changed.notify()
+            (self._short_changed if kind_of(job) is None else self._changed).notify_all()
         job.future.add_done_callback(partial(self._done, job))
         return job.future
 
@@ -155,15 +162,18 @@ class ThreadScheduler:
             return self._changed.wait_for(lambda: self._admission.held == 0, limit_s)
 
     def stop(self) -> None:
-        """Ends the engine thread after the batch it runs; what still waits is refused."""
+        """Ends the engine's threads after the batches they run; what still waits is refused."""
         with self._changed:
             self._draining = self._stopped = True
             self._changed.notify_all()
-        self._thread.join()
+            self._short_changed.notify_all()
+        for each in self._workers:
+            each.join()
+        self._refuse_all()
 
-    def _loop(self) -> None:
-        torch.set_num_threads(self._threads)
-        while (batch := self._next()) is not None:
+    def _loop(self, choose: Callable[[], Batch | None], threads: int) -> None:
+        compute_with(threads)
+        while (batch := choose()) is not None:
             self._run(batch)
 
     def _run(self, batch: Batch) -> None:
@@ -181,12 +191,16 @@ class ThreadScheduler:
         with self._changed:
             self._order.ran(batch, seconds)
             self._admission.learn(seconds / len(batch.jobs))
+            self._lanes.ran(batch)
+            if len(self._lanes):
+                self._changed.notify_all()
+                self._short_changed.notify_all()
 
     def _next(self) -> Batch | None:
+        """The next batch for the model; waits for one, and holds it back where that pays. None: it is over."""
         with self._changed:
             while not self._stopped:
-                self._drop_dead()
-                heads = self._lanes.heads()
+                heads = self._heads(short=False)
                 if not heads:
                     self._since = None
                     self._changed.wait()
@@ -198,13 +212,28 @@ class ThreadScheduler:
                     self._since = now - waited_s
                     self._changed.wait(choice.hold_s)
                     continue
-                self._lanes.take(choice.batch)
-                self._order.take(choice, waited_s)
-                if kind_of(choice.batch.jobs[0]) is not None:
-                    self._since = None
-                return choice.batch
-            self._refuse_all()
+                self._since = None
+                return self._taken(choice, waited_s)
             return None
+
+    def _next_short(self) -> Batch | None:
+        """The next work that needs no model; waits for some. None: it is over."""
+        with self._short_changed:
+            while not self._stopped:
+                heads = self._heads(short=True)
+                if heads:
+                    return self._taken(self._order.choose(heads, 0.0, time.monotonic()), 0.0)
+                self._short_changed.wait()
+            return None
+
+    def _heads(self, *, short: bool) -> list[Job]:
+        self._drop_dead()
+        return [job for job in self._lanes.heads() if (kind_of(job) is None) is short]
+
+    def _taken(self, choice: Choice, waited_s: float) -> Batch:
+        self._lanes.take(choice.batch)
+        self._order.take(choice, waited_s)
+        return choice.batch
 
     def _done(self, job: Job, future: Future[Any]) -> None:
         """A job is answered, by whomever: gives its permit back, and learns from it."""
@@ -237,5 +266,7 @@ class ThreadScheduler:
             )
 
     def _refuse_all(self) -> None:
-        for job in self._lanes.clear():
+        with self._changed:
+            left = self._lanes.clear()
+        for job in left:
             job.future.set_exception(Draining("the server shut down before this call ran"))
