@@ -49,10 +49,10 @@ class Wish:
 
 
 class Room:
-    """One engine and the sessions of some students. Use as a context manager."""
+    """One engine and the sessions of some students, a batch in one part unless `threads` say otherwise. Use as a context manager."""
 
     def __init__(self, teacher: FrozenTeacher, wishes: Sequence[Wish], **config: Any) -> None:
-        self.actor = local_teacher(teacher, **{"max_tokens": 32} | config)
+        self.actor = local_teacher(teacher, **{"max_tokens": 32, "threads": 1} | config)
         self.wishes = wishes
         self.callers = [
             Caller(self.actor, f"student-{place}", seed=place, **wish.settings) for place, wish in enumerate(wishes)

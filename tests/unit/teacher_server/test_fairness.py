@@ -165,4 +165,6 @@ def test_within_a_lane_the_order_is_kept(pushes: list[tuple[str, bool]]) -> None
         lanes.take(batch)
         for each in batch.jobs:
             assert waiting[each.lane].popleft() is each
+        assert not {head.lane for head in lanes.heads()} & {each.lane for each in batch.jobs}, "they run"
+        lanes.ran(batch)
     assert not any(waiting.values())

@@ -98,6 +98,7 @@ class Simulation:
 
     def _end(self, batch: Batch, seconds: float) -> None:
         self.running = False
+        self.lanes.ran(batch)
         for job in batch.jobs:
             assert isinstance(job, LaneJob)
             self.under_way[job.lane] -= 1
