@@ -178,9 +178,13 @@ class Session:
         return self.transport.export(verbs.ExportRequest(self.ref), self._call()).state
 
     def import_state(self, state: bytes) -> int:
-        """Replaces the session's state; gives the step it stands at."""
-        self.steps = self.transport.import_(verbs.ImportRequest(self.ref, state), self._call()).step
-        self.has_gathered = False
+        """Replaces the session's state; gives the step it stands at. What is still under way is refused from then on."""
+        # one id for all attempts from one epoch, as for a session that is taken over
+        call_id = f"{self._run}-import-{self.ref.epoch}"
+        reply = self.transport.import_(verbs.ImportRequest(self.ref, state, call_id, self.steps), self._call())
+        if reply.session.session_id:  # else a teacher of before, which knows no new epoch
+            self.ref = reply.session
+        self.steps, self.has_gathered = reply.step, False
         return self.steps
 
     def _call(self) -> Call:
@@ -200,12 +204,12 @@ class Session:
     def _start_heartbeat(self, lease_s: float) -> None:
         self._ending.set()  # of a session that was lost
         self._ending = ending = threading.Event()
-        ref = self.ref
+        jitter = random.Random()  # of its own: others may look at the state of the common one
 
         def beat() -> None:
-            while not ending.wait(lease_s / 3 * (0.75 + 0.25 * random.random())):
+            while not ending.wait(lease_s / 3 * (0.75 + 0.25 * jitter.random())):
                 try:
-                    self.transport.renew(verbs.RenewRequest(ref), Call(time.monotonic() + lease_s / 3))
+                    self.transport.renew(verbs.RenewRequest(self.ref), Call(time.monotonic() + lease_s / 3))
                 except TeachingError:
                     continue  # the next call tells the caller
 

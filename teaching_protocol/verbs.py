@@ -249,17 +249,24 @@ class ExportReply:
 
 @dataclass(frozen=True)
 class ImportRequest:
-    """Replaces the session's whole state by exported bytes."""
+    """Replaces the session's whole state by exported bytes, and begins a new epoch: what was sent before is refused from then on.
+
+    A repeated `call_id` gets the first reply. `step` is where the session stands as far as the client knows: an Import that comes
+    when it stands elsewhere is refused. Without an id neither holds, as for clients that know of none.
+    """
 
     session: SessionRef = SessionRef()
     state: bytes = b""
+    call_id: str = ""
+    step: int = 0
 
 
 @dataclass(frozen=True)
 class ImportReply:
-    """The step the imported state stands at."""
+    """The step the imported state stands at, and the session under its new epoch."""
 
     step: int = 0
+    session: SessionRef = SessionRef()
 
 
 @dataclass(frozen=True)
