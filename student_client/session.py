@@ -105,8 +105,9 @@ class Session:
                 f"{self._compression}; set teacher.compression to one of them"
             )
         fields: dict[str, Any] = {"entry": card.entry, "exit": card.exit, **options}
-        # one id for all attempts to take over from one epoch: one that arrives late fences nobody off
-        call_id = f"{self._run}-{resume}-{self.ref.epoch}" if resume else uuid.uuid4().hex
+        # one id for all attempts to take over from one epoch: one that arrives late fences nobody off. No id holds the
+        # session's own, which opens it: they stand in logs
+        call_id = f"{self._run}-resume-{self.ref.epoch}" if resume else uuid.uuid4().hex
         request = verbs.EnrollRequest(self.student, SessionSettings(**fields), resume, state, call_id)
         reply = self.transport.enroll(request, self._call())
         self.ref, self.steps, self.settings = reply.session, reply.step, reply.settings

@@ -101,6 +101,32 @@ def test_a_one_way_run_makes_no_step_again(tmp_path: Path, teach: Teach) -> None
     assert (broken.position.losses.recoveries, broken.position.losses.replayed_steps) == (1, 0)
 
 
+def test_a_device_without_room_for_a_while_is_a_pause(tmp_path: Path, teach: Teach) -> None:
+    """Three calls in a row find none, and the run says once that the teacher is lost and once that it is back."""
+    whole = run(config_of(tmp_path, "whole"), teach())
+    teacher, said, refused = teach(), io.StringIO(), []
+
+    def full(*_: Any) -> None:
+        if len(refused) < 6:  # each call is tried twice by the teacher itself
+            refused.append(True)
+            raise torch.OutOfMemoryError("no room")
+
+    def fill(trainer: Trainer) -> None:
+        teacher._engine.teacher.family.blocks[1].register_forward_pre_hook(full)
+
+    with open_run(config_of(tmp_path, "broken"), teachers=[teacher], progress=Progress("run", file=said)) as trainer:
+        before_step(trainer, 8, fill)
+        result = trainer.run()
+        trainer.teachers.export_states()
+    assert same(trainer, whole)
+    assert len(refused) == 6
+    assert result is not None
+    assert result.recoveries == said.getvalue().count("the teacher is lost after step 8") == 3
+    assert said.getvalue().count("the teacher is there again") == 3
+    records = [json.loads(line) for line in (tmp_path / "broken" / "metrics.jsonl").read_text().splitlines()]
+    assert records[-1]["recoveries"] == 3
+
+
 def test_patience_is_for_progress(tmp_path: Path, teach: Teach) -> None:
     """A call that fails whenever it is made again comes back at once each time, and yet ends the run."""
     teacher = teach()
