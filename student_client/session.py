@@ -70,6 +70,7 @@ class Session:
         self._card: verbs.DescribeReply | None = None
         self._numbers = itertools.count(1)
         self._run = uuid.uuid4().hex[:8]
+        self._opening: tuple[bytes, str] | None = None
         self._ending = threading.Event()
         self._counting = threading.Lock()
 
@@ -105,11 +106,10 @@ class Session:
                 f"{self._compression}; set teacher.compression to one of them"
             )
         fields: dict[str, Any] = {"entry": card.entry, "exit": card.exit, **options}
-        # one id for all attempts to take over from one epoch: one that arrives late fences nobody off. No id holds the
-        # session's own, which opens it: they stand in logs
-        call_id = f"{self._run}-resume-{self.ref.epoch}" if resume else uuid.uuid4().hex
+        call_id = self._enroll_id(state, resume)
         request = verbs.EnrollRequest(self.student, SessionSettings(**fields), resume, state, call_id)
         reply = self.transport.enroll(request, self._call())
+        self._opening = None
         self.ref, self.steps, self.settings = reply.session, reply.step, reply.settings
         self.has_gathered = bool(resume)  # by whoever had it
         self._start_heartbeat(reply.lease_s)
@@ -187,6 +187,17 @@ class Session:
             self.ref = reply.session
         self.steps, self.has_gathered = reply.step, False
         return self.steps
+
+    def _enroll_id(self, state: bytes, resume: str) -> str:
+        """One id for all attempts at the same session: one whose reply was lost is not in the way, one that is late fences nobody off.
+
+        No id holds the session's own, which opens it: ids of calls stand in logs.
+        """
+        if resume:
+            return f"{self._run}-resume-{self.ref.epoch}"
+        if self._opening is None or self._opening[0] != state:
+            self._opening = state, uuid.uuid4().hex
+        return self._opening[1]
 
     def _call(self) -> Call:
         return Call(time.monotonic() + self._deadline_s)

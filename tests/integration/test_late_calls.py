@@ -118,6 +118,25 @@ def test_an_import_is_tried_again_after_its_reply_was_lost(student: RemoteTeache
     assert student.steps == 2
 
 
+def test_an_enroll_whose_reply_was_lost_is_not_in_the_way(student: RemoteTeacher, post: Post) -> None:
+    """The next attempt gets the session that the first has opened, and does not wait for its lease to end."""
+    make_step(student)
+    state = student.export_state()
+    student.end()
+    post.held.add("Enroll")
+    with pytest.raises(DeadlineExceeded):
+        student.enroll(state)
+    first = post.deliver("Enroll")
+    assert isinstance(first, bytes)
+    post.held.clear()
+    student.enroll(state)
+    assert student.session == read(verbs.EnrollReply, first).session
+    assert student.export_state() == state
+    student.end()
+    student.enroll(state)
+    assert student.session != read(verbs.EnrollReply, first).session
+
+
 def test_one_id_is_one_import(servers: dict[str, Address]) -> None:
     with Caller(servers["bert"].name, "twice") as caller:
         fresh = caller.export()
