@@ -249,11 +249,7 @@ class ExportReply:
 
 @dataclass(frozen=True)
 class ImportRequest:
-    """Replaces the session's whole state by exported bytes, and begins a new epoch: what was sent before is refused from then on.
-
-    A repeated `call_id` gets the first reply. `step` is where the session stands as far as the client knows: an Import that comes
-    when it stands elsewhere is refused. Without an id neither holds, as for clients that know of none.
-    """
+    """Replaces the session's state, once for a `call_id`: under a new epoch, if it still stands at `step`. Without an id, as is."""
 
     session: SessionRef = SessionRef()
     state: bytes = b""
