@@ -196,35 +196,27 @@ def test_nothing_that_opens_a_door_comes_out(place: Place) -> None:
 
 
 def test_a_run_writes_none_down_and_shows_none(place: Place) -> None:
-    """A whole run as the command does it, token in a file and then in the environment: command lines, output, every file."""
-    shown: list[str] = []
-    for name in ("file", "variable"):
-        token = place.token(name)
-        fields = {"ca": place.ca.cert, "cert": place.pair.cert, "key": place.pair.key, "address": place.address}
-        fields |= {"student": name} | ({"token_file": token} if name == "file" else {})
-        named = {f"teacher__{field}": value for field, value in fields.items()}
-        config = run_config(place.folder, name, "talking", training__tensorboard=True, **named)
-        path = place.folder / f"{name}.json"
-        path.write_text(config.model_dump_json())
-        words = [sys.executable, "-m", "student_client", "train", "--config", str(path)]
-        environment = os.environ | ({"TEACHER_TOKEN": token.read_text()} if name == "variable" else {})
-        with subprocess.Popen(
-            words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        ) as run:
-            poll(lambda: run.poll() is not None or len(place.app.actor.sessions), "it enrols", 60)
-            for session in place.app.actor.sessions.live():
-                place.note(f"the session of {session.student}", session.id)
-            shown.append(Path(f"/proc/{run.pid}/cmdline").read_bytes().decode())
-            shown.append(run.communicate(timeout=100)[0])
-        assert run.returncode == 0, shown[-1]
-        output = place.folder / name
-        files = [path for path in output.rglob("*") if path.is_file()]
-        assert {"result.json", "metrics.jsonl", "config.json"} <= {path.name for path in files}
-        assert list((output / "tensorboard").glob("events*"))
-        assert list((output / "checkpoints").glob("step-*"))
-        shown += [path.read_bytes().decode("latin-1") for path in files]
+    """A whole run as the command does it, its token in the environment: command line, output, every file it leaves."""
+    token, output = place.token("runner"), place.folder / "run"
+    fields = {"ca": place.ca.cert, "cert": place.pair.cert, "key": place.pair.key, "address": place.address}
+    named = {f"teacher__{name}": value for name, value in fields.items()}
+    config = run_config(place.folder, "run", "talking", training__tensorboard=True, **named)
+    path = place.folder / "run.json"
+    path.write_text(config.model_dump_json())
+    words = [sys.executable, "-m", "student_client", "train", "--config", str(path)]
+    environment = os.environ | {"TEACHER_TOKEN": token.read_text()}
+    with subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as run:
+        poll(lambda: run.poll() is not None or len(place.app.actor.sessions), "it enrols", 100)
+        for session in place.app.actor.sessions.live():
+            place.note(f"the session of {session.student}", session.id)
+        shown = [Path(f"/proc/{run.pid}/cmdline").read_bytes().decode(), run.communicate(timeout=100)[0]]
+    assert run.returncode == 0, shown[-1]
     assert any(what.startswith("the session") for what in place.secrets)
-    shown += [each.getvalue() for each in place.said]
+    files = [path for path in output.rglob("*") if path.is_file()]
+    assert {"result.json", "metrics.jsonl", "config.json"} <= {path.name for path in files}
+    assert list((output / "tensorboard").glob("events*"))
+    assert list((output / "checkpoints").glob("step-*"))
+    shown += [path.read_bytes().decode("latin-1") for path in files] + [each.getvalue() for each in place.said]
     for where in shown:
         found = [what for what, secret in place.secrets.items() if secret in where]
         assert not found, f"{', '.join(found)} in {where[:200]!r}"

@@ -119,8 +119,8 @@ def test_sessions_that_come_and_go(model_folder: Callable[[str], Path], cycles: 
         watch.check(cycles)
 
 
-@pytest.mark.parametrize(("first", "more"), [(60, 60), pytest.param(4200, 800, marks=pytest.mark.soak)])
-@pytest.mark.timeout(600)
+@pytest.mark.parametrize(("first", "more"), [(60, 100), pytest.param(4200, 400, marks=pytest.mark.soak)])
+@pytest.mark.timeout(900)
 def test_a_session_leaves_no_object_behind(
     bert: FrozenTeacher, monkeypatch: pytest.MonkeyPatch, first: int, more: int
 ) -> None:
@@ -143,7 +143,7 @@ def test_a_session_leaves_no_object_behind(
     blocks, threads, samples = zip(*counts, strict=True)
     grown = [after - before for before, after in pairwise(blocks)]
     print(f"\n{more} sessions after {first}, three times: {grown} blocks of {blocks[0]}")
-    assert min(grown) < more // 2, "one object a session would be more"
+    assert min(grown) < more, "not one object a session"
     assert max(threads) <= threads[0] + 1
     assert samples[-1] == samples[0], "no series belongs to a student"
 
