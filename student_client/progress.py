@@ -152,6 +152,16 @@ class Records:
         self._accelerator = accelerator
         self.means = Means()
 
+    def rewind(self, step: int) -> None:
+        """Drops what was written after a step, which the run makes again: from the journal, and from what TensorBoard shows.
+
+        Raises:
+            ConfigError: the journal cannot be written.
+        """
+        self.journal.rewind(step)
+        for tracker in self._accelerator.trackers:
+            _drop_after(step, tracker.tracker)
+
     def add(self, loss: torch.Tensor, parts: Mapping[str, torch.Tensor], monitors: Mapping[str, float]) -> None:
         """Counts a microbatch."""
         self.means.add({"loss": loss.detach()})
@@ -191,6 +201,13 @@ class Records:
                 f"{_COLLAPSED}): the conversation has collapsed; try another "
                 "method.consistency, a larger method.w_message_consistency, or method.detach_target"
             )
+
+
+def _drop_after(step: int, writer: Any) -> None:
+    """Has TensorBoard let go of what a writer of its files wrote after a step, as `purge_step` does for a new writer."""
+    from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # where nothing is tracked, it need not be there
+
+    writer.file_writer.add_event(Event(step=step + 1, session_log=SessionLog(status=SessionLog.START)))
 
 
 def _under(prefix: str, means: Mapping[str, float]) -> dict[str, float]:

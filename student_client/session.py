@@ -70,6 +70,7 @@ class Session:
         self._card: verbs.DescribeReply | None = None
         self._numbers = itertools.count(1)
         self._run = uuid.uuid4().hex[:8]
+        self._opening: tuple[bytes, str] | None = None
         self._ending = threading.Event()
         self._counting = threading.Lock()
 
@@ -105,10 +106,10 @@ class Session:
                 f"{self._compression}; set teacher.compression to one of them"
             )
         fields: dict[str, Any] = {"entry": card.entry, "exit": card.exit, **options}
-        # one id for all attempts to take over from one epoch: one that arrives late fences nobody off
-        call_id = f"{self._run}-{resume}-{self.ref.epoch}" if resume else uuid.uuid4().hex
+        call_id = self._enroll_id(state, resume)
         request = verbs.EnrollRequest(self.student, SessionSettings(**fields), resume, state, call_id)
         reply = self.transport.enroll(request, self._call())
+        self._opening = None
         self.ref, self.steps, self.settings = reply.session, reply.step, reply.settings
         self.has_gathered = bool(resume)  # by whoever had it
         self._start_heartbeat(reply.lease_s)
@@ -178,10 +179,25 @@ class Session:
         return self.transport.export(verbs.ExportRequest(self.ref), self._call()).state
 
     def import_state(self, state: bytes) -> int:
-        """Replaces the session's state; gives the step it stands at."""
-        self.steps = self.transport.import_(verbs.ImportRequest(self.ref, state), self._call()).step
-        self.has_gathered = False
+        """Replaces the session's state; gives the step it stands at. What is still under way is refused from then on."""
+        # one id for all attempts from one epoch, as for a session that is taken over
+        call_id = f"{self._run}-import-{self.ref.epoch}"
+        reply = self.transport.import_(verbs.ImportRequest(self.ref, state, call_id, self.steps), self._call())
+        if reply.session.session_id:  # else a teacher of before, which knows no new epoch
+            self.ref = reply.session
+        self.steps, self.has_gathered = reply.step, False
         return self.steps
+
+    def _enroll_id(self, state: bytes, resume: str) -> str:
+        """One id for all attempts at the same session: one whose reply was lost is not in the way, one that is late fences nobody off.
+
+        No id holds the session's own, which opens it: ids of calls stand in logs.
+        """
+        if resume:
+            return f"{self._run}-resume-{self.ref.epoch}"
+        if self._opening is None or self._opening[0] != state:
+            self._opening = state, uuid.uuid4().hex
+        return self._opening[1]
 
     def _call(self) -> Call:
         return Call(time.monotonic() + self._deadline_s)
@@ -200,12 +216,12 @@ class Session:
     def _start_heartbeat(self, lease_s: float) -> None:
         self._ending.set()  # of a session that was lost
         self._ending = ending = threading.Event()
-        ref = self.ref
+        jitter = random.Random()  # of its own: others may look at the state of the common one
 
         def beat() -> None:
-            while not ending.wait(lease_s / 3 * (0.75 + 0.25 * random.random())):
+            while not ending.wait(lease_s / 3 * (0.75 + 0.25 * jitter.random())):
                 try:
-                    self.transport.renew(verbs.RenewRequest(ref), Call(time.monotonic() + lease_s / 3))
+                    self.transport.renew(verbs.RenewRequest(self.ref), Call(time.monotonic() + lease_s / 3))
                 except TeachingError:
                     continue  # the next call tells the caller
 

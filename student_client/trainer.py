@@ -172,7 +172,10 @@ class Trainer:
         except OSError as error:
             raise ConfigError(f"output: received {output}, expected a folder to write to ({error})") from error
         if training.tensorboard:
-            self.accelerator.init_trackers("tensorboard")
+            fresh = {
+                "purge_step": self.position.step + 1
+            }  # what a process before this one wrote behind its last checkpoint
+            self.accelerator.init_trackers("tensorboard", init_kwargs={"tensorboard": fresh})
         if self.position.step == 0:
             torch.manual_seed(training.seed)
         self.student.train()
@@ -249,7 +252,7 @@ class Trainer:
                 lost.add_note(str(unwritten))
             raise
         self._put_back(cut)
-        self.records.journal.rewind(cut.step)
+        self.records.rewind(cut.step)
         self.progress.advance(cut.step)
         if not came:
             self.keeping.write(cut)

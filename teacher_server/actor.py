@@ -63,7 +63,8 @@ class TeacherActor:
         account = account_of(call.identity, request.student)
         with self._scheduler.permit(f"enroll {account}", account):
             if request.resume:
-                session = self.sessions.resume(request.resume, request.student, request.call_id, call.identity)
+                resumed = request.resume, request.student, request.call_id
+                session = self.sessions.resume(*resumed, call.identity, call.deadline)
             else:
                 checks.check_settings(request.settings, self.card)
                 session = self.sessions.enrolled(account, request.call_id) or self._opened(request, call.identity)
@@ -106,10 +107,10 @@ class TeacherActor:
         return reply
 
     def import_(self, request: verbs.ImportRequest, call: Call) -> verbs.ImportReply:
-        """Replaces the session's state; on an error it is as it was."""
-        reply: verbs.ImportReply = self._work(
-            "Import", self.sessions.get(request.session, call.identity), request, call
-        )[0]
+        """Replaces the session's state and begins a new epoch; on an error it is as it was."""
+        checks.check_id("call_id", request.call_id)
+        session = self.sessions.get(request.session, call.identity, request.call_id)
+        reply: verbs.ImportReply = self._work("Import", session, request, call)[0]
         return reply
 
     def renew(self, request: verbs.RenewRequest, call: Call) -> verbs.RenewReply:

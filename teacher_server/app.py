@@ -61,7 +61,7 @@ class TeacherApp:
         """
         check_bind(self.config)
         self._credentials = server_credentials(self.config)
-        self._authority = Authority(self.config.tokens, self.config.client_ca is not None)
+        self._authority = Authority(self.config.tokens, self.config.client_ca is not None, self.config.revoked_certs)
         if self.config.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what CUDA's products need to be so
             torch.use_deterministic_algorithms(True)

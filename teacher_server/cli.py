@@ -74,6 +74,9 @@ def serve(
     client_ca: Annotated[
         Path | None, typer.Option(help="PEM file of the CA that clients' certificates come from.")
     ] = None,
+    revoked_certs: Annotated[
+        Path | None, typer.Option(help="File of clients' certificates that are let in no more, by fingerprint.")
+    ] = None,
     tokens: Annotated[Path | None, typer.Option(help="Token file, see `token add`; calls need one then.")] = None,
     insecure: Annotated[
         bool | None, typer.Option("--insecure", help="Bind other than loopback without TLS or tokens.")

@@ -77,6 +77,9 @@ class ServerConfig(BaseModel):
     tls_cert: Path | None = Field(None, description="PEM file of the server's certificate and its chain; turns TLS on.")
     tls_key: Path | None = Field(None, description="PEM file of that certificate's key.")
     client_ca: Path | None = Field(None, description="PEM file of the CA that clients' certificates must come from.")
+    revoked_certs: Path | None = Field(
+        None, description="File of clients' certificates that are let in no more: a SHA-256 fingerprint a line."
+    )
     tokens: Path | None = Field(
         None, description="File of tokens, see `teacher-server token`; every call needs one then."
     )

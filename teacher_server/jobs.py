@@ -54,6 +54,8 @@ class Job:
     @property
     def has_effect(self) -> bool:
         """Whether a repeat must get the first reply; Step sees to that itself, the others may be repeated."""
+        if isinstance(self.request, ImportRequest):
+            return bool(self.request.call_id)
         return isinstance(self.request, BackwardRequest) or getattr(self.request, "backward_follows", False)
 
     @property

@@ -28,12 +28,14 @@ def start_log(as_json: bool) -> None:
 def facts_of(method: str, request: Any, identity: str, student: str, step: int | None) -> dict[str, Any]:
     """What a record says of a call, for `extra`: whose it is, its id and its step; what is not known is left out."""
     ref = getattr(request, "session", None)
+    opens = getattr(request, "resume", "") or (ref.session_id if ref is not None else "")
+    call_id = getattr(request, "call_id", "")
     found = {
         "method": method,
         "identity": identity,
         "student": student,
-        "session": ref.session_id[:_SESSION_CHARACTERS] if ref is not None else "",
-        "call_id": getattr(request, "call_id", ""),
+        "session": opens[:_SESSION_CHARACTERS],
+        "call_id": call_id.replace(opens, "…") if opens else call_id,
         "step": getattr(request, "step", step),
     }
     return {"facts": {name: _short(value) for name, value in found.items() if value not in ("", None)}}

@@ -29,6 +29,8 @@ def fingerprint(request: Any) -> int:
                 tensor = value[name].detach().cpu().contiguous()
                 mark = zlib.crc32(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode(), mark)
                 mark = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data, mark)
+        elif isinstance(value, bytes):
+            mark = zlib.crc32(value, zlib.crc32(field.name.encode(), mark))
         else:
             mark = zlib.crc32(f"{field.name}={value!r}".encode(), mark)
     return mark

@@ -1,8 +1,8 @@
 """Sessions: one student's codec, optimizer, step, lease and epoch; knows no model and no queue.
 
 The table (`Sessions`) is shared by all threads under one lock; what is inside a `Session` belongs to
-the engine thread, but for its lease and epoch, which belong to the table, and the extents of its Forwards, which belong
-to the threads that take calls in.
+the engine thread, but for its lease, which belongs to the table, and the extents of its Forwards, which belong
+to the threads that take calls in. The epoch belongs to who holds the session at rest.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import torch
 from teacher_server.codecs import TeacherCodec
 from teacher_server.replies import Replies
 from teaching_protocol.errors import (
+    DeadlineExceeded,
     LeaseExpired,
     Overloaded,
     PermissionDenied,
@@ -36,7 +37,8 @@ Quota = Callable[[str, int, "Collection[Session]", str], None]
 
 _REMEMBERED_ENDS = 4096
 _OPEN_CALLS = 256
-_RESUMES = 16
+_RISEN = 16
+_REST_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -60,11 +62,12 @@ class OpenCall:
 
 @dataclass
 class Session:
-    """One student's session. `gathered` holds the codec gradients since the last Step, `resumes` the epochs that calls to take it over got.
+    """One student's session. `gathered` holds the codec gradients since the last Step, `risen` the epochs that calls began.
 
     `size_bytes` is what its codec, gathered gradients and optimizer take. No lease runs out while `at_work` of its
     calls wait or run: a student is not lost for the server's being busy. Nobody but the `owner` reaches it; an empty one is
-    everybody, where nobody is asked who they are.
+    everybody, where nobody is asked who they are. `at_rest` is held while a batch works on the session, and while its epoch rises:
+    nothing of an earlier epoch runs on into a later one.
     """
 
     id: str = field(repr=False)
@@ -77,7 +80,7 @@ class Session:
     enrolled_by: str = ""
     owner: str = ""
     epoch: int = 1
-    resumes: OrderedDict[str, int] = field(default_factory=OrderedDict)
+    risen: OrderedDict[str, int] = field(default_factory=OrderedDict)
     step: int = 0
     closed: bool = False
     lease_until: float = 0.0
@@ -85,6 +88,7 @@ class Session:
     calls: OrderedDict[str, OpenCall] = field(default_factory=OrderedDict)
     gathered: list[torch.Tensor | None] = field(default_factory=list)
     extents: OrderedDict[str, Extent] = field(default_factory=OrderedDict)
+    at_rest: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     @property
     def ref(self) -> SessionRef:
@@ -104,19 +108,21 @@ class Session:
     def _parameters(self) -> tuple[torch.nn.Parameter, ...]:
         return tuple(self.codec.parameters())  # a walk over all modules
 
-    def rise(self, resumed_by: str) -> None:
-        """To the next epoch, once for each call that resumes; forgets the oldest of those calls."""
-        if resumed_by and self.resumes.get(resumed_by) == self.epoch:
+    def rise(self, call_id: str) -> None:
+        """To the next epoch, once for each call; forgets the oldest of those calls. The session is held at rest."""
+        if call_id and self.risen.get(call_id) == self.epoch:
             return
-        if resumed_by in self.resumes:
-            raise StaleEpoch(
-                f"this call resumed the session to epoch {self.resumes[resumed_by]}, it is at {self.epoch}"
-            )
+        if call_id in self.risen:
+            raise StaleEpoch(f"this call brought the session to epoch {self.risen[call_id]}, it is at {self.epoch}")
         self.epoch += 1
-        if resumed_by:
-            self.resumes[resumed_by] = self.epoch
-        if len(self.resumes) > _RESUMES:
-            self.resumes.popitem(last=False)
+        if call_id:
+            self.risen[call_id] = self.epoch
+        if len(self.risen) > _RISEN:
+            self.risen.popitem(last=False)
+
+    def answers_to(self, epoch: int, call_id: str = "") -> bool:
+        """Whether a call sent under this epoch may reach it: the present one, or the repeat of the Import that began it."""
+        return epoch == self.epoch or (bool(call_id) and epoch + 1 == self.epoch == self.risen.get(call_id))
 
     def note_extent(self, call_id: str, extent: Extent) -> None:
         """Notes how large a Forward is, for its Backward; lets go of the oldest note beyond the calls remembered."""
@@ -196,25 +202,32 @@ class Sessions:
         with self._lock:
             return self._holder(account, call_id)
 
-    def resume(self, session_id: str, student: str, call_id: str = "", owner: str = "") -> Session:
+    def resume(
+        self, session_id: str, student: str, call_id: str = "", owner: str = "", deadline: float | None = None
+    ) -> Session:
         """Hands a live session to a new client: its epoch rises, the older client is fenced off.
 
-        The same call again, as its `call_id` tells, gets the same epoch: a repeat fences nobody off.
+        What works on the session at this moment is waited for. The same call again, as its `call_id` tells, gets the same
+        epoch: a repeat fences nobody off.
 
         Raises:
             SessionNotFound: there is none of this student. PermissionDenied: it is another owner's.
             StaleEpoch: the repeat of a call after which the session was resumed once more.
+            DeadlineExceeded: what works on it is not over by the deadline (of `time.monotonic()`).
         """
         with self._lock:
             session = self._find(session_id, owner)
-            if session.student != student:
-                raise SessionNotFound(f"the session to resume is not one of student {student!r}")
+        if session.student != student:
+            raise SessionNotFound(f"the session to resume is not one of student {student!r}")
+        with self.working(session), _held_at_rest(session, deadline), self._lock:
+            self._find(session_id, owner)  # it may have ended meanwhile
             session.rise(call_id)
-            session.lease_until = self._clock() + self.lease_s
-            return session
+        return session
 
-    def get(self, ref: SessionRef, owner: str = "") -> Session:
+    def get(self, ref: SessionRef, owner: str = "", call_id: str = "") -> Session:
         """The live session of this reference, if it is this owner's; its lease renewed.
+
+        `call_id` is that of an Import, whose repeat comes under the epoch before.
 
         Raises:
             SessionNotFound: no such session; LeaseExpired if it ended for want of calls.
@@ -222,7 +235,7 @@ class Sessions:
         """
         with self._lock:
             session = self._find(ref.session_id, owner)
-            if ref.epoch != session.epoch:
+            if not session.answers_to(ref.epoch, call_id):
                 raise StaleEpoch(
                     f"this client holds epoch {ref.epoch} of its session, which is at epoch {session.epoch}: another client "
                     "resumed it; stop this one, or resume the session again"
@@ -298,6 +311,17 @@ class Sessions:
                 f"the session's lease of {self.lease_s:.0f} s ran out; enrol again and import your last exported state"
             )
         raise SessionNotFound("no such session: it was never opened, it left, or the server restarted; enrol again")
+
+
+@contextmanager
+def _held_at_rest(session: Session, deadline: float | None) -> Iterator[None]:
+    limit_s = _REST_S if deadline is None else max(0.0, deadline - time.monotonic())
+    if not session.at_rest.acquire(timeout=limit_s):
+        raise DeadlineExceeded("a call of the session's older client was still running at the deadline; try again")
+    try:
+        yield
+    finally:
+        session.at_rest.release()
 
 
 def account_of(owner: str, student: str) -> str:

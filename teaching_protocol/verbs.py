@@ -249,17 +249,20 @@ class ExportReply:
 
 @dataclass(frozen=True)
 class ImportRequest:
-    """Replaces the session's whole state by exported bytes."""
+    """Replaces the session's state, once for a `call_id`: under a new epoch, if it still stands at `step`. Without an id, as is."""
 
     session: SessionRef = SessionRef()
     state: bytes = b""
+    call_id: str = ""
+    step: int = 0
 
 
 @dataclass(frozen=True)
 class ImportReply:
-    """The step the imported state stands at."""
+    """The step the imported state stands at, and the session under its new epoch."""
 
     step: int = 0
+    session: SessionRef = SessionRef()
 
 
 @dataclass(frozen=True)

@@ -104,6 +104,16 @@ DOCS = [
 ]
 
 
+def named_tests(text: str) -> list[tuple[str, str]]:
+    """The tests a page names, as `tests/file.py::test_a`, and as `::test_b` after it for another one of that file."""
+    found, file = [], ""
+    for path, test in re.findall(r"`(tests/[^`: ]+\.py)?(?:::(\w+))?[^`]*`", text):
+        file = path or file
+        if test:
+            found.append((file, test))
+    return found
+
+
 @pytest.mark.parametrize("path", DOCS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_docs_name_only_what_exists(path: Path) -> None:
     text = path.read_text()
@@ -114,6 +124,8 @@ def test_docs_name_only_what_exists(path: Path) -> None:
     for name in (name.partition("::")[0] for name in named):
         if not any(sign in name for sign in "*<N"):
             assert (ROOT / name.rstrip(".,")).exists(), name
+    for file, test in named_tests(text):
+        assert re.search(rf"^def {test}\(", (ROOT / file).read_text(), re.MULTILINE), f"{file} has no {test}"
     for target in re.findall(r"\]\(([^)#:]+)\)", text):
         assert (path.parent / target).exists(), target
     assert "@TABLE@" not in text

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -30,7 +31,7 @@ from teacher_server.metrics import Metrics
 from teacher_server.replies import size_bytes
 from teacher_server.sessions import Session
 from teacher_server.split import FrozenTeacher
-from teaching_protocol.errors import CallConflict, SessionNotFound, StaleEpoch
+from teaching_protocol.errors import CallConflict, SessionNotFound, StaleEpoch, StepOutOfOrder
 from teaching_protocol.verbs import (
     BackwardReply,
     BackwardRequest,
@@ -77,7 +78,8 @@ class Engine:
         self._metrics.batch_rows.observe(batch.rows)
         self._metrics.batch_tokens.observe(batch.tokens)
         started = time.perf_counter()
-        found = self._parts.run(self._outcomes, self._shared_out(batch.jobs))
+        with _at_work(batch):
+            found = self._parts.run(self._outcomes, self._shared_out(batch.jobs))
         outcomes = {job: self._homeward(outcome) for part in found for job, outcome in part.items()}
         self._share_out(time.perf_counter() - started, batch)
         for job in batch.jobs:
@@ -201,9 +203,16 @@ class Engine:
         return ExportReply(state.export_state(session, self.teacher.model_hash), session.step)
 
     def _import(self, session: Session, request: ImportRequest) -> ImportReply:
+        if request.call_id and request.step != session.step:
+            raise StepOutOfOrder(
+                f"this Import was sent after step {request.step}, but the session is at step {session.step}; "
+                "resume the session, then import"
+            )
         state.import_state(session, request.state, self.teacher.model_hash)
         forget_calls(session, self.graphs)
-        return ImportReply(session.step)
+        if request.call_id:
+            session.rise(request.call_id)
+        return ImportReply(session.step, session.ref)
 
 
 def _workers(teacher: FrozenTeacher, config: ServerConfig) -> int:
@@ -224,20 +233,32 @@ def _known(job: Job) -> Any | None:
     assert session is not None, "jobs without a session do not reach the engine"
     if session.closed:
         raise SessionNotFound("the session ended while this call waited")
-    if request.session.epoch != session.epoch:
-        raise StaleEpoch("the session was resumed by another client while this call waited")
+    if not session.answers_to(request.session.epoch, request.call_id if isinstance(request, ImportRequest) else ""):
+        raise StaleEpoch("the session was resumed by another client, or imported a state, while this call waited")
     if not job.has_effect:
         return None
     if request.call_id in session.replies:
         return session.replies.find(request.call_id, job.mark)
-    if isinstance(request, ForwardRequest) and request.call_id in session.calls:
+    if request.call_id in (session.calls if isinstance(request, ForwardRequest) else session.risen):
         raise CallConflict(
-            f"Forward {request.call_id!r} was made before and its reply was let go; give each call an id of its own"
+            f"{job.method} {request.call_id!r} was made before and its reply was let go; give each call an id of its own"
         )
     return None
 
 
-def _tensors(reply: ForwardReply | BackwardReply) -> Tensors:
+@contextmanager
+def _at_work(batch: Batch) -> Iterator[None]:
+    """Holds the sessions of a batch, so that no epoch rises in the midst of it."""
+    with ExitStack() as held:
+        for session in {id(job.session): job.session for job in batch.jobs}.values():
+            if session is not None:
+                held.enter_context(session.at_rest)
+        yield
+
+
+def _tensors(reply: ForwardReply | BackwardReply | ImportReply) -> Tensors:
+    if isinstance(reply, ImportReply):
+        return {}
     return reply.outputs if isinstance(reply, ForwardReply) else reply.grads
 
 

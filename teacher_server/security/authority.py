@@ -11,11 +11,14 @@ import hmac
 import logging
 import secrets
 import threading
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from teacher_server.security.revoked import fingerprint, read_revoked
 from teacher_server.security.tokens import TokenFile, TokenRecord, parse_token, read_tokens
+from teacher_server.security.watched import Watched, stamp
 from teaching_protocol.channel import TOKEN_KEY, TOKEN_SCHEME
 from teaching_protocol.errors import ConfigError, PermissionDenied, Unauthenticated
 
@@ -23,6 +26,7 @@ __all__ = ["Authority"]
 
 _log = logging.getLogger(__name__)
 
+_SHOWN = 4096  # names whose last certificate is remembered
 Metadata = Iterable[tuple[str, str | bytes]]
 
 _WHAT_TO_DO = (
@@ -37,12 +41,17 @@ class Authority:
     Args:
         path: the token file; None where tokens are not used.
         certificates: whether the connection proves a client certificate.
+        revoked: the file of certificates that are let in no more, if there is one.
     """
 
-    def __init__(self, path: Path | None = None, certificates: bool = False) -> None:
+    def __init__(self, path: Path | None = None, certificates: bool = False, revoked: Path | None = None) -> None:
         self.is_open = path is None and not certificates
         self._path = path
         self._certificates = certificates
+        self._barred: Watched[frozenset[str]] | None = None
+        if revoked is not None:
+            self._barred = Watched("the list of revoked certificates", [revoked], lambda: read_revoked(revoked))
+        self._shown: OrderedDict[str, str] = OrderedDict()
         self._lock = threading.Lock()
         self._one_at_a_time = threading.Lock()
         self._key = secrets.token_bytes(32)
@@ -52,7 +61,7 @@ class Authority:
         self._revoked: frozenset[str] = frozenset()
         self._stamp: tuple[int, ...] = ()
         if path is not None:
-            self._stamp = _stamp(path)
+            self._stamp = stamp(path)
             self._take(read_tokens(path))
 
     def identify(self, metadata: Metadata, connection: Callable[[], Mapping[str, Any]]) -> str:
@@ -63,10 +72,13 @@ class Authority:
             connection: gives gRPC's facts about it (`auth_context`): the proven certificate, if any.
 
         Raises:
-            Unauthenticated: no token, or none that is known here. PermissionDenied: a certificate whose name was revoked.
+            Unauthenticated: no token, or none that is known here.
+            PermissionDenied: a certificate that was revoked, or whose name was.
         """
         if self.is_open:
             return ""
+        if self._barred is not None:
+            self._check_certificate(connection())
         token = _token(metadata)
         if token is not None:
             record, secret = self._record(token)
@@ -95,11 +107,31 @@ class Authority:
         return not self._is_verified(*self._record(token))
 
     def knows(self, identity: str) -> bool:
-        """Whether this identity is still let in: false once it was revoked."""
+        """Whether this identity is still let in: false once it was revoked, or the certificate that it showed last was."""
         if self.is_open:
             return True
         self._reload()
-        return identity not in self._revoked and (identity in self._names or self._certificates)
+        if identity in self._revoked:
+            return False
+        return identity in self._names or (self._certificates and not self._is_barred(self._shown.get(identity, "")))
+
+    def _check_certificate(self, connection: Mapping[str, Any]) -> None:
+        """Refuses a revoked certificate, whatever token comes with it; remembers who shows which."""
+        shown = [fingerprint(bytes(pem)) for pem in connection.get("x509_pem_cert", ())]
+        if any(map(self._is_barred, shown)):
+            raise PermissionDenied("this certificate was revoked; ask the server's operator")
+        with self._lock:
+            name = _certified(connection)
+            self._shown.pop(name, None)
+            self._shown[name] = "".join(shown)
+            if len(self._shown) > _SHOWN:
+                self._shown.popitem(last=False)
+
+    def _is_barred(self, mark: str) -> bool:
+        if self._barred is None:
+            return False
+        self._barred.changed()
+        return mark in self._barred.content
 
     def _record(self, token: str) -> tuple[TokenRecord, str]:
         self._reload()
@@ -141,15 +173,15 @@ class Authority:
         """Takes the file in anew when it has changed. One that is gone lets nobody in; one that is broken changes nothing."""
         if self._path is None:
             return
-        stamp = _stamp(self._path)
-        if stamp == self._stamp:
+        found = stamp(self._path)
+        if found == self._stamp:
             return
         with self._lock:
-            if stamp == self._stamp:
+            if found == self._stamp:
                 return
-            self._stamp = stamp
+            self._stamp = found
             try:
-                self._take(read_tokens(self._path) if stamp else TokenFile())
+                self._take(read_tokens(self._path) if found else TokenFile())
                 _log.info("the token file changed: %d tokens of %d names", len(self._records), len(self._names))
             except ConfigError as error:
                 _log.error("the token file changed and cannot be used; what it said before holds on: %s", error)
@@ -166,15 +198,6 @@ class Authority:
 
 def _wrong() -> Unauthenticated:
     return Unauthenticated(f"this token is not known here: it is wrong, or was revoked; {_WHAT_TO_DO}")
-
-
-def _stamp(path: Path) -> tuple[int, ...]:
-    """What changes when the file does; empty if there is none."""
-    try:
-        found = path.stat()
-    except OSError:
-        return ()
-    return found.st_mtime_ns, found.st_ino, found.st_size
 
 
 def _token(metadata: Metadata) -> str | None:

@@ -1,4 +1,4 @@
-"""TLS of the server, and which addresses may be bound without it; knows no token."""
+"""TLS of the server, which takes new certificates in while it runs, and which addresses may be bound without it; knows no token."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 import grpc
 
 from teacher_server.config import ServerConfig
+from teacher_server.security.watched import Watched
 from teaching_protocol.errors import ConfigError, InvalidSetting
 
 __all__ = ["check_bind", "is_loopback", "server_credentials"]
@@ -35,6 +36,10 @@ def check_bind(config: ServerConfig) -> None:
         raise ConfigError("tls_cert and tls_key go together; give both, or neither")
     if config.client_ca is not None and config.tls_cert is None:
         raise ConfigError("client_ca needs TLS; give --tls-cert and --tls-key as well")
+    if config.revoked_certs is not None and config.client_ca is None:
+        raise ConfigError(
+            "revoked_certs is a list of clients' certificates; give the CA they come from (--client-ca) as well"
+        )
     missing = []
     if config.tls_cert is None:
         missing.append("TLS (--tls-cert FILE --tls-key FILE)")
@@ -52,27 +57,47 @@ def check_bind(config: ServerConfig) -> None:
 def server_credentials(config: ServerConfig) -> grpc.ServerCredentials | None:
     """What the port proves and asks for: the server's certificate, and the client's if `client_ca` is given.
 
+    The files are looked at before each handshake: a connection that is opened after they were replaced gets what is there then.
+
     Raises:
         ConfigError: files that cannot be read, or that do not belong together.
     """
     if config.tls_cert is None or config.tls_key is None:
         return None
-    chain, key = _read(config.tls_cert, "tls_cert"), _read(config.tls_key, "tls_key")
+    cert, key, authority = config.tls_cert, config.tls_key, config.client_ca
+    paths = [path for path in (cert, key, authority) if path is not None]
+    files = Watched("the TLS certificate, key or CA", paths, lambda: _configuration(cert, key, authority))
+    return grpc.dynamic_ssl_server_credentials(
+        files.content,
+        lambda: files.content if files.changed() else None,  # type: ignore[arg-type, return-value]  # None: no change
+        require_client_authentication=authority is not None,
+    )
+
+
+def _configuration(cert: Path, key: Path, authority: Path | None) -> grpc.ServerCertificateConfiguration:
+    """The files as gRPC takes them, after Python's own TLS has taken them."""
+    found = _contents(cert, key, authority)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     try:
-        context.load_cert_chain(config.tls_cert, config.tls_key, password="")
+        context.load_cert_chain(cert, key, password="")
     except (ssl.SSLError, OSError) as error:
         raise ConfigError(
-            f"tls_cert {config.tls_cert} and tls_key {config.tls_key} are no PEM certificate and its key, without a password"
+            f"tls_cert {cert} and tls_key {key} are no PEM certificate and its key, without a password"
         ) from error
-    if config.client_ca is None:
-        return grpc.ssl_server_credentials([(key, chain)])
     try:
-        context.load_verify_locations(config.client_ca)
+        if authority is not None:
+            context.load_verify_locations(authority)
     except (ssl.SSLError, OSError) as error:
-        raise ConfigError(f"client_ca {config.client_ca} holds no PEM certificate") from error
-    authority = _read(config.client_ca, "client_ca")
-    return grpc.ssl_server_credentials([(key, chain)], root_certificates=authority, require_client_auth=True)
+        raise ConfigError(f"client_ca {authority} holds no PEM certificate") from error
+    if found != _contents(cert, key, authority):
+        raise ConfigError(f"tls_cert {cert} or what belongs to it was written while it was read")
+    chain, secret, roots = found
+    return grpc.ssl_server_certificate_configuration([(secret, chain)], root_certificates=roots)
+
+
+def _contents(cert: Path, key: Path, authority: Path | None) -> tuple[bytes, bytes, bytes | None]:
+    roots = None if authority is None else _read(authority, "client_ca")
+    return _read(cert, "tls_cert"), _read(key, "tls_key"), roots
 
 
 def _read(path: Path, field: str) -> bytes:

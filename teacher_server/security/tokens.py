@@ -39,8 +39,8 @@ class TokenRecord(BaseModel):
 
     name: str = Field(pattern=f"^{_NAME.pattern}$", description="The identity it stands for.")
     id: str = Field(pattern="^[0-9a-f]{16}$", description="Finds the record; no secret.")
-    salt: str = Field(pattern="^[0-9a-f]{32}$", description="Of this token alone.")
-    hash: str = Field(pattern="^[0-9a-f]{64}$", description="scrypt of the secret.")
+    salt: str = Field(pattern="^[0-9a-f]{32}$", repr=False, description="Of this token alone.")
+    hash: str = Field(pattern="^[0-9a-f]{64}$", repr=False, description="scrypt of the secret.")
     created: str = Field(description="When it was made, UTC.")
 
     def matches(self, secret: str) -> bool:

@@ -277,18 +277,24 @@ class ExportReply(_message.Message):
     def __init__(self, state: _Optional[bytes] = ..., step: _Optional[int] = ...) -> None: ...
 
 class ImportRequest(_message.Message):
-    __slots__ = ("session", "state")
+    __slots__ = ("session", "state", "call_id", "step")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
+    CALL_ID_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
     session: SessionRef
     state: bytes
-    def __init__(self, session: _Optional[_Union[SessionRef, _Mapping]] = ..., state: _Optional[bytes] = ...) -> None: ...
+    call_id: str
+    step: int
+    def __init__(self, session: _Optional[_Union[SessionRef, _Mapping]] = ..., state: _Optional[bytes] = ..., call_id: _Optional[str] = ..., step: _Optional[int] = ...) -> None: ...
 
 class ImportReply(_message.Message):
-    __slots__ = ("step",)
+    __slots__ = ("step", "session")
     STEP_FIELD_NUMBER: _ClassVar[int]
+    SESSION_FIELD_NUMBER: _ClassVar[int]
     step: int
-    def __init__(self, step: _Optional[int] = ...) -> None: ...
+    session: SessionRef
+    def __init__(self, step: _Optional[int] = ..., session: _Optional[_Union[SessionRef, _Mapping]] = ...) -> None: ...
 
 class RenewRequest(_message.Message):
     __slots__ = ("session",)

@@ -46,7 +46,7 @@ def _unpacking() -> Feed:
         verbs.BackwardRequest(ref, "back", "call", tensors, ("answer",), ("message",), tensors),
         verbs.StepRequest(ref, 1, 0.1, 1.0, 1.0),
         verbs.ExportRequest(ref),
-        verbs.ImportRequest(ref, b"state" * 20),
+        verbs.ImportRequest(ref, b"state" * 20, "import", 1),
         verbs.RenewRequest(ref),
         verbs.LeaveRequest(ref),
         verbs.ForwardReply(0.1, 0.2, tensors),

@@ -176,6 +176,18 @@ def test_health_is_open_and_reflection_is_not(town: Town, secrets: dict[str, Cre
         assert refused.value.code() is grpc.StatusCode.UNAUTHENTICATED
 
 
+def test_what_is_for_debugging_is_off_unless_asked_for(bert: FrozenTeacher) -> None:
+    """Neither service is there at all; health is."""
+    services = "grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", "grpc.channelz.v1.Channelz/GetServers"
+    server = TeacherApp(ServerConfig(model="tiny", port=0, metrics_port=-1), bert)
+    with server as app, grpc.insecure_channel(f"127.0.0.1:{app.port}") as channel:
+        for service in services:
+            with pytest.raises(grpc.RpcError) as refused:
+                channel.unary_unary(f"/{service}")(b"", timeout=10)
+            assert refused.value.code() is grpc.StatusCode.UNIMPLEMENTED
+        assert health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=10).status
+
+
 @pytest.mark.parametrize(
     "value", ["", "Bearer", "Bearer ", "Basic YW5uOmFubg==", "Bearer x y", "bearer ttk--", "x" * 4000]
 )

@@ -114,6 +114,8 @@ def test_every_answer_is_a_reply_or_a_typed_error(
                 caller.session = found.session
             elif isinstance(found, verbs.EnrollReply):
                 caller.teacher.leave(verbs.LeaveRequest(found.session), in_s(20))
+            elif isinstance(found, verbs.ImportReply):
+                caller.session = found.session
             elif isinstance(found, verbs.LeaveReply):
                 caller.session = caller.teacher.enroll(verbs.EnrollRequest("fuzzed", caller.settings), in_s(20)).session
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import json
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -10,8 +12,9 @@ from typing import Any
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from student_client.checkpoints import load_checkpoint
+from student_client.checkpoints import checkpoint_folders, load_checkpoint
 from student_client.config import RunConfig
 from student_client.members import Member
 from student_client.progress import Progress
@@ -98,6 +101,32 @@ def test_a_one_way_run_makes_no_step_again(tmp_path: Path, teach: Teach) -> None
     assert (broken.position.losses.recoveries, broken.position.losses.replayed_steps) == (1, 0)
 
 
+def test_a_device_without_room_for_a_while_is_a_pause(tmp_path: Path, teach: Teach) -> None:
+    """Three calls in a row find none, and the run says once that the teacher is lost and once that it is back."""
+    whole = run(config_of(tmp_path, "whole"), teach())
+    teacher, said, refused = teach(), io.StringIO(), []
+
+    def full(*_: Any) -> None:
+        if len(refused) < 6:  # each call is tried twice by the teacher itself
+            refused.append(True)
+            raise torch.OutOfMemoryError("no room")
+
+    def fill(trainer: Trainer) -> None:
+        teacher._engine.teacher.family.blocks[1].register_forward_pre_hook(full)
+
+    with open_run(config_of(tmp_path, "broken"), teachers=[teacher], progress=Progress("run", file=said)) as trainer:
+        before_step(trainer, 8, fill)
+        result = trainer.run()
+        trainer.teachers.export_states()
+    assert same(trainer, whole)
+    assert len(refused) == 6
+    assert result is not None
+    assert result.recoveries == said.getvalue().count("the teacher is lost after step") == 3
+    assert said.getvalue().count("the teacher is there again") == 3
+    records = [json.loads(line) for line in (tmp_path / "broken" / "metrics.jsonl").read_text().splitlines()]
+    assert records[-1]["recoveries"] == 3
+
+
 def test_patience_is_for_progress(tmp_path: Path, teach: Teach) -> None:
     """A call that fails whenever it is made again comes back at once each time, and yet ends the run."""
     teacher = teach()
@@ -153,12 +182,35 @@ def test_a_signal_while_waiting_leaves_the_newest_cut(tmp_path: Path, teach: Tea
     assert load_checkpoint(config.output / "checkpoints", config.identity()).step == 6
 
 
+def test_tensorboard_shows_each_step_once(tmp_path: Path, teach: Teach) -> None:
+    """After a recovery in the process, and after a process that died with steps behind its last checkpoint."""
+    fields = {"training__tensorboard": True, "training__log_every": 1, "training__checkpoint_every": 5}
+    teacher = teach()
+
+    def lapse(trainer: Trainer) -> None:
+        teacher.end(teacher.sessions.live()[0], "lease")
+
+    config = config_of(tmp_path, "broken", **fields)
+    with open_run(config, teachers=[teacher], progress=quiet()) as trainer:
+        before_step(trainer, 8, lapse)
+        trainer.run(13)
+        assert trainer.position.losses.replayed_steps == 2
+    shutil.rmtree(checkpoint_folders(config.output / "checkpoints")[-1])  # as if killed before it was written
+    with open_run(config, teachers=[teach()], progress=quiet(), resume=True) as trainer:
+        assert trainer.position.step == 10
+        trainer.run()
+    records = [json.loads(line) for line in (config.output / "metrics.jsonl").read_text().splitlines()]
+    shown = EventAccumulator(str(config.output / "tensorboard"), size_guidance={"scalars": 0}).Reload().Scalars("loss")
+    assert [each.step for each in shown] == [each["step"] for each in records] == list(range(1, 21))
+    assert [each.value for each in shown] == pytest.approx([each["loss"] for each in records])
+
+
 def test_a_member_goes_back_under_the_next_epoch(teach: Teach) -> None:
     member = Member(InProcessTeacher(teach(), student="ann", message_width=8), ("text",))
     member.join()
     state = member.teacher.export_state()
     member.teacher.step(lr=0.1)
     member.go_back(state)
-    assert member.teacher.session.epoch == 2
+    assert member.teacher.session.epoch == 3, "one for taking it over, one for the state"
     assert (member.teacher.export_state(), member.teacher.steps) == (state, 0)
     member.leave()

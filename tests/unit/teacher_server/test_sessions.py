@@ -183,9 +183,9 @@ def test_a_repeated_resume_has_one_effect() -> None:
     for _ in range(2):
         assert sessions.resume(found.id, "ann", "first").epoch == 2
     assert sessions.resume(found.id, "ann", "second").epoch == 3
-    with pytest.raises(StaleEpoch, match="this call resumed the session to epoch 2, it is at 3"):
+    with pytest.raises(StaleEpoch, match="this call brought the session to epoch 2, it is at 3"):
         sessions.resume(found.id, "ann", "first")  # on its way for long
     assert found.epoch == 3
     for number in range(100):
         sessions.resume(found.id, "ann", str(number))
-    assert len(found.resumes) == 16
+    assert len(found.risen) == 16
