@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from teacher_server.config import ServerConfig
 from teacher_server.engine.answers import Answers
 from teacher_server.engine.backwards import Backwards
 from teacher_server.engine.cohorts import GraphCache, Key
+from teacher_server.engine.earlier import at_work, known_reply
 from teacher_server.engine.forwards import Forwards
 from teacher_server.engine.knowledge import Knowledge
 from teacher_server.engine.knowledge_cache import KnowledgeCache
@@ -31,7 +31,7 @@ from teacher_server.metrics import Metrics
 from teacher_server.replies import size_bytes
 from teacher_server.sessions import Session
 from teacher_server.split import FrozenTeacher
-from teaching_protocol.errors import CallConflict, SessionNotFound, StaleEpoch, StepOutOfOrder
+from teaching_protocol.errors import StepOutOfOrder
 from teaching_protocol.verbs import (
     BackwardReply,
     BackwardRequest,
@@ -78,7 +78,7 @@ class Engine:
         self._metrics.batch_rows.observe(batch.rows)
         self._metrics.batch_tokens.observe(batch.tokens)
         started = time.perf_counter()
-        with _at_work(batch):
+        with at_work(batch):
             found = self._parts.run(self._outcomes, self._shared_out(batch.jobs))
         outcomes = {job: self._homeward(outcome) for part in found for job, outcome in part.items()}
         self._share_out(time.perf_counter() - started, batch)
@@ -127,7 +127,7 @@ class Engine:
         outcomes: dict[Job, Any] = {}
         for job in jobs:
             try:
-                known = _known(job)
+                known = known_reply(job)
             except Exception as error:
                 known = error
             if known is not None:
@@ -220,40 +220,6 @@ def _workers(teacher: FrozenTeacher, config: ServerConfig) -> int:
     if teacher.device.type != "cpu" or config.deterministic or config.compile:
         return 1
     return config.threads or torch.get_num_threads()
-
-
-def _known(job: Job) -> Any | None:
-    """The reply that this very call got before, or None for a new one.
-
-    Raises:
-        SessionNotFound, StaleEpoch: the session is not the caller's any more.
-        CallConflict: the id was used before for another call, or its reply was let go.
-    """
-    session, request = job.session, job.request
-    assert session is not None, "jobs without a session do not reach the engine"
-    if session.closed:
-        raise SessionNotFound("the session ended while this call waited")
-    if not session.answers_to(request.session.epoch, request.call_id if isinstance(request, ImportRequest) else ""):
-        raise StaleEpoch("the session was resumed by another client, or imported a state, while this call waited")
-    if not job.has_effect:
-        return None
-    if request.call_id in session.replies:
-        return session.replies.find(request.call_id, job.mark)
-    if request.call_id in (session.calls if isinstance(request, ForwardRequest) else session.risen):
-        raise CallConflict(
-            f"{job.method} {request.call_id!r} was made before and its reply was let go; give each call an id of its own"
-        )
-    return None
-
-
-@contextmanager
-def _at_work(batch: Batch) -> Iterator[None]:
-    """Holds the sessions of a batch, so that no epoch rises in the midst of it."""
-    with ExitStack() as held:
-        for session in {id(job.session): job.session for job in batch.jobs}.values():
-            if session is not None:
-                held.enter_context(session.at_rest)
-        yield
 
 
 def _tensors(reply: ForwardReply | BackwardReply | ImportReply) -> Tensors:
