@@ -1,7 +1,7 @@
 """Sessions: one student's codec, optimizer, step, lease and epoch; knows no model and no queue.
 
 The table (`Sessions`) is shared by all threads under one lock; what is inside a `Session` belongs to
-the engine thread, but for its lease, which belongs to the table, and the extents of its Forwards, which belong
+the engine thread that runs its job, but for its lease, which belongs to the table, and the extents of its Forwards, which belong
 to the threads that take calls in. The epoch belongs to who holds the session at rest.
 """
 
