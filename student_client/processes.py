@@ -14,9 +14,20 @@ from typing import Any
 
 from teaching_protocol.errors import TeacherUnavailable
 
-__all__ = ["Served", "cores", "end", "last_line", "process", "python", "shared_threads", "teacher_server"]
+__all__ = [
+    "Served",
+    "child_environment",
+    "cores",
+    "end",
+    "last_line",
+    "process",
+    "python",
+    "shared_threads",
+    "teacher_server",
+]
 
 _PATIENCE_S = 15.0
+_FIELDS = ("STUDENT_CLIENT_", "TEACHER_SERVER_")  # variables that set fields: read once, by whoever starts others
 
 
 @dataclass(frozen=True)
@@ -43,6 +54,12 @@ def python(module: str, *arguments: str | Path) -> list[str]:
     return [sys.executable, "-m", module, *map(str, arguments)]
 
 
+def child_environment(threads: int) -> dict[str, str]:
+    """What a process of ours begins with: no model hub, its threads, and no field of a configuration but those it is given."""
+    mine = {name: value for name, value in os.environ.items() if not name.startswith(_FIELDS)}
+    return mine | {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
+
+
 @contextmanager
 def process(
     command: list[str], log: Path, stdout: int | None = None, stdin: int | None = None, threads: int = 1
@@ -56,7 +73,7 @@ def process(
         stdin: as of `subprocess.Popen`; None gives it nothing to read.
         threads: compute threads that it begins with.
     """
-    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
+    environment = child_environment(threads)
     with log.open("w") as errors:
         started = subprocess.Popen(
             command,
