@@ -44,6 +44,7 @@ from student_client.flags import (
     read_config,
     run_fields,
 )
+from student_client.fleet.command import fleet
 from student_client.methods import METHODS
 from student_client.progress import Progress
 from student_client.runs import open_run
@@ -89,7 +90,7 @@ def build_app() -> typer.Typer:
         add_completion=False,
         pretty_exceptions_enable=False,
     )
-    for command in (train, select, evaluate, compare, ping, demo):
+    for command in (train, fleet, select, evaluate, compare, ping, demo):
         app.command()(command)
     app.command("check-config")(check_config)
     return app
