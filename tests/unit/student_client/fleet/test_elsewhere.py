@@ -14,6 +14,7 @@ import yaml
 
 from student_client.cli import main
 from student_client.fleet.elsewhere import PLACES
+from tests.parts import part
 from tests.test_architecture import ROOT
 
 TEXT = """# a comment: with "quotes" and $signs
@@ -66,7 +67,9 @@ def test_slurm(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: 
     script = tmp_path / "fleet.sbatch"
     script.write_text(text)
     subprocess.run(["bash", "-n", script], check=True)
-    checked = subprocess.run(["shellcheck", "--severity=style", script], capture_output=True, text=True, check=False)
+    checked = subprocess.run(
+        [part("shellcheck"), "--severity=style", script], capture_output=True, text=True, check=False
+    )
     assert checked.returncode == 0, checked.stdout
     assert "#SBATCH --array=0-3%2\n" in text
     assert "#SBATCH --cpus-per-task=3\n" in text
