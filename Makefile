@@ -11,7 +11,7 @@ PIP_FLAGS := --disable-pip-version-check --no-warn-script-location
 SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -c
 
-.PHONY: setup demo test test-slow test-gpu chaos soak lint type proto bench bench-gpu fuzz lock audit licences serve clean
+.PHONY: setup demo test test-slow test-gpu chaos soak lint type proto bench bench-gpu fuzz lock audit licences settings serve clean
 
 setup: $(STAMP)
 
@@ -96,6 +96,9 @@ audit: setup ## known faults of what the images install; needs pip-audit and its
 
 licences: setup ## docs/licences.md: under which licences everything is that gets installed
 	$(BIN)/python deploy/licences.py
+
+settings: setup ## the tables of fields in docs/configuration.md and docs/fleet.md
+	$(BIN)/python deploy/settings.py
 
 serve: setup ## MODEL=name or folder
 	$(BIN)/teacher-server serve --model $(MODEL) $(SERVE_FLAGS)

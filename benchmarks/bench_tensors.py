@@ -30,6 +30,7 @@ from recording import Record, parser
 
 from student_client.transport import GrpcTransport
 from teacher_server.config import ServerConfig
+from teacher_server.live import LiveSettings
 from teacher_server.metrics import Metrics
 from teacher_server.same_host import SameHost
 from teacher_server.service import add_service
@@ -48,7 +49,7 @@ class Echo:
     """A teacher that answers Forward with its inputs, behind the product's own service."""
 
     def __init__(self) -> None:
-        self.card, self.sessions = verbs.DescribeReply(), Sessions(60.0, 1)
+        self.card, self.sessions = verbs.DescribeReply(), Sessions(60.0, lambda: 1)
 
     def describe(self, request: verbs.DescribeRequest, call: verbs.Call) -> verbs.DescribeReply:
         return self.card
@@ -72,7 +73,7 @@ def serve_echo() -> None:
     same_host = SameHost(2**30, 8)
     same_host.start()
     server = grpc.server(ThreadPoolExecutor(4), options=server_options(LIMIT))
-    add_service(server, Echo(), Metrics(), ServerConfig(model="echo", message_bytes=LIMIT), same_host)  # type: ignore[arg-type]
+    add_service(server, Echo(), Metrics(), LiveSettings(ServerConfig(model="echo", message_bytes=LIMIT)), same_host)  # type: ignore[arg-type]
     handlers = {
         "Plain": grpc.unary_unary_rpc_method_handler(plain),
         "Ready": grpc.unary_unary_rpc_method_handler(lambda data, context: data),

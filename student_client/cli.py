@@ -12,6 +12,8 @@ from typing import Annotated, get_args
 import typer
 from rich.console import Console
 
+from command_config import as_json as config_as_json
+from command_config import as_table
 from student_client.checkpoints import checkpoint_folders
 from student_client.compare.command import compare
 from student_client.config import RunConfig
@@ -37,9 +39,12 @@ from student_client.flags import (
     Threads,
     TokenFile,
     Unlabelled,
+    addresses,
+    effective,
     read_config,
     run_fields,
 )
+from student_client.fleet.command import fleet
 from student_client.methods import METHODS
 from student_client.progress import Progress
 from student_client.runs import open_run
@@ -85,8 +90,9 @@ def build_app() -> typer.Typer:
         add_completion=False,
         pretty_exceptions_enable=False,
     )
-    for command in (train, select, evaluate, compare, ping, demo):
+    for command in (train, fleet, select, evaluate, compare, ping, demo):
         app.command()(command)
+    app.command("check-config")(check_config)
     return app
 
 
@@ -204,6 +210,24 @@ def demo(
     chosen = chosen.model_copy(update={"labelled": labelled, "unlabelled": unlabelled, "validation": validation})
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that every process is ended
     run_demo(Demo(output, chosen, model, steps, seed), Console())
+
+
+def check_config(
+    config: Annotated[
+        Path | None, typer.Argument(help="YAML or TOML file; none for environment and flags alone.")
+    ] = None,
+    data: DataFlag = None,
+    teacher: TeacherFlag = None,
+    output: Output = None,
+    settings: Settings = None,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON, for programs.")] = False,
+) -> None:
+    """Checks the configuration of a run and prints what it comes to, each value with who gave it; secrets are masked."""
+    found = effective(config, addresses(teacher) | data_fields(data) | {"output": output}, settings)
+    if as_json:
+        typer.echo(config_as_json(found))
+    else:
+        Console().print(as_table(found, f"{config or 'the configuration'} is good"))
 
 
 def _train(config: RunConfig, resume: bool, overwrite: bool, quiet: bool) -> None:

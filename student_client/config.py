@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
+from command_config import Effective, Layers
 from student_client.method_config import MethodConfig
 from task_data.config import DataConfig
-from teaching_protocol.errors import ConfigError
 
 __all__ = [
+    "ENVIRONMENT",
     "RunConfig",
     "StudentConfig",
     "TeacherConfig",
     "TrainingConfig",
+    "effective_run_config",
     "load_run_config",
 ]
 
+ENVIRONMENT = "STUDENT_CLIENT_"
+"""What the names of variables that set fields begin with."""
 
 _CONNECTION = {
     *("address", "addresses", "patience_s", "student", "deadline_s"),
@@ -190,50 +192,23 @@ class RunConfig(BaseModel):
         return self.model_dump(mode="json", exclude=unbound)
 
 
-def load_run_config(path: Path | None, overrides: Mapping[str, Any]) -> RunConfig:
-    """Reads a YAML or TOML file, or the config.json of a run, and lays dotted overrides over it.
+def effective_run_config(
+    path: Path | None, environ: Mapping[str, str], overrides: Mapping[str, Any]
+) -> Effective[RunConfig]:
+    """Lays a file, the environment (`STUDENT_CLIENT_SECTION__FIELD`) and flags over the defaults, in this order.
 
     Args:
-        path: the file; None starts from the defaults.
+        path: a YAML or TOML file, or the config.json of a run; None is none.
+        environ: the environment.
         overrides: values by dotted field, such as {"training.lr": 1e-3}.
 
     Raises:
-        ConfigError: a file that cannot be read, an unknown field, or a value out of range.
+        ConfigError: a file that cannot be read, an unknown field or variable, or a value out of range; says who gave it.
     """
-    values = _read(path) if path is not None else {}
-    for field, value in overrides.items():
-        _set(values, field, value)
-    try:
-        return RunConfig.model_validate(values)
-    except ValidationError as error:
-        faults = "; ".join(
-            f"{'.'.join(map(str, fault['loc']))}: received {fault['input']!r}, expected: {fault['msg']}"
-            for fault in error.errors()
-        )
-        raise ConfigError(f"configuration {path or 'from flags'}: {faults}") from error
+    layers = Layers().file(path).environment(RunConfig, ENVIRONMENT, environ)
+    return layers.dotted(overrides, "flag").validate(RunConfig)
 
 
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        text = path.read_text(encoding="utf-8")
-        found = tomllib.loads(text) if path.suffix == ".toml" else yaml.safe_load(text)
-    except (OSError, tomllib.TOMLDecodeError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"config file {path} cannot be read: {error}") from error
-    if found is None:
-        return {}
-    if not isinstance(found, dict):
-        raise ConfigError(f"config file {path}: received {type(found).__name__}, expected a mapping of fields")
-    return found
-
-
-def _set(values: dict[str, Any], field: str, value: Any) -> None:
-    *parents, name = field.split(".")
-    for depth, parent in enumerate(parents, start=1):
-        inner = values.get(parent)
-        if inner is not None and not isinstance(inner, dict):
-            raise ConfigError(
-                f"{field}: {'.'.join(parents[:depth])} is {inner!r}, expected a mapping of fields; "
-                "override the field itself, or correct the config file"
-            )
-        values[parent] = values = {} if inner is None else dict(inner)
-    values[name] = value
+def load_run_config(path: Path | None, overrides: Mapping[str, Any]) -> RunConfig:
+    """A file with dotted overrides over it, whatever the environment says; errors as of `effective_run_config`."""
+    return effective_run_config(path, {}, overrides).config

@@ -20,6 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from student_client.processes import last_line, process, python, shared_threads, teacher_server
 from student_client.report import Run, plot_curves, read_run, table, write_report
+from student_client.standing import read_standing
 from task_data.config import DataConfig
 from teaching_protocol.errors import ConfigError, ServiceError
 
@@ -169,15 +170,8 @@ def _line(places: Mapping[str, tuple[int, str]], steps: int) -> str:
 
 def _place(folder: Path) -> tuple[int, str]:
     """The last logged step of a run and its latest validation metric in words."""
-    path = folder / "metrics.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
-    step, said = 0, "starting"
-    for line in lines:
-        record = json.loads(line)
-        step = record["step"]
-        for name, value in record.get("validation", {}).items():
-            said = f"({name} {value:.3f})" if name in ("accuracy", "rmse") else said
-    return step, said
+    standing = read_standing(folder)
+    return standing.step, f"({standing.said})" if standing.said else "starting"
 
 
 def _raise_failed(students: Mapping[str, subprocess.Popen[str]], demo: Demo) -> None:

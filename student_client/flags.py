@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from student_client.config import RunConfig, load_run_config
-from task_data.flags import data_fields, setting
+from command_config import Effective, setting
+from student_client.config import RunConfig, effective_run_config
+from task_data.flags import data_fields
 
 __all__ = [
     "Ca",
@@ -30,6 +32,8 @@ __all__ = [
     "Threads",
     "TokenFile",
     "Unlabelled",
+    "addresses",
+    "effective",
     "read_config",
     "run_fields",
 ]
@@ -85,7 +89,7 @@ def run_fields(
         "data.label_column": label_column,
         "data.labelled": labelled,
         "data.unlabelled": unlabelled,
-        **_addresses(teacher),
+        **addresses(teacher),
         "teacher.ca": ca,
         "teacher.cert": cert,
         "teacher.key": key,
@@ -98,17 +102,23 @@ def run_fields(
     }
 
 
-def _addresses(teacher: str | None) -> dict[str, Any]:
+def addresses(teacher: str | None) -> dict[str, Any]:
     """`HOST:PORT`, and after commas where else the same teacher serves."""
     first, *others = teacher.split(",") if teacher is not None else [None]
     return {"teacher.address": first, "teacher.addresses": others or None}
 
 
-def read_config(config: Path | None, flags: Mapping[str, Any], settings: Sequence[str] | None) -> RunConfig:
-    """A file's configuration with the flags that were given over it, and every `--set` over those.
+def effective(config: Path | None, flags: Mapping[str, Any], settings: Sequence[str] | None) -> Effective[RunConfig]:
+    """Defaults, a file, the environment, the flags that were given, and every `--set`, each over those before.
 
     Raises:
-        ConfigError: a file, field or value that cannot be used.
+        ConfigError: a file, variable, field or value that cannot be used.
     """
     given = {field: value for field, value in flags.items() if value is not None}
-    return load_run_config(config, given | dict(setting(each, "training.lr=1e-3") for each in settings or ()))
+    given |= dict(setting(each, "training.lr=1e-3") for each in settings or ())
+    return effective_run_config(config, os.environ, given)
+
+
+def read_config(config: Path | None, flags: Mapping[str, Any], settings: Sequence[str] | None) -> RunConfig:
+    """The configuration that `effective` comes to; its errors."""
+    return effective(config, flags, settings).config

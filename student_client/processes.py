@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+import threading
+import time
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +17,22 @@ from typing import Any
 
 from teaching_protocol.errors import TeacherUnavailable
 
-__all__ = ["Served", "cores", "end", "last_line", "process", "python", "shared_threads", "teacher_server"]
+__all__ = [
+    "Served",
+    "child_environment",
+    "cores",
+    "end",
+    "end_with_input",
+    "last_line",
+    "process",
+    "python",
+    "shared_threads",
+    "start",
+    "teacher_server",
+]
 
 _PATIENCE_S = 15.0
+_FIELDS = ("STUDENT_CLIENT_", "TEACHER_SERVER_")  # variables that set fields: read once, by whoever starts others
 
 
 @dataclass(frozen=True)
@@ -43,11 +59,22 @@ def python(module: str, *arguments: str | Path) -> list[str]:
     return [sys.executable, "-m", module, *map(str, arguments)]
 
 
-@contextmanager
-def process(
-    command: list[str], log: Path, stdout: int | None = None, stdin: int | None = None, threads: int = 1
-) -> Iterator[subprocess.Popen[str]]:
-    """A process without model hub, while the context is open; it is ended with the context.
+def child_environment(threads: int) -> dict[str, str]:
+    """What a process of ours begins with: no model hub, its threads, and no field of a configuration but those it is given."""
+    mine = {name: value for name, value in os.environ.items() if not name.startswith(_FIELDS)}
+    return mine | {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
+
+
+def start(
+    command: list[str],
+    log: Path,
+    stdout: int | None = None,
+    stdin: int | None = None,
+    threads: int = 1,
+    cores: Collection[int] = (),
+    apart: bool = False,
+) -> subprocess.Popen[str]:
+    """Starts a process without model hub; whoever starts it ends it.
 
     Args:
         command: its command line.
@@ -55,21 +82,61 @@ def process(
         stdout: as of `subprocess.Popen`.
         stdin: as of `subprocess.Popen`; None gives it nothing to read.
         threads: compute threads that it begins with.
+        cores: the cores it may run on; none given are those of this process.
+        apart: whether it has a process group of its own, which Ctrl-C does not reach, and its log goes on after an earlier one.
     """
-    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
-    with log.open("w") as errors:
-        started = subprocess.Popen(
+    with log.open("a" if apart else "w") as errors, _only_on(cores):
+        return subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL if stdin is None else stdin,
             stdout=stdout or errors,
             stderr=errors,
             text=True,
-            env=environment,
+            env=child_environment(threads),
+            process_group=0 if apart else None,
         )
-        try:
-            yield started
-        finally:
-            end(started)
+
+
+@contextmanager
+def _only_on(cores: Collection[int]) -> Iterator[None]:
+    """This thread on some cores alone: a process that it starts meanwhile has them from its first instruction."""
+    if not cores or not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+@contextmanager
+def process(
+    command: list[str], log: Path, stdout: int | None = None, stdin: int | None = None, threads: int = 1
+) -> Iterator[subprocess.Popen[str]]:
+    """A process without model hub, while the context is open; it is ended with the context. Arguments as of `start`."""
+    started = start(command, log, stdout, stdin, threads)
+    try:
+        yield started
+    finally:
+        end(started)
+
+
+def end_with_input(limit_s: float) -> None:
+    """Has this process told to end, as by SIGTERM, once its standard input is closed; it is gone `limit_s` later at the latest.
+
+    Whoever started it holds the other end, which the system closes when they end, however they end.
+    """
+
+    def watch() -> None:
+        while os.read(sys.stdin.fileno(), 4096):
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(limit_s)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="input", daemon=True).start()
 
 
 def end(started: subprocess.Popen[str]) -> None:

@@ -20,6 +20,7 @@ from teacher_server.engine.buckets import Buckets
 from teacher_server.engine.conversation import CONVERSATION_PORTS, MESSAGE_INPUTS
 from teacher_server.engine.engine import Engine
 from teacher_server.jobs import Job
+from teacher_server.live import LiveSettings
 from teacher_server.metrics import Metrics
 from teacher_server.optimizers import build_optimizer
 from teacher_server.replies import Replies
@@ -39,16 +40,16 @@ class TeacherActor:
     """Answers the verbs of `teaching_protocol.verbs.TeacherVerbs`."""
 
     def __init__(
-        self, card: verbs.DescribeReply, engine: Engine, scheduler: Scheduler, config: ServerConfig, metrics: Metrics
+        self, card: verbs.DescribeReply, engine: Engine, scheduler: Scheduler, live: LiveSettings, metrics: Metrics
     ) -> None:
         self.card = card
-        self.sessions = Sessions(config.lease_s, config.max_sessions, SessionQuotas(config).check)
+        self.sessions = Sessions(live.now.lease_s, lambda: live.now.max_sessions, SessionQuotas(live).check)
         self._engine = engine
         self._scheduler = scheduler
-        self._config = config
+        self._live = live
         self._metrics = metrics
         self._has_own_device = engine.teacher.device.type != "cpu"
-        self._buckets = Buckets(engine.teacher, config.max_tokens, alone=config.deterministic)
+        self._buckets = Buckets(engine.teacher, live.now.max_tokens, alone=live.now.deterministic)
 
     def describe(self, request: verbs.DescribeRequest, call: Call) -> verbs.DescribeReply:
         """The teacher's card."""
@@ -127,7 +128,7 @@ class TeacherActor:
         """Runs one small observation through queue and engine, and what must be compiled; raises what goes wrong."""
         settings = SessionSettings(entry=self.card.entry, exit=self.card.exit, message_width=1)
         session = self._new_session("warm-up", settings)
-        for method, request in warm_up_calls(self._engine.teacher, session.ref, self.card, self._config.compile):
+        for method, request in warm_up_calls(self._engine.teacher, session.ref, self.card, self._live.now.compile):
             self._work(method, session, request, Call())
         self._engine.graphs.drop(session.id)
         self._scheduler.forget(session.id)
@@ -168,23 +169,23 @@ class TeacherActor:
             settings.codec_depth,
         )
         size = codec_parameters(shape)
-        if size > self._config.max_codec_parameters:
+        if size > self._live.now.max_codec_parameters:
             raise InvalidSetting(
                 f"a codec of message_width {settings.message_width}, depth {settings.codec_depth} and {settings.message_tokens} "
-                f"tokens has {size:,} parameters, the limit is {self._config.max_codec_parameters:,}; ask for a smaller one"
+                f"tokens has {size:,} parameters, the limit is {self._live.now.max_codec_parameters:,}; ask for a smaller one"
             )
         held_bytes = state_bytes(size, settings.optimizer)
         self.sessions.check_room(account_of(owner, student), held_bytes, owner)
         codec = TeacherCodec(shape, settings.seed).to(self._engine.teacher.device)
         optimizer = build_optimizer(codec.parameters(), settings.optimizer)
-        replies = Replies(self._config.session_replay_bytes)
+        replies = Replies(self._live.now.session_replay_bytes)
         return Session(
             new_session_id(), student, settings, codec, optimizer, replies, size_bytes=held_bytes, owner=owner
         )
 
     def _work(self, method: str, session: Session, request: Any, call: Call) -> tuple[Any, Job]:
         """Queues a job and waits for its reply until the call's deadline."""
-        deadline = call.deadline or time.monotonic() + self._config.call_limit_s
+        deadline = call.deadline or time.monotonic() + self._live.now.call_limit_s
         call = Call(deadline, call.cancelled, call.identity)
         extent = self._buckets.extent(session, request)
         job = Job(method, session, request, call, extent.rows, extent.tokens, bucket=extent.bucket)

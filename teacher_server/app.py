@@ -7,6 +7,7 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
@@ -20,8 +21,10 @@ from teacher_server.debugging import add_debugging
 from teacher_server.engine.engine import Engine
 from teacher_server.health import Health
 from teacher_server.interceptors import CallInterceptor
+from teacher_server.live import LiveSettings
 from teacher_server.local import make_engine
 from teacher_server.metrics import Metrics
+from teacher_server.reloading import reload
 from teacher_server.same_host import SameHost
 from teacher_server.scheduling.scheduler import ThreadScheduler
 from teacher_server.scheduling.threads import CallThreads
@@ -45,6 +48,7 @@ class TeacherApp:
     def __init__(self, config: ServerConfig, teacher: FrozenTeacher | None = None) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self.config = config
+        self.live = LiveSettings(config)
         self.metrics = Metrics()
         self.port = 0
         self.metrics_port = 0
@@ -52,6 +56,12 @@ class TeacherApp:
         self._health = Health()
         self._same_host = SameHost(config.shared_memory_bytes if config.shared_memory else 0, config.max_sessions)
         self._closing = threading.Event()
+        self._reload_asked = threading.Event()
+        self._read_again: Callable[[], ServerConfig] | None = None
+
+    def reloading(self, read: Callable[[], ServerConfig]) -> None:
+        """Says how the configuration is read again when somebody asks for that (see `ask_to_reload`)."""
+        self._read_again = read
 
     def start(self) -> TeacherApp:
         """Loads, binds, warms up, and reports SERVING.
@@ -70,8 +80,8 @@ class TeacherApp:
         if not 0 <= card.entry < card.exit <= card.layers:
             raise InvalidSetting(f"entry {card.entry}, exit {card.exit}: expected 0 <= entry < exit <= {card.layers}")
         self._same_host.start()
-        self._scheduler = ThreadScheduler(self._engine, self.config, self.metrics)
-        self.actor = TeacherActor(card, self._engine, self._scheduler, self.config, self.metrics)
+        self._scheduler = ThreadScheduler(self._engine, self.live, self.metrics)
+        self.actor = TeacherActor(card, self._engine, self._scheduler, self.live, self.metrics)
         try:
             self._start_metrics()
             self._server = self._bound_server()
@@ -97,12 +107,23 @@ class TeacherApp:
 
     def wait(self) -> None:
         """Blocks until somebody asks for the drain (see `drain`)."""
-        while not self._closing.wait(_SIGNAL_S):
-            pass  # a signal that another thread received is handled here, and does not wake this one
+        while not self._closing.wait(_SIGNAL_S):  # a signal that another thread received does not wake this one
+            if self._reload_asked.is_set():
+                self._reload_asked.clear()
+                self.reload()
 
     def ask_to_drain(self) -> None:
         """Ends `wait`; safe in a signal handler."""
         self._closing.set()
+
+    def ask_to_reload(self) -> None:
+        """Has `wait` read the configuration again; safe in a signal handler."""
+        self._reload_asked.set()
+
+    def reload(self) -> None:
+        """Reads the configuration again and takes over what a running server can; a bad one changes nothing."""
+        if self._read_again is not None:
+            reload(self._read_again, self.live, self._threads.most_permits, self.metrics)
 
     def close(self) -> None:
         """Drains: NOT_SERVING, refuse new work, finish what was admitted, end."""
@@ -110,9 +131,9 @@ class TeacherApp:
         _log.info("draining: %d sessions, nothing new is begun", len(self.actor.sessions))
         self._health.set(serving=False)
         self.metrics.draining.set(1)
-        finished = self._scheduler.drain(self.config.drain_s)
+        finished = self._scheduler.drain(self.live.now.drain_s)
         if not finished:
-            _log.warning("the drain limit of %.0f s came before the last job was done", self.config.drain_s)
+            _log.warning("the drain limit of %.0f s came before the last job was done", self.live.now.drain_s)
         self._hand_off()
         self._server.stop(grace=1.0 if finished else 0.0).wait()
         self._scheduler.stop()
@@ -136,7 +157,7 @@ class TeacherApp:
 
     def _hand_off(self) -> None:
         """Leaves the students a moment to finish their step, export and leave; none, if nobody is there."""
-        limit = time.monotonic() + self.config.handoff_s
+        limit = time.monotonic() + self.live.now.handoff_s
         while len(self.actor.sessions) and time.monotonic() < limit:
             time.sleep(0.02)
 
@@ -155,7 +176,7 @@ class TeacherApp:
             interceptors=[CallInterceptor(self.metrics, self._threads, self._scheduler.refusal, self._authority)],
             options=server_options(self.config.message_bytes),
         )
-        add_service(server, self.actor, self.metrics, self.config, self._same_host, self._authority)
+        add_service(server, self.actor, self.metrics, self.live, self._same_host, self._authority)
         self._health.add_to(server)
         add_debugging(server, reflection=self.config.reflection, channelz=self.config.channelz)
         host = f"[{self.config.host}]" if ":" in self.config.host else self.config.host

@@ -15,8 +15,10 @@ from rich.console import Console
 from rich.table import Table
 from transformers.utils import logging as transformers_logging
 
+from command_config import as_json as config_as_json
+from command_config import as_table, setting
 from teacher_server.app import TeacherApp
-from teacher_server.config import load_config
+from teacher_server.config import effective_config
 from teacher_server.describing import ask_for_card
 from teacher_server.logs import start_log
 from teacher_server.security.command import tokens
@@ -37,6 +39,10 @@ ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML or TOML 
 Model = Annotated[
     str | None,
     typer.Option(help="Hugging Face model name, a packaged teacher's name, a model folder, or a run folder."),
+]
+
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", help="Any field, as permits=512; may be repeated; goes before other flags.")
 ]
 
 
@@ -87,16 +93,20 @@ def serve(
         bool | None, typer.Option("--trust-remote-code", help="Run Python code that the model brings.")
     ] = None,
     log_json: Annotated[bool | None, typer.Option("--log-json", help="The log as JSON, one object a line.")] = None,
+    settings: Settings = None,
 ) -> None:
-    """Serves a teacher until SIGTERM or Ctrl-C, which drain it; a second one ends it at once."""
+    """Serves a teacher until SIGTERM or Ctrl-C, which drain it; SIGHUP reads the configuration again."""
     flags = dict(locals())
     path = flags.pop("config")
-    found = load_config(path, flags)
-    start_log(found.log_json)
+    flags |= _given(flags.pop("settings"))
+    found = effective_config(path, os.environ, flags).config
+    start_log(found.log_json, found.log_level)
     transformers_logging.disable_progress_bar()
-    threads = found.threads or torch.get_num_threads()
+    counted = {"threads": found.threads or torch.get_num_threads()}
     torch.set_num_threads(1)  # this thread's own: the engine's is the only team of threads, see `side_threads`
-    _serve(TeacherApp(found.model_copy(update={"threads": threads})))
+    app = TeacherApp(found.model_copy(update=counted))
+    app.reloading(lambda: effective_config(path, os.environ, flags).config.model_copy(update=counted))
+    _serve(app)
 
 
 def _serve(server: TeacherApp) -> None:
@@ -106,6 +116,7 @@ def _serve(server: TeacherApp) -> None:
 
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
+    signal.signal(signal.SIGHUP, lambda *_: server.ask_to_reload())
     with server:
         # one line for whoever started this process: where it serves
         typer.echo(
@@ -159,17 +170,23 @@ def finetune(
 
 @app.command("check-config")
 def check_config(
-    config: Annotated[Path, typer.Argument(help="YAML or TOML file.")],
+    config: Annotated[
+        Path | None, typer.Argument(help="YAML or TOML file; none for environment and flags alone.")
+    ] = None,
     model: Model = None,
+    settings: Settings = None,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON, for programs.")] = False,
 ) -> None:
-    """Checks a configuration file and prints what it comes to."""
-    found = load_config(config, {"model": model})
-    table = Table(title=f"{config} is good")
-    table.add_column("field")
-    table.add_column("value")
-    for name, value in found.model_dump().items():
-        table.add_row(name, str(value))
-    Console().print(table)
+    """Checks a configuration and prints what it comes to, each value with who gave it; secrets are masked."""
+    found = effective_config(config, os.environ, {"model": model, **_given(settings)})
+    if as_json:
+        typer.echo(config_as_json(found))
+    else:
+        Console().print(as_table(found, f"{config or 'the configuration'} is good"))
+
+
+def _given(settings: list[str] | None) -> dict[str, Any]:
+    return dict(setting(each, "permits=512") for each in settings or ())
 
 
 @app.command()

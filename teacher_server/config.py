@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from command_config import Effective, Layers
 from teaching_protocol.errors import ConfigError
 
-__all__ = ["IdentityQuota", "Quota", "ServerConfig", "load_config"]
+__all__ = ["ENVIRONMENT", "IdentityQuota", "Quota", "ServerConfig", "effective_config", "load_config"]
+
+ENVIRONMENT = "TEACHER_SERVER_"
+"""What the names of variables that set fields begin with."""
 
 _MIB = 2**20
 
@@ -86,6 +88,9 @@ class ServerConfig(BaseModel):
     reflection: bool = Field(False, description="Serve gRPC reflection, which lists the RPCs.")
     channelz: bool = Field(False, description="Serve channelz, which lists connections; needs grpcio-channelz.")
     log_json: bool = Field(False, description="Write the log as one JSON object a line.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="The least that the server's log says; debug has a line for every call."
+    )
     metrics_host: str = Field("127.0.0.1", description="Address the metrics port binds.")
     metrics_port: int = Field(9464, ge=-1, le=65535, description="Prometheus port; 0 takes a free one, -1 opens none.")
 
@@ -145,29 +150,28 @@ class ServerConfig(BaseModel):
         return self
 
 
-def load_config(path: Path | None, overrides: Mapping[str, Any]) -> ServerConfig:
-    """Reads a YAML or TOML file and lays the flags that were given over it.
+def effective_config(
+    path: Path | None, environ: Mapping[str, str], overrides: Mapping[str, Any]
+) -> Effective[ServerConfig]:
+    """Lays a YAML or TOML file, the environment (`TEACHER_SERVER_FIELD`) and flags over the defaults, in this order.
+
+    Args:
+        path: the file; None is none.
+        environ: the environment.
+        overrides: values by field; None where a flag was not given.
 
     Raises:
-        ConfigError: a file that cannot be read, an unknown field, or a value out of range.
+        ConfigError: a file that cannot be read, an unknown field or variable, or a value out of range; says who gave it.
     """
-    values = _read(path) if path is not None else {}
-    values |= {name: value for name, value in overrides.items() if value is not None}
-    if "model" not in values:
-        raise ConfigError("no model was given; say --model NAME_OR_FOLDER or put 'model:' into the config file")
-    try:
-        return ServerConfig(**values)
-    except ValidationError as error:
-        faults = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']} (got {e['input']!r})" for e in error.errors())
-        raise ConfigError(f"configuration {path or 'from flags'}: {faults}") from error
+    layers = Layers().file(path).environment(ServerConfig, ENVIRONMENT, environ)
+    layers.dotted({name: value for name, value in overrides.items() if value is not None}, "flag")
+    if not layers.has("model"):
+        raise ConfigError(
+            f"no model was given; say --model NAME_OR_FOLDER, put 'model:' into the config file, or set {ENVIRONMENT}MODEL"
+        )
+    return layers.validate(ServerConfig)
 
 
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        text = path.read_text()
-        found = tomllib.loads(text) if path.suffix == ".toml" else yaml.safe_load(text)
-    except (OSError, tomllib.TOMLDecodeError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"config file {path} cannot be read: {error}") from error
-    if not isinstance(found, dict):
-        raise ConfigError(f"config file {path} holds {type(found).__name__}, expected a mapping of fields")
-    return found
+def load_config(path: Path | None, overrides: Mapping[str, Any]) -> ServerConfig:
+    """A file with overrides over it, whatever the environment says; errors as of `effective_config`."""
+    return effective_config(path, {}, overrides).config

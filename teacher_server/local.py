@@ -8,6 +8,7 @@ from typing import Any
 from teacher_server.actor import TeacherActor, build_card
 from teacher_server.config import ServerConfig
 from teacher_server.engine.engine import Engine
+from teacher_server.live import LiveSettings
 from teacher_server.loading import load_teacher
 from teacher_server.metrics import Metrics
 from teacher_server.scheduling.scheduler import InlineScheduler
@@ -27,7 +28,7 @@ def local_teacher(model: str | Path | FrozenTeacher, **settings: Any) -> Teacher
     config = ServerConfig(model=str(model) if teacher is None else teacher.name or "local", **settings)
     metrics = Metrics()
     engine = make_engine(config, metrics, teacher)
-    return TeacherActor(build_card(engine, config), engine, InlineScheduler(engine), config, metrics)
+    return TeacherActor(build_card(engine, config), engine, InlineScheduler(engine), LiveSettings(config), metrics)
 
 
 def make_engine(config: ServerConfig, metrics: Metrics, teacher: FrozenTeacher | None = None) -> Engine:

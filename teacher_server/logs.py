@@ -11,18 +11,26 @@ import sys
 from datetime import UTC, datetime
 from typing import Any
 
-__all__ = ["JsonLines", "TextLines", "facts_of", "start_log"]
+__all__ = ["JsonLines", "TextLines", "facts_of", "set_level", "start_log"]
 
 _FACTS = ("method", "identity", "student", "session", "call_id", "step")
 _CHARACTERS = 200  # of a fact that a client chose
 _SESSION_CHARACTERS = 8  # enough to follow one session, not enough to use it
 
 
-def start_log(as_json: bool) -> None:
-    """Sends the log to the standard error, one line a record."""
+def start_log(as_json: bool, level: str = "info") -> None:
+    """Sends the log to the standard error, one line a record, from a level on."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines() if as_json else TextLines())
-    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    logging.basicConfig(handlers=[handler])
+    set_level(level)
+
+
+def set_level(level: str) -> None:
+    """The least that is said from now on: debug, info, warning or error. Libraries say nothing below info."""
+    number = getattr(logging, level.upper())
+    logging.getLogger().setLevel(max(number, logging.INFO))
+    logging.getLogger(__package__).setLevel(number)
 
 
 def facts_of(method: str, request: Any, identity: str, student: str, step: int | None) -> dict[str, Any]:

@@ -25,6 +25,15 @@ class Metrics:
         self._students()
         self._memory()
         self.draining = self._gauge("teacher_draining", "1 while the server drains.")
+        self.config_reloads = self._counter(
+            "teacher_config_reloads", "Configurations read again, by result.", ["result"]
+        )
+        for result in ("ok", "failed"):
+            self.config_reloads.labels(result)
+        self.config_reloaded = self._gauge(
+            "teacher_config_last_reload_success_timestamp_seconds",
+            "When the configuration was last read without fault.",
+        )
         self.model = Info("teacher_model", "The model that is served.", registry=self.registry)
 
     def _calls(self) -> None:

@@ -12,8 +12,8 @@ from typing import Any
 import grpc
 
 from teacher_server.actor import TeacherActor
-from teacher_server.config import ServerConfig
 from teacher_server.faults import typed
+from teacher_server.live import LiveSettings
 from teacher_server.logs import facts_of
 from teacher_server.metrics import Metrics
 from teacher_server.same_host import SameHost
@@ -37,13 +37,13 @@ def add_service(
     server: grpc.Server,
     actor: TeacherActor,
     metrics: Metrics,
-    config: ServerConfig,
+    live: LiveSettings,
     same_host: SameHost,
     authority: Authority | None = None,
 ) -> None:
     """Registers the teacher's methods on a server; without an authority nobody is asked who they are."""
-    doors = _Doors(Door(config.session_permits), IdentityDoor(config.identity_quotas), metrics)
-    rooms = _Rooms(actor, metrics, config, same_host, authority or Authority(), doors)
+    doors = _Doors(Door(live), IdentityDoor(live), metrics)
+    rooms = _Rooms(actor, metrics, live, same_host, authority or Authority(), doors)
     handlers: dict[str, Any] = {
         method.name: grpc.unary_unary_rpc_method_handler(_behaviour(method, rooms)) for method in METHODS
     }
@@ -84,17 +84,17 @@ class _Rooms:
 
     actor: TeacherActor
     metrics: Metrics
-    config: ServerConfig
+    live: LiveSettings
     same_host: SameHost
     authority: Authority
     doors: _Doors
 
 
 def _behaviour(method: Method, rooms: _Rooms) -> Callable[[bytes, grpc.ServicerContext], bytes]:
-    metrics, limit_bytes = rooms.metrics, rooms.config.message_bytes
+    metrics, limit_bytes = rooms.metrics, rooms.live.now.message_bytes
     verb = _describe(rooms) if method.name == "Describe" else getattr(rooms.actor, method.verb)
     pack_seconds = metrics.pack_seconds.labels(method.name)
-    int8 = Int8Rules(rooms.config.int8_error, _int8_report(method.name, metrics))
+    int8 = Int8Rules(rooms.live.now.int8_error, _int8_report(method.name, metrics))
 
     def answer(data: bytes, context: grpc.ServicerContext) -> bytes:
         started = time.perf_counter()
@@ -171,7 +171,7 @@ def _received(
     named = next((value for key, value in context.invocation_metadata() if key == SHARED_KEY), None)
     if named is None:
         return None, data
-    place, limit_bytes = Place.parse(str(named)), rooms.config.message_bytes
+    place, limit_bytes = Place.parse(str(named)), rooms.live.now.message_bytes
     block = rooms.same_host.find(place, identity)
     if place.size_bytes > limit_bytes:
         raise MessageTooLarge(

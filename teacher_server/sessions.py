@@ -157,12 +157,12 @@ class Sessions:
     def __init__(
         self,
         lease_s: float,
-        limit: int,
+        limit: Callable[[], int],
         quota: Quota = lambda account, size_bytes, live, owner: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.lease_s = lease_s
-        self.limit = limit
+        self._limit = limit
         self._quota = quota
         self._clock = clock
         self._lock = threading.Lock()
@@ -281,8 +281,9 @@ class Sessions:
             return list(self._live.values())
 
     def _check_room(self, account: str, size_bytes: int, owner: str) -> None:
-        if len(self._live) >= self.limit:
-            raise Overloaded(f"{self.limit} sessions are open, which is the limit; try again later", self.lease_s)
+        limit = self._limit()
+        if len(self._live) >= limit:
+            raise Overloaded(f"{limit} sessions are open, which is the limit; try again later", self.lease_s)
         self._quota(account, size_bytes, self._live.values(), owner)
 
     def _holder(self, account: str, call_id: str) -> Session | None:

@@ -14,9 +14,10 @@ from student_client.compare.plan import TaskRuns, run_config, settings_of
 from student_client.compare.records import SELECTED, Planned, Record, read_record, record_of, write_plan
 from student_client.compare.suites import Suite
 from student_client.compare.teachers import Recipe, Servers, TeacherName, recipes, teacher_facts
-from student_client.compare.view import Running, View, last_step, time_left_s
+from student_client.compare.view import Running, View, time_left_s
 from student_client.compare.workers import Outcome, Workers
 from student_client.methods import named
+from student_client.standing import read_standing
 from teaching_protocol.errors import ConfigError, TeacherUnavailable, TeachingError
 
 __all__ = ["Runner", "known_runs", "plan_of"]
@@ -194,7 +195,7 @@ class Runner:
         if isinstance(job, Planned):
             steps = board.suite.tasks[board.task].settings.get("training.max_steps", 0)
             steps = 0 if job.stage == "select" else steps
-            return Running(_called(job), last_step(self.root / job.folder), steps)
+            return Running(_called(job), read_standing(self.root / job.folder).step, steps)
         return Running(f"{board.task}: scores {' '.join(job)}")
 
 

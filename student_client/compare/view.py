@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -17,7 +15,7 @@ from rich.text import Text
 
 from student_client.compare.records import Planned
 
-__all__ = ["Running", "View", "last_step", "time_left_s"]
+__all__ = ["Running", "View", "time_left_s"]
 
 _LINE_EVERY_S = 10.0
 
@@ -71,14 +69,6 @@ class View:
         table = Table.grid(padding=(0, 1))
         table.add_row(ProgressBar(self.total, done, width=24), Text(head))
         return table
-
-
-def last_step(folder: Path) -> int:
-    """The last step that a run has logged."""
-    try:
-        return int(json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])["step"])
-    except (OSError, ValueError, IndexError, KeyError):
-        return 0
 
 
 def time_left_s(

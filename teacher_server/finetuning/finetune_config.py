@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from command_config import setting
 from task_data.config import DataConfig
-from task_data.flags import setting
 from teaching_protocol.errors import ConfigError
 
 __all__ = ["FinetuneConfig", "load_finetune_config"]

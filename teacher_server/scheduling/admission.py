@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from teacher_server.config import ServerConfig
+from teacher_server.live import LiveSettings
 from teacher_server.scheduling.identities import Rates
 from teacher_server.scheduling.quotas import TokenBucket, identity_quota_of, quota_of
 from teaching_protocol.errors import Overloaded, QuotaExceeded
@@ -24,22 +24,22 @@ class Admission:
         held: permits that are taken.
     """
 
-    def __init__(self, config: ServerConfig) -> None:
+    def __init__(self, live: LiveSettings) -> None:
         self.held = 0
-        self._permits = config.permits
-        self._quotas = config.quotas
+        self._live = live
         self._lanes: Counter[str] = Counter()
         self._buckets: dict[str, TokenBucket] = {}
         self._rates = Rates(
-            lambda owner: identity_quota_of(owner, config.identity_quotas).tokens_per_s, "tokens a second"
+            lambda owner: identity_quota_of(owner, live.now.identity_quotas).tokens_per_s, "tokens a second"
         )
         self._job_s = 0.05
 
     def refusal(self) -> Overloaded | None:
         """Why anybody would be refused now, or None."""
-        if self.held < self._permits:
+        permits = self._live.now.permits
+        if self.held < permits:
             return None
-        return Overloaded(f"all {self._permits} permits are taken; try again later", self._delay_s(self.held))
+        return Overloaded(f"all {permits} permits are taken; try again later", self._delay_s(self.held))
 
     def enter(self, lane: str, student: str, tokens: float, now: float, owner: str = "") -> None:
         """Takes a permit for a job of a lane, of an owner's.
@@ -80,19 +80,19 @@ class Admission:
 
     def weight(self, student: str) -> float:
         """The student's share next to others."""
-        return quota_of(student, self._quotas).weight
+        return quota_of(student, self._live.now.quotas).weight
 
     def _share(self, lane: str) -> int:
         """Permits one lane may hold: an even part of them among those who hold any."""
         others = len(self._lanes) - (lane in self._lanes)
-        return max(1, self._permits // (others + 1))
+        return max(1, self._live.now.permits // (others + 1))
 
     def _pay(self, lane: str, student: str, tokens: float, now: float) -> None:
-        rate = quota_of(student, self._quotas).tokens_per_s
+        rate = quota_of(student, self._live.now.quotas).tokens_per_s
         if not rate:
             return
         bucket = self._buckets.setdefault(lane, TokenBucket(rate))
-        delay_s = bucket.take(tokens, now)
+        delay_s = bucket.take(tokens, now, rate)
         if delay_s:
             raise QuotaExceeded(f"this session may use {rate:g} tokens a second and has used them; ask later", delay_s)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 from collections import Counter
 
+from teacher_server.live import LiveSettings
 from teaching_protocol.errors import QuotaExceeded
 
 __all__ = ["Door"]
@@ -16,10 +17,10 @@ _RETRY_S = 0.1
 
 
 class Door:
-    """Open calls a session, `most` at once."""
+    """Open calls a session, `session_permits` at once."""
 
-    def __init__(self, most: int) -> None:
-        self._most = most
+    def __init__(self, live: LiveSettings) -> None:
+        self._live = live
         self._lock = threading.Lock()
         self._open: Counter[str] = Counter()
 
@@ -33,9 +34,10 @@ class Door:
             QuotaExceeded: the session has as many open as it may.
         """
         with self._lock:
-            if self._open[session_id] >= self._most:
+            most = self._live.now.session_permits
+            if self._open[session_id] >= most:
                 raise QuotaExceeded(
-                    f"this session has {self._most} calls open, which is the limit; read their replies, or try again later",
+                    f"this session has {most} calls open, which is the limit; read their replies, or try again later",
                     _RETRY_S,
                 )
             self._open[session_id] += 1

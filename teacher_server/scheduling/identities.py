@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import threading
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 
 from teacher_server.config import IdentityQuota
+from teacher_server.live import LiveSettings
 from teacher_server.scheduling.quotas import TokenBucket, identity_quota_of
 from teaching_protocol.errors import QuotaExceeded
 
@@ -46,7 +47,7 @@ class Rates:
         self._buckets.move_to_end(identity)
         if len(self._buckets) > _IDENTITIES:
             self._buckets.popitem(last=False)
-        delay_s = bucket.take(amount, now)
+        delay_s = bucket.take(amount, now, rate)
         if delay_s:
             raise QuotaExceeded(f"this identity may use {rate:g} {self._unit} and has used them; ask later", delay_s)
 
@@ -54,8 +55,8 @@ class Rates:
 class IdentityDoor:
     """Calls an identity has open, and how often it enrolls."""
 
-    def __init__(self, quotas: Collection[IdentityQuota]) -> None:
-        self._quotas = quotas
+    def __init__(self, live: LiveSettings) -> None:
+        self._live = live
         self._lock = threading.Lock()
         self._open: Counter[str] = Counter()
         self._enrolls = Rates(lambda identity: self._quota(identity).enrolls_per_minute / _MINUTE_S, "enrolls a second")
@@ -88,4 +89,4 @@ class IdentityDoor:
                 del self._open[identity]
 
     def _quota(self, identity: str) -> IdentityQuota:
-        return identity_quota_of(identity, self._quotas)
+        return identity_quota_of(identity, self._live.now.identity_quotas)

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from teacher_server.config import ServerConfig
 from teacher_server.jobs import Batch, Job
+from teacher_server.live import LiveSettings
 from teacher_server.metrics import Metrics
 from teacher_server.scheduling.admission import Admission
 from teacher_server.scheduling.fairness import Counters, cost
@@ -34,15 +34,14 @@ class Choice:
 class Order:
     """Chooses batches. `admission` says each student's weight."""
 
-    def __init__(self, config: ServerConfig, metrics: Metrics, admission: Admission) -> None:
-        self._config = config
+    def __init__(self, live: LiveSettings, metrics: Metrics, admission: Admission) -> None:
+        self._live = live
         self._metrics = metrics
         self._admission = admission
-        self._patience = Patience(config.linger_s if config.linger else 0.0, config.linger_share)
-        self._counters = Counters(config.batch_tokens / 2)
+        self._counters = Counters(live.now.batch_tokens / 2)
         self._rhythm = Rhythm()
         self._pace = Pace()
-        self._quarantine = Quarantine(config, metrics)
+        self._quarantine = Quarantine(live, metrics)
         self._number = 0
 
     def check(self, job: Job, now: float) -> None:
@@ -64,7 +63,8 @@ class Order:
         """The next batch of the lanes' first jobs, and how long to hold it back."""
         turns = [Turn(job, self._counters.of(job.lane), self._is_alone(job)) for job in heads]
         kind = kind_of(min(turns, key=lambda turn: turn.counter).job) or ""
-        rules = Rules(self._config.batch_tokens, self._pace.free_tokens(kind), not self._config.deterministic)
+        config = self._live.now
+        rules = Rules(config.batch_tokens, self._pace.free_tokens(kind), not config.deterministic)
         batch = next_batch(turns, rules)
         if kind_of(batch.jobs[0]) is None:
             return Choice(batch, 0.0, 1)
@@ -104,7 +104,8 @@ class Order:
         return job.session is not None and self._quarantine.is_alone(job.session.account)
 
     def _hold_s(self, batch: Batch, expected: Sequence[Expected], rules: Rules, waited_s: float) -> float:
-        if not self._patience.limit_s or not expected:
+        config = self._live.now
+        if not config.linger or not config.linger_s or not expected:
             return 0.0
         first = batch.jobs[0]
         batches = {number for job in batch.jobs if (number := self._rhythm.batch_of(job.lane))}
@@ -113,4 +114,4 @@ class Order:
         in_turn = [each for each in expected if self._counters.of(each.lane) + each.tokens <= standing]
         kind = kind_of(first) or ""
         outlook = Outlook(self._pace.seconds(kind, area(batch.jobs)), self._pace.start_s(kind), waited_s)
-        return linger_s(joining, in_turn, outlook, self._patience)
+        return linger_s(joining, in_turn, outlook, Patience(config.linger_s, config.linger_share))

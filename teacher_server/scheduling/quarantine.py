@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from dataclasses import dataclass
 
-from teacher_server.config import ServerConfig
+from teacher_server.live import LiveSettings
 from teacher_server.metrics import Metrics
 from teaching_protocol.errors import InternalError, InvalidTensor, NonFiniteError, Quarantined
 
@@ -32,8 +32,8 @@ class _Record:
 class Quarantine:
     """Strikes by student name, newest 4096 names; its caller holds the lock."""
 
-    def __init__(self, config: ServerConfig, metrics: Metrics) -> None:
-        self._config = config
+    def __init__(self, live: LiveSettings, metrics: Metrics) -> None:
+        self._live = live
         self._metrics = metrics
         self._records: OrderedDict[str, _Record] = OrderedDict()
         for kind in ("alone", "refused"):
@@ -52,7 +52,7 @@ class Quarantine:
     def is_alone(self, student: str) -> bool:
         """Whether the student's jobs share no batch for now."""
         record = self._records.get(student)
-        return record is not None and record.strikes >= self._config.alone_strikes
+        return record is not None and record.strikes >= self._live.now.alone_strikes
 
     def check(self, student: str, now: float) -> None:
         """Refuses a student that is out.
@@ -78,10 +78,10 @@ class Quarantine:
         record.strikes += 1
         record.reason = f"{type(error).__name__}: {error}"
         self._metrics.strikes.inc()
-        if record.strikes >= self._config.refused_strikes:
-            record.until = now + min(_LONGEST_S, self._config.refused_s * 2**record.times)
+        if record.strikes >= self._live.now.refused_strikes:
+            record.until = now + min(_LONGEST_S, self._live.now.refused_s * 2**record.times)
             record.times = min(record.times + 1, 16)
-            record.strikes = float(self._config.alone_strikes)  # on probation when it is back
+            record.strikes = float(self._live.now.alone_strikes)  # on probation when it is back
             self._metrics.quarantines.labels("refused").inc()
         elif not was_alone and self.is_alone(student):
             self._metrics.quarantines.labels("alone").inc()

@@ -6,7 +6,8 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from teacher_server.config import IdentityQuota, Quota, ServerConfig
+from teacher_server.config import IdentityQuota, Quota
+from teacher_server.live import LiveSettings
 from teacher_server.sessions import Session
 from teaching_protocol.errors import InvalidSetting, QuotaExceeded
 from teaching_protocol.verbs import OptimizerSettings
@@ -44,8 +45,9 @@ class TokenBucket:
     level: float = 0.0
     filled: float = float("-inf")
 
-    def take(self, tokens: float, now: float) -> float:
-        """Takes tokens and gives 0; in debt it takes none and gives the seconds until it is paid."""
+    def take(self, tokens: float, now: float, rate: float | None = None) -> float:
+        """Takes tokens and gives 0; in debt it takes none and gives the seconds until it is paid. `rate` holds from now on."""
+        self.rate = self.rate if rate is None else rate
         burst = self.rate * _BURST_S
         self.level = min(burst, self.level + self.rate * (now - self.filled))
         self.filled = now
@@ -58,11 +60,8 @@ class TokenBucket:
 class SessionQuotas:
     """How many sessions, and how many bytes of state, students may have together."""
 
-    def __init__(self, config: ServerConfig) -> None:
-        self._quotas = config.quotas
-        self._identity_quotas = config.identity_quotas
-        self._state_bytes = config.state_bytes
-        self._lease_s = config.lease_s
+    def __init__(self, live: LiveSettings) -> None:
+        self._live = live
 
     def check(self, student: str, size_bytes: int, live: Collection[Session], owner: str = "") -> None:
         """Refuses a session that is one too many.
@@ -71,24 +70,25 @@ class SessionQuotas:
             InvalidSetting: its state could never fit.
             QuotaExceeded: it would fit if others of this student's quota, or of the server, had left.
         """
-        quota = quota_of(student, self._quotas)
-        fellows = [session for session in live if quota_of(session.account, self._quotas) is quota]
+        quotas = self._live.now.quotas
+        quota = quota_of(student, quotas)
+        fellows = [session for session in live if quota_of(session.account, quotas) is quota]
         if quota.sessions and len(fellows) >= quota.sessions:
             raise QuotaExceeded(
                 f"students {quota.students!r} have {len(fellows)} sessions, the quota is {quota.sessions}; "
                 "leave one, or try again later",
-                self._lease_s,
+                self._live.now.lease_s,
             )
         self._check_bytes(f"students {quota.students!r}", size_bytes, fellows, quota.state_bytes)
         self._check_owner(owner, size_bytes, [session for session in live if session.owner == owner])
-        self._check_bytes("all students", size_bytes, live, self._state_bytes)
+        self._check_bytes("all students", size_bytes, live, self._live.now.state_bytes)
 
     def _check_owner(self, owner: str, size_bytes: int, own: Collection[Session]) -> None:
-        quota = identity_quota_of(owner, self._identity_quotas)
+        quota = identity_quota_of(owner, self._live.now.identity_quotas)
         if quota.sessions and len(own) >= quota.sessions:
             raise QuotaExceeded(
                 f"this identity has {len(own)} sessions, its quota is {quota.sessions}; leave one, or try again later",
-                self._lease_s,
+                self._live.now.lease_s,
             )
         self._check_bytes("the sessions of this identity", size_bytes, own, quota.state_bytes)
 
@@ -105,5 +105,5 @@ class SessionQuotas:
             raise QuotaExceeded(
                 f"{who} hold {held:,} bytes of codecs and optimizers and may have {limit:,}, {size_bytes:,} more were "
                 "asked for; try again later, or ask for a smaller codec",
-                self._lease_s,
+                self._live.now.lease_s,
             )

@@ -18,10 +18,10 @@ from typing import Any, Protocol
 
 import torch
 
-from teacher_server.config import ServerConfig
 from teacher_server.engine.engine import Engine
 from teacher_server.faults import typed
 from teacher_server.jobs import Batch, Job
+from teacher_server.live import LiveSettings
 from teacher_server.metrics import Metrics
 from teacher_server.scheduling.admission import Admission
 from teacher_server.scheduling.lanes import Lanes
@@ -80,15 +80,15 @@ class InlineScheduler:
 class ThreadScheduler:
     """The engine's two threads, fed from bounded lanes."""
 
-    def __init__(self, engine: Engine, config: ServerConfig, metrics: Metrics) -> None:
+    def __init__(self, engine: Engine, live: LiveSettings, metrics: Metrics) -> None:
         self._engine = engine
-        self._threads = config.threads or torch.get_num_threads()
+        self._threads = live.now.threads or torch.get_num_threads()
         self._metrics = metrics
         lock = threading.RLock()
         self._changed, self._short_changed = threading.Condition(lock), threading.Condition(lock)
         self._lanes = Lanes()
-        self._admission = Admission(config)
-        self._order = Order(config, metrics, self._admission)
+        self._admission = Admission(live)
+        self._order = Order(live, metrics, self._admission)
         self._under_way: Counter[str] = Counter()
         self._since: float | None = None
         self._draining = self._stopped = False

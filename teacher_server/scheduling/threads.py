@@ -15,6 +15,7 @@ __all__ = ["CONTROL", "CallThreads", "on"]
 
 CONTROL = ("Describe", "Renew", "Leave")
 _SPARE, _CONTROL, _REFUSALS, _NEWCOMERS = 512, 8, 2, 4
+_MORE = 256  # permits that a running server may add: half of what is spare
 
 
 class CallThreads:
@@ -26,6 +27,7 @@ class CallThreads:
     """
 
     def __init__(self, permits: int) -> None:
+        self.most_permits = permits + _MORE
         self.work = side_threads(permits + _SPARE, "call")
         self.control = side_threads(_CONTROL, "control")
         self.newcomers = side_threads(_NEWCOMERS, "newcomer")

@@ -10,6 +10,7 @@ from typing import Any
 from teacher_server.actor import TeacherActor, build_card
 from teacher_server.config import ServerConfig
 from teacher_server.jobs import Batch, Job
+from teacher_server.live import LiveSettings
 from teacher_server.local import make_engine
 from teacher_server.metrics import Metrics
 from teacher_server.scheduling.rhythm import kind_of
@@ -36,7 +37,7 @@ class Desk:
 
     def __init__(self, bert: FrozenTeacher, permits: int = 8, busy_s: float = 0.0, **settings: Any) -> None:
         config = ServerConfig(model="tiny", permits=permits, **settings)
-        self.metrics = Metrics()
+        self.live, self.metrics = LiveSettings(config), Metrics()
         self.runs = 0
         self.door = threading.Event()
         self.door.set()
@@ -45,8 +46,8 @@ class Desk:
         engine = make_engine(config, self.metrics, bert)
         self._engine_run = engine.run
         engine.run = self._run  # type: ignore[method-assign]
-        self.scheduler = BucketedScheduler(engine, config, self.metrics)
-        self.actor = TeacherActor(build_card(engine, config), engine, self.scheduler, config, self.metrics)
+        self.scheduler = BucketedScheduler(engine, self.live, self.metrics)
+        self.actor = TeacherActor(build_card(engine, config), engine, self.scheduler, self.live, self.metrics)
         self._hook = bert.family.blocks[-1].register_forward_pre_hook(self._enter)
         self.scheduler.start()
 

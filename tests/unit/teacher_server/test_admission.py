@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from teacher_server.config import ServerConfig
+from teacher_server.live import LiveSettings
 from teacher_server.scheduling.admission import Admission
 from teacher_server.scheduling.door import Door
 from teacher_server.scheduling.quotas import SessionQuotas, TokenBucket, quota_of, state_bytes
@@ -15,8 +16,8 @@ from teaching_protocol.verbs import OptimizerSettings
 from tests.unit.teacher_server.test_sessions import session
 
 
-def config(**facts: Any) -> ServerConfig:
-    return ServerConfig(model="tiny", **facts)
+def config(**facts: Any) -> LiveSettings:
+    return LiveSettings(ServerConfig(model="tiny", **facts))
 
 
 def test_permits_in_all() -> None:
@@ -92,7 +93,7 @@ def test_a_bucket_keeps_its_rate_and_says_when_to_come_back(calls: list[tuple[fl
 
 
 def test_the_first_pattern_that_fits_holds() -> None:
-    quotas = config(quotas=[{"students": "a-1", "weight": 3}, {"students": "a-*", "weight": 2}]).quotas
+    quotas = config(quotas=[{"students": "a-1", "weight": 3}, {"students": "a-*", "weight": 2}]).now.quotas
     assert [quota_of(name, quotas).weight for name in ("a-1", "a-2", "b")] == [3.0, 2.0, 1.0]
     admission = Admission(config(quotas=quotas))
     assert admission.weight("a-2") == 2.0
@@ -123,7 +124,7 @@ def test_sessions_and_bytes_of_a_quota() -> None:
 
 
 def test_open_calls_of_a_session() -> None:
-    door = Door(2)
+    door = Door(config(session_permits=2))
     door.enter("a")
     door.enter("a")
     door.enter("b")

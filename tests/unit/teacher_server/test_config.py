@@ -31,15 +31,23 @@ def test_flags_go_before_the_file(tmp_path: Path, name: str, text: str) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "sentence"),
     [
-        ("a.yaml", "model: m\nprot: 5", r"prot: Extra inputs are not permitted \(got 5\)"),
-        ("a.yaml", "model: m\nport: 70000", "port: .*less than or equal to 65535"),
+        (
+            "a.yaml",
+            "model: m\nprot: 5",
+            r"prot: received 5, expected no field of this name; the nearest is port \(from the file .*a\.yaml\)",
+        ),
+        (
+            "a.yaml",
+            "model: m\nport: 70000",
+            r"port: received 70000, expected: .*less than or equal to 65535 \(from the file",
+        ),
         ("a.yaml", "model: m\npermits: 0", "permits: "),
         ("a.yaml", "model: m\ndtype: int8", "dtype: .*'float32', 'bfloat16' or 'float16'"),
         ("a.yaml", "port: 5", "no model was given; say --model"),
         ("a.yaml", "model: [", "cannot be read"),
         ("a.toml", "model =", "cannot be read"),
-        ("a.yaml", "- model", "holds list, expected a mapping"),
-        ("a.yaml", "", "holds NoneType, expected a mapping"),
+        ("a.yaml", "- model", "received list, expected a mapping"),
+        ("a.yaml", "", "no model was given"),
         ("a.yaml", b"\xff\xfe\x00", "cannot be read"),
     ],
 )

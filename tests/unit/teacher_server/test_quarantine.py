@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from teacher_server.config import ServerConfig
+from teacher_server.live import LiveSettings
 from teacher_server.metrics import Metrics
 from teacher_server.scheduling.quarantine import Quarantine
 from teaching_protocol.errors import InvalidTensor, NonFiniteError, Quarantined, UnknownCall
@@ -15,7 +16,7 @@ BAD = NonFiniteError("the gradients came out as NaN")
 def quarantine(**facts: Any) -> tuple[Quarantine, Metrics]:
     metrics = Metrics()
     settings = {"alone_strikes": 3, "refused_strikes": 5, "refused_s": 10.0} | facts
-    return Quarantine(ServerConfig(model="tiny", **settings), metrics), metrics
+    return Quarantine(LiveSettings(ServerConfig(model="tiny", **settings)), metrics), metrics
 
 
 def strike(found: Quarantine, times: int, now: float = 0.0) -> None:

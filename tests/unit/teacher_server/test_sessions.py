@@ -28,7 +28,7 @@ def session(student: str = "ann", name: str = "") -> Session:
 
 def table(limit: int = 10) -> tuple[Sessions, Clock]:
     clock = Clock()
-    return Sessions(60.0, limit, clock=clock), clock
+    return Sessions(60.0, lambda: limit, clock=clock), clock
 
 
 def test_ids_are_long_and_differ() -> None:

@@ -16,6 +16,7 @@ import pytest
 
 from teacher_server.config import ServerConfig
 from teacher_server.jobs import Batch, Job
+from teacher_server.live import LiveSettings
 from teacher_server.metrics import Metrics
 from teacher_server.scheduling.admission import Admission
 from teacher_server.scheduling.lanes import Lanes
@@ -50,7 +51,8 @@ class Simulation:
 
     def __post_init__(self) -> None:
         config = ServerConfig(model="tiny", **self.settings)
-        self.order = Order(config, Metrics(), Admission(config))
+        live = LiveSettings(config)
+        self.order = Order(live, Metrics(), Admission(live))
         self.now, self.since, self.running = 0.0, None, False
         self.lanes, self.under_way = Lanes(), dict[str, int]()
         self.batches: list[Batch] = []

@@ -1,13 +1,12 @@
 from __future__ import annotations
 
 import io
-from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from student_client.compare.records import Planned
-from student_client.compare.view import Running, View, last_step, time_left_s
+from student_client.compare.view import Running, View, time_left_s
 
 
 def run(task: str, variant: str, seed: int) -> Planned:
@@ -28,14 +27,6 @@ def test_workers_share_it_and_what_is_spent_counts() -> None:
     assert time_left_s(missing, seconds, 12.0, 2) == 14.0
     assert time_left_s(missing, seconds, 99.0, 2) == 0.0
     assert time_left_s(missing, {}, 0.0, 2) is None
-
-
-def test_the_last_step_is_that_of_the_log(tmp_path: Path) -> None:
-    assert last_step(tmp_path) == 0
-    (tmp_path / "metrics.jsonl").write_text('{"step": 4}\n{"step": 8}\n')
-    assert last_step(tmp_path) == 8
-    (tmp_path / "metrics.jsonl").write_text('{"step": 4}\n{"ste')
-    assert last_step(tmp_path) == 0
 
 
 def test_without_a_terminal_it_says_a_line_now_and_then() -> None:

@@ -1,0 +1,22 @@
+"""The configuration of a command in layers: defaults, a file, the environment, flags; knows neither command."""
+
+from __future__ import annotations
+
+from command_config.environment import environment_name, from_environment
+from command_config.fields import fields_of
+from command_config.files import read_mapping
+from command_config.layers import Effective, Layers, setting
+from command_config.showing import as_json, as_table, field_rows
+
+__all__ = [
+    "Effective",
+    "Layers",
+    "as_json",
+    "as_table",
+    "environment_name",
+    "field_rows",
+    "fields_of",
+    "from_environment",
+    "read_mapping",
+    "setting",
+]
