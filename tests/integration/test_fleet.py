@@ -21,7 +21,11 @@ import yaml
 
 from student_client.checkpoints import checkpoint_folders
 from student_client.cli import main
+from student_client.fleet.plan import plan
+from student_client.fleet.restarts import Restarts
 from student_client.fleet.seats import seats
+from student_client.fleet.settings import FleetConfig
+from student_client.fleet.supervisor import Supervisor
 from student_client.runs import train
 from tests.integration.gate import poll
 from tests.integration.processes import ROOT, Address, ServerProcess
@@ -284,3 +288,38 @@ def test_a_dry_run_starts_nothing(
     assert "begins" in out
     assert "received -1" in re.sub(r"\s*│\s*", " ", out).replace("\n", "")
     assert not (tmp_path / "fleet").exists()
+
+
+def test_a_second_signal_kills_who_does_not_end(tmp_path: Path, teacher: Address) -> None:
+    """The student is stopped by the system, so that it cannot listen; before it could, it waited for its seat."""
+    fleet = FleetConfig.model_validate(
+        {
+            "name": "stuck",
+            "output": tmp_path / "fleet",
+            "common": common(tmp_path, teacher) | {"method": {"names": ["task_only"]}},
+            "grid": {"seeds": [0, 1]},
+        }
+    )
+    said: list[str] = []
+    supervisor = Supervisor(
+        plan(fleet, {}), seats({min(os.sched_getaffinity(0))}, 1), Restarts(0, 1.0, 1.0), grace_s=600.0, say=said.append
+    )
+    thread = threading.Thread(target=supervisor.run)
+    thread.start()
+    try:
+        stuck, waits = supervisor.records
+        poll((tmp_path / "fleet" / "seed0" / "metrics.jsonl").exists, "it trains", LIMIT_S)
+        assert stuck.pid is not None
+        os.kill(stuck.pid, signal.SIGSTOP)
+        supervisor.ask_to_end(signal.SIGTERM)
+        poll(lambda: waits.state == "interrupted", "the one that waited is let go")
+        assert stuck.state == "running"
+        supervisor.ask_to_end(signal.SIGTERM)
+        thread.join(20)
+        assert not thread.is_alive()
+        assert (stuck.state, stuck.pid) == ("interrupted", None)
+        assert len(said) == 1
+    finally:
+        supervisor.ask_to_end(signal.SIGTERM)
+        supervisor.ask_to_end(signal.SIGTERM)
+        thread.join(20)
