@@ -76,10 +76,8 @@ class Engine:
         self._metrics.batch_rows.observe(batch.rows)
         self._metrics.batch_tokens.observe(batch.tokens)
         started = time.perf_counter()
-        with (
-            _at_work(batch),
-            torch.autocast(self.teacher.device.type, enabled=False),
-        ):  # whatever a caller here trains in
+        # whatever a caller in this process trains in
+        with _at_work(batch), torch.autocast(self.teacher.device.type, enabled=False):
             outcomes = self._outcomes(batch.jobs)
         outcomes = {job: self._homeward(outcome) for job, outcome in outcomes.items()}
         self._share_out(time.perf_counter() - started, batch)
