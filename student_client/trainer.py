@@ -172,9 +172,8 @@ class Trainer:
         except OSError as error:
             raise ConfigError(f"output: received {output}, expected a folder to write to ({error})") from error
         if training.tensorboard:
-            fresh = {
-                "purge_step": self.position.step + 1
-            }  # what a process before this one wrote behind its last checkpoint
+            # lets go of what a process before this one wrote behind its last checkpoint
+            fresh = {"purge_step": self.position.step + 1}
             self.accelerator.init_trackers("tensorboard", init_kwargs={"tensorboard": fresh})
         if self.position.step == 0:
             torch.manual_seed(training.seed)

@@ -48,12 +48,13 @@ class Watched(Generic[T]):
             stamps = self._look()  # before the files are read: what is written meanwhile counts as another change
             if stamps == self._stamps:
                 return False
-            self._stamps = stamps
             try:
                 self.content = self._read()
             except ConfigError as error:
                 _log.error("%s changed and cannot be used; what was there before holds on: %s", self._what, error)
                 return False
+            finally:
+                self._stamps = stamps  # not before: who asks meanwhile waits for the new content
         _log.info("%s changed, and is used from now on", self._what)
         return True
 

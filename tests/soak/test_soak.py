@@ -120,7 +120,7 @@ def test_sessions_that_come_and_go(model_folder: Callable[[str], Path], cycles: 
 
 
 @pytest.mark.parametrize(("first", "more"), [(60, 100), pytest.param(4200, 400, marks=pytest.mark.soak)])
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_a_session_leaves_no_object_behind(
     bert: FrozenTeacher, monkeypatch: pytest.MonkeyPatch, first: int, more: int
 ) -> None:
