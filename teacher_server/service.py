@@ -7,6 +7,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import grpc
@@ -21,6 +22,7 @@ from teacher_server.scheduling.door import Door
 from teacher_server.scheduling.identities import IdentityDoor
 from teacher_server.scheduling.threads import CONTROL
 from teacher_server.security.authority import Authority
+from teacher_server.sessions import Session
 from teaching_protocol import verbs
 from teaching_protocol.errors import CallCancelled, MessageTooLarge
 from teaching_protocol.int8 import Int8Rules
@@ -102,14 +104,20 @@ def _behaviour(method: Method, rooms: _Rooms) -> Callable[[bytes, grpc.ServicerC
         block, received = _received(data, context, rooms, identity)
         metrics.bytes.labels("received").inc(len(received))
         request: Any = read(method.request, received)
-        if method.name not in CONTROL:
-            rooms.doors.open(method.name, request, context, identity)
-        unpacked = time.perf_counter()
-        reply = _told(method.name, verb, request, _call(context, identity), rooms.actor)
+        session = _session_of(request, identity, rooms.actor)
+        with session.usage.call(len(received)) if session is not None else nullcontext():
+            if method.name not in CONTROL:
+                rooms.doors.open(method.name, request, context, identity)
+            unpacked = time.perf_counter()
+            reply = _told(method.name, verb, request, _call(context, identity), rooms.actor)
         answered = time.perf_counter()
         packed = pieces(reply, getattr(request, "compression", None), limit_bytes, int8)
         size_bytes = sum(map(len, packed))
         metrics.bytes.labels("sent").inc(size_bytes)
+        if session is not None:
+            session.usage.moved(0, size_bytes)
+        elif (opened := _session_of(reply, identity, rooms.actor)) is not None:  # by this Enroll
+            opened.usage.moved(len(received), size_bytes)
         if block is not None:
             metrics.shared_bytes.labels("received").inc(len(received))
             if SHARED_MIN_BYTES <= size_bytes <= block.size_bytes:
@@ -131,6 +139,13 @@ def _describe(rooms: _Rooms) -> Callable[[verbs.DescribeRequest, Call], verbs.De
         return dataclasses.replace(card, same_host=rooms.same_host.ticket(call.identity))
 
     return describe
+
+
+def _session_of(message: Any, identity: str, actor: TeacherActor) -> Session | None:
+    """The live session that a request or reply names, if it is this caller's own."""
+    ref = getattr(message, "session", None)
+    session = actor.sessions.peek(ref.session_id) if ref is not None else None
+    return session if session is not None and session.owner == identity else None
 
 
 def _told(method: str, verb: Callable[[Any, Call], Any], request: Any, call: Call, actor: TeacherActor) -> Any:

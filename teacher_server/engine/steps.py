@@ -67,6 +67,7 @@ class Steps:
 
     def _done(self, session: Session, request: StepRequest, norm: float) -> StepReply:
         session.step += 1
+        session.usage.stepped()
         session.gathered = []
         forget_calls(session, self._graphs)
         self._metrics.session_steps.inc()
