@@ -95,7 +95,7 @@ class _Rooms:
 def _behaviour(method: Method, rooms: _Rooms) -> Callable[[bytes, grpc.ServicerContext], bytes]:
     metrics, limit_bytes = rooms.metrics, rooms.config.message_bytes
     verb = _describe(rooms) if method.name == "Describe" else getattr(rooms.actor, method.verb)
-    pack_seconds = metrics.pack_seconds.labels(method.name)
+    pack_seconds, call_seconds = (each.labels(method.name) for each in (metrics.pack_seconds, metrics.call_seconds))
     int8 = Int8Rules(rooms.config.int8_error, _int8_report(method.name, metrics))
 
     def answer(data: bytes, context: grpc.ServicerContext) -> bytes:
@@ -125,7 +125,9 @@ def _behaviour(method: Method, rooms: _Rooms) -> Callable[[bytes, grpc.ServicerC
                 metrics.shared_bytes.labels("sent").inc(size_bytes)
                 packed = []
         joined = b"".join(packed)
-        pack_seconds.observe(unpacked - started + time.perf_counter() - answered)
+        ended = time.perf_counter()
+        pack_seconds.observe(unpacked - started + ended - answered)
+        call_seconds.observe(ended - started)
         return joined
 
     return answer
