@@ -29,6 +29,7 @@ from teacher_server.service import add_service
 from teacher_server.split import FrozenTeacher
 from teaching_protocol.channel import server_options
 from teaching_protocol.errors import ConfigError, InvalidSetting, PortInUse, TeachingError
+from teaching_protocol.tracing import start_tracing
 
 __all__ = ["TeacherApp"]
 
@@ -59,6 +60,7 @@ class TeacherApp:
         """
         check_bind(self.config)
         self._credentials = server_credentials(self.config)
+        self._tracing = start_tracing("teacher-server", self.config.tracing)
         self._authority = Authority(self.config.tokens, self.config.client_ca is not None)
         if self.config.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what CUDA's products need to be so
@@ -123,6 +125,7 @@ class TeacherApp:
         self._same_host.close()
         self._stop_metrics()
         self._reaper.join()
+        self._tracing.close()
         _log.info("ended")
 
     def _trust(self) -> str:
@@ -155,7 +158,7 @@ class TeacherApp:
             interceptors=[CallInterceptor(self.metrics, self._threads, self._scheduler.refusal, self._authority)],
             options=server_options(self.config.message_bytes),
         )
-        add_service(server, self.actor, self.metrics, self.config, self._same_host, self._authority)
+        add_service(server, self.actor, self.metrics, self.config, self._same_host, self._authority, self._tracing)
         self._health.add_to(server)
         add_debugging(server, reflection=self.config.reflection, channelz=self.config.channelz)
         host = f"[{self.config.host}]" if ":" in self.config.host else self.config.host

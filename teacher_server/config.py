@@ -88,6 +88,9 @@ class ServerConfig(BaseModel):
     metrics_students: int = Field(
         100, ge=0, description="Students with metrics of their own; the others count together as `other`. 0: all do."
     )
+    tracing: str = Field(
+        "", description="OTLP endpoint for spans, http://host:4317; empty takes OTEL_EXPORTER_OTLP_ENDPOINT, or none."
+    )
 
     permits: int = Field(256, ge=1, description="Calls that may wait or run at once; one more is refused.")
     max_sessions: int = Field(512, ge=1, description="Sessions that may live at once.")
