@@ -7,6 +7,7 @@ from functools import partial
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector
 
 from teacher_server.student_metrics import StudentTable
+from teaching_protocol.errors import ERRORS
 
 __all__ = ["Metrics"]
 
@@ -40,6 +41,19 @@ class Metrics:
         self.serving = self._gauge("teacher_serving", "1 while health says SERVING.")
         self.draining = self._gauge("teacher_draining", "1 while the server drains.")
         self.model = Info("teacher_model", "The model that is served.", registry=self.registry)
+
+        self._known_labels()
+
+    def _known_labels(self) -> None:
+        """Series that begin at 0 and not when something first happens: else nobody would see that first time as a rise."""
+        for reason in (*ERRORS, "cancelled", "expired"):
+            self.rejected.labels(reason)
+        for cause in ("leave", "lease", "revoked", "shutdown"):
+            self.session_ends.labels(cause)
+        for kind in ("alone", "refused"):
+            self.quarantines.labels(kind)
+        for method in ("Forward", "Backward", "Step"):
+            self.non_finite.labels(method)
 
     def _calls(self) -> None:
         seconds = partial(self._histogram, buckets=_SECONDS, labels=["method"])
