@@ -48,7 +48,7 @@ class School:
 
     def _enter(self, *_: Any) -> None:
         time.sleep(self.slow_s)
-        assert self.door.wait(60)
+        assert self.door.wait(280)
         if self.broken:
             raise RuntimeError("a bug")
 

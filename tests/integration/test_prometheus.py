@@ -61,6 +61,7 @@ def town(model_folder: Callable[[str], Path], tmp_path_factory: pytest.TempPathF
         causes = {"StudentWaitsForTeacher": slow[1], "StudentMakesNoProgress": slow[1], "TeacherStuck": slow[2]}
         causes |= _stays_in_between(stack, prometheus)
         causes |= _crowded(stack, prometheus)
+        causes |= _unfair(stack, prometheus)
         causes |= _broken(stack, prometheus)
         causes |= _small(stack, prometheus)
         causes |= _told(stack, prometheus)
@@ -74,7 +75,7 @@ def _slow(stack: ExitStack, prometheus: Prometheus, folder: Path) -> tuple[Schoo
     school = School()
     stack.enter_context(school.app)
     stack.callback(school.door.set)
-    school.slow_s = 0.15
+    school.slow_s = 0.4
     student = stack.enter_context(student_process(folder, school.address))
     return school, prometheus.add("student", student), prometheus.add("teacher", school.app.metrics_port)
 
@@ -100,24 +101,40 @@ def _stays_in_between(stack: ExitStack, prometheus: Prometheus) -> dict[str, str
 
 
 def _crowded(stack: ExitStack, prometheus: Prometheus) -> dict[str, str]:
-    """Two permits, two calls of a student of great weight at any time, and one of hardly any."""
-    quotas = [{"students": "great", "weight": 1000.0}, {"students": "*", "weight": 0.001}]
-    school = School(permits=2, quotas=quotas, linger=False, call_limit_s=30.0)
+    """Two permits for three callers, one after the other."""
+    school = School(permits=2)
     stack.enter_context(school.app)
     school.slow_s = 0.15
-    for name, tokens in (("small", 20), ("great", 3)):  # of other lengths, so that they share no batch
-        student = Caller(school.address, name)
+    for name in ("ann", "bob", "eve"):
+        _calls(stack, school, name, 3)
+    return dict.fromkeys(("TeacherOverloaded", "TeacherQueueSlow"), prometheus.add("teacher", school.app.metrics_port))
+
+
+def _unfair(stack: ExitStack, prometheus: Prometheus) -> dict[str, str]:
+    """A student of great weight that always has a call waiting, and one of hardly any."""
+    quotas = [{"students": "great", "weight": 1000.0}, {"students": "*", "weight": 0.001}]
+    school = School(quotas=quotas, linger=False)
+    stack.enter_context(school.app)
+    school.slow_s = 0.05
+    _calls(stack, school, "small", 20)  # of another length: they share no batch
+    for _ in range(3):
+        _calls(stack, school, "great", 3)
+    return {"TeacherStudentStarves": prometheus.add("teacher", school.app.metrics_port)}
+
+
+def _calls(stack: ExitStack, school: School, name: str, tokens: int) -> None:
+    """A thread that calls for a student again and again; its session is opened by the first of its threads."""
+    student = Caller(school.address, name)
+    live = [each for each in school.app.actor.sessions.live() if each.student == name]
+    if live:
+        student.session = live[0].ref
+    else:
         student.__enter__()
-        stack.callback(student.teacher.close)
-
-        def call(student: Caller = student, tokens: int = tokens) -> None:
-            inputs = {"message": torch.ones(2, tokens, WIDTH)}
-            student.teacher.forward(forward_request(student.session, inputs=inputs), in_s(3))
-
-        for _ in range(1 if name == "small" else 3):
-            stack.enter_context(again_and_again(call))
-    instance = prometheus.add("teacher", school.app.metrics_port)
-    return dict.fromkeys(("TeacherOverloaded", "TeacherQueueSlow", "TeacherStudentStarves"), instance)
+    stack.callback(student.teacher.close)
+    inputs = {"message": torch.ones(2, tokens, WIDTH)}
+    stack.enter_context(
+        again_and_again(lambda: student.teacher.forward(forward_request(student.session, inputs=inputs), in_s(3)))
+    )
 
 
 def _broken(stack: ExitStack, prometheus: Prometheus) -> dict[str, str]:
@@ -207,7 +224,7 @@ def expressions(panel: dict[str, Any]) -> list[str]:
 def check_targets(town: Town) -> None:
     up = 'count(max_over_time(up{job="%s"}[1m]) == 1)'
     poll(lambda: town.prometheus.value(up % "student") == 2, "both students are scraped")
-    poll(lambda: town.prometheus.value(up % "teacher") == 7, "all seven teachers are scraped")
+    poll(lambda: town.prometheus.value(up % "teacher") == 8, "all eight teachers are scraped")
     poll(lambda: town.prometheus.value("sum(student_step_seconds_count)") > 3, "the student trains")
     poll(lambda: town.prometheus.value('teacher_student_steps_total{student="bob"}') > 3, "who uses it, by name")
 
