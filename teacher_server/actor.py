@@ -172,6 +172,8 @@ class TeacherActor:
             state.import_state(session, request.state, self.card.model_hash)
         session = self.sessions.add(session)
         self._metrics.students.open(owner, session.student, session.usage)
+        if session.closed:  # its owner was shut out meanwhile
+            self._metrics.students.close(session.usage)
         self._metrics.sessions.set(len(self.sessions))
         return session
 

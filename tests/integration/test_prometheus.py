@@ -55,7 +55,7 @@ def town(model_folder: Callable[[str], Path], tmp_path_factory: pytest.TempPathF
     folder = tmp_path_factory.mktemp("town")
     with ExitStack() as stack:
         main = ServerProcess({"main": {"model": str(model_folder("bert")), "threads": 1}})
-        stack.callback(main.kill)
+        stack.callback(_end, main)
         prometheus = stack.enter_context(Prometheus(folder, quickened(RULES.read_text())))
         slow = _slow(stack, prometheus, folder)
         causes = {"StudentWaitsForTeacher": slow[1], "StudentMakesNoProgress": slow[1], "TeacherStuck": slow[2]}
@@ -68,6 +68,13 @@ def town(model_folder: Callable[[str], Path], tmp_path_factory: pytest.TempPathF
         causes["TeacherDown"] = prometheus.add("teacher", main.addresses["main"].metrics_port)
         _busy(stack, main.addresses["main"].name)
         yield Town(prometheus, main, slow[0], causes)
+
+
+def _end(server: ServerProcess) -> None:
+    server.kill()
+    for pipe in (server.process.stdin, server.process.stdout):
+        assert pipe is not None
+        pipe.close()
 
 
 def _slow(stack: ExitStack, prometheus: Prometheus, folder: Path) -> tuple[School, str, str]:
