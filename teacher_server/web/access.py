@@ -63,7 +63,6 @@ class Access:
         try:
             identity = await self._identity(token, address)
         except TeachingError:
-            self._failures.note(address)
             return Denial(401, "this token is not known here: it is wrong, or was revoked", _ASKS)
         if isinstance(identity, Denial):
             return identity
@@ -72,15 +71,19 @@ class Access:
         return None
 
     async def _identity(self, token: str, address: str) -> str | Denial:
-        """Whose token it is. One that was right before costs nothing; the slow hash of another is rationed by address."""
+        """Whose token it is. What takes the slow hash is rationed by address; a token that was right before takes none."""
         metadata = [(TOKEN_KEY, f"{TOKEN_SCHEME} {token}")]
-        delay_s = self._failures.delay_s(address)
         if not self._authority.needs_hash(metadata):
             return self._authority.identify(metadata, dict)
+        delay_s = self._failures.delay_s(address)
         if delay_s:
             wait = {"retry-after": str(math.ceil(delay_s))}
             return Denial(429, f"too many wrong tokens came from this address; ask again in {delay_s:.0f} s", wait)
-        return await asyncio.to_thread(self._authority.identify, metadata, dict)
+        try:
+            return await asyncio.to_thread(self._authority.identify, metadata, dict)
+        except TeachingError:
+            self._failures.note(address)
+            raise
 
 
 def token_of(authorization: str) -> str | None:

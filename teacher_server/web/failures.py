@@ -1,4 +1,4 @@
-"""How often each address sent a wrong token of late; forgets, and keeps no more than it may."""
+"""How often each address sent a wrong secret of late; forgets, and keeps no more than it may."""
 
 from __future__ import annotations
 

@@ -9,6 +9,7 @@ from pathlib import PurePath
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder, gzip_accepted
+from prometheus_client.registry import Collector
 from starlette.applications import Starlette
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
@@ -71,9 +72,9 @@ class Pages:
 
     async def metrics(self, request: Request) -> Response:
         """Prometheus's text, or OpenMetrics where that is asked for."""
-        encode, content_type = choose_encoder(", ".join(request.headers.getlist("accept")))
         names = request.query_params.getlist("name[]")
-        body = encode(self._registry.restricted_registry(names) if names else self._registry)
+        registry = self._registry.restricted_registry(names) if names else self._registry
+        body, content_type = _written(registry, ", ".join(request.headers.getlist("accept")))
         headers = {"content-type": content_type, "vary": "accept, accept-encoding"}
         if gzip_accepted(request.headers.get("accept-encoding", "")):
             body, headers["content-encoding"] = gzip.compress(body, 1), "gzip"
@@ -110,6 +111,16 @@ def build_app(pages: Pages, access: Access) -> ASGIApp:
     app = Starlette(routes=routes)
     app.router.redirect_slashes = False
     return _Guard(app, access)
+
+
+def _written(registry: Collector, accept: str) -> tuple[bytes, str]:
+    """The metrics in the form asked for, and its content type."""
+    try:
+        encode, content_type = choose_encoder(accept)
+        return encode(registry), content_type
+    except (TypeError, ValueError):  # how prometheus_client takes a version that is none
+        encode, content_type = choose_encoder("")
+        return encode(registry), content_type
 
 
 def _files() -> list[Route]:

@@ -128,6 +128,15 @@ def test_slow_hashes_are_rationed_by_address(tokens: Path, monkeypatch: pytest.M
     assert status(access, "", address="c") == 401
 
 
+def test_tokens_of_no_known_id_cost_nothing_and_lock_nobody_out(tokens: Path) -> None:
+    """A forgotten scraper with a revoked token does not shut out its neighbours behind the same address."""
+    token = add_token(tokens, "ann")
+    access = public(tokens, Failures(limit=1))
+    for index in range(5):
+        assert status(access, f"Bearer ttk-{index:016x}-{'x' * 43}") == 401
+    assert status(access, f"Bearer {token}") is None
+
+
 def test_a_request_without_a_token_is_no_failure(tokens: Path) -> None:
     """A browser's first request never has one."""
     token = add_token(tokens, "ann")
