@@ -93,6 +93,12 @@ class ServerConfig(BaseModel):
     status_identities: tuple[str, ...] = Field(
         ("*",), description="Identities, by pattern, whose tokens open metrics and status page on a public address."
     )
+    metrics_students: int = Field(
+        100, ge=0, description="Students with metrics of their own; the others count together as `other`. 0: all do."
+    )
+    tracing: str = Field(
+        "", description="OTLP endpoint for spans, http://host:4317; empty takes OTEL_EXPORTER_OTLP_ENDPOINT, or none."
+    )
 
     permits: int = Field(256, ge=1, description="Calls that may wait or run at once; one more is refused.")
     max_sessions: int = Field(512, ge=1, description="Sessions that may live at once.")

@@ -27,6 +27,7 @@ from teaching_protocol import verbs
 from teaching_protocol.errors import CallCancelled, MessageTooLarge
 from teaching_protocol.int8 import Int8Rules
 from teaching_protocol.shared_memory import SHARED_KEY, SHARED_MIN_BYTES, Block, Place
+from teaching_protocol.tracing import Part, Tracing
 from teaching_protocol.verbs import Call
 from teaching_protocol.wire import METHODS, SERVICE, Method, pieces, read
 
@@ -42,10 +43,11 @@ def add_service(
     config: ServerConfig,
     same_host: SameHost,
     authority: Authority | None = None,
+    tracing: Tracing | None = None,
 ) -> None:
-    """Registers the teacher's methods on a server; without an authority nobody is asked who they are."""
+    """Registers the teacher's methods on a server; without an authority nobody is asked who they are, and without tracing there are no spans."""
     doors = _Doors(Door(config.session_permits), IdentityDoor(config.identity_quotas), metrics)
-    rooms = _Rooms(actor, metrics, config, same_host, authority or Authority(), doors)
+    rooms = _Rooms(actor, metrics, config, same_host, authority or Authority(), doors, tracing or Tracing())
     handlers: dict[str, Any] = {
         method.name: grpc.unary_unary_rpc_method_handler(_behaviour(method, rooms)) for method in METHODS
     }
@@ -90,12 +92,13 @@ class _Rooms:
     same_host: SameHost
     authority: Authority
     doors: _Doors
+    tracing: Tracing
 
 
 def _behaviour(method: Method, rooms: _Rooms) -> Callable[[bytes, grpc.ServicerContext], bytes]:
     metrics, limit_bytes = rooms.metrics, rooms.config.message_bytes
     verb = _describe(rooms) if method.name == "Describe" else getattr(rooms.actor, method.verb)
-    pack_seconds = metrics.pack_seconds.labels(method.name)
+    pack_seconds, call_seconds = (each.labels(method.name) for each in (metrics.pack_seconds, metrics.call_seconds))
     int8 = Int8Rules(rooms.config.int8_error, _int8_report(method.name, metrics))
 
     def answer(data: bytes, context: grpc.ServicerContext) -> bytes:
@@ -125,10 +128,44 @@ def _behaviour(method: Method, rooms: _Rooms) -> Callable[[bytes, grpc.ServicerC
                 metrics.shared_bytes.labels("sent").inc(size_bytes)
                 packed = []
         joined = b"".join(packed)
-        pack_seconds.observe(unpacked - started + time.perf_counter() - answered)
+        ended = time.perf_counter()
+        pack_seconds.observe(unpacked - started + ended - answered)
+        parts = _parts((started, unpacked, answered, ended), reply)
+        trace = rooms.tracing.served(context.invocation_metadata(), method.name, parts) if rooms.tracing.is_on else ""
+        call_seconds.observe(ended - started, {"trace_id": trace} if trace else None)
         return joined
 
-    return answer
+    return _failures_told(answer, method.name, rooms.tracing) if rooms.tracing.is_on else answer
+
+
+def _parts(moments: tuple[float, float, float, float], reply: Any) -> list[Part]:
+    """What was done in a call, begun, unpacked, answered and packed at these moments.
+
+    What the engine did is known of calls whose reply tells how long they waited; the compute of a batch is that of all in it.
+    """
+    started, unpacked, answered, ended = moments
+    begun = min(answered, unpacked + getattr(reply, "queue_s", 0.0))
+    engine = [("queue", unpacked, begun), ("compute", begun, answered)]
+    work = engine if hasattr(reply, "queue_s") else [("work", unpacked, answered)]
+    return [("unpack", started, unpacked), *work, ("pack", answered, ended)]
+
+
+def _failures_told(
+    answer: Callable[[bytes, grpc.ServicerContext], bytes], method: str, tracing: Tracing
+) -> Callable[[bytes, grpc.ServicerContext], bytes]:
+    """A behaviour whose failures make spans, too."""
+
+    def told(data: bytes, context: grpc.ServicerContext) -> bytes:
+        started = time.perf_counter()
+        try:
+            return answer(data, context)
+        except Exception as error:
+            tracing.served(
+                context.invocation_metadata(), method, [("refused", started, time.perf_counter())], typed(error, method)
+            )
+            raise
+
+    return told
 
 
 def _describe(rooms: _Rooms) -> Callable[[verbs.DescribeRequest, Call], verbs.DescribeReply]:

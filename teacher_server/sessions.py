@@ -106,6 +106,11 @@ class Session:
     def _parameters(self) -> tuple[torch.nn.Parameter, ...]:
         return tuple(self.codec.parameters())  # a walk over all modules
 
+    @property
+    def input_bytes(self) -> int:
+        """Bytes of inputs kept for Backwards to come."""
+        return sum(call.size_bytes for call in list(self.calls.values()) if call.request is not None)
+
     def rise(self, resumed_by: str) -> None:
         """To the next epoch, once for each call that resumes; forgets the oldest of those calls."""
         if resumed_by and self.resumes.get(resumed_by) == self.epoch:

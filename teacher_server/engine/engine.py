@@ -88,6 +88,7 @@ class Engine:
             except Exception as error:
                 typed(error, job.method)
         self._land(outcomes.values())
+        self._metrics.busy_seconds.inc(time.perf_counter() - started)
 
     def _outcomes(self, jobs: Sequence[Job]) -> dict[Job, Any]:
         """A reply or an error for each job: those of earlier calls first, then what is new, kind by kind."""

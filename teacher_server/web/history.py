@@ -111,7 +111,7 @@ class History:
         self._follow(reading)
         growth = self._growth()
         values: dict[str, float | None] = {
-            "engine_share": growth.rate("compute_s"),
+            "engine_share": growth.rate("busy_s"),
             "steps_per_s": growth.rate("steps"),
             "tokens_per_s": growth.rate("tokens"),
             "queue_s": growth.mean("queue_s", "calls"),
@@ -179,7 +179,7 @@ class History:
 
     def _load(self, reading: Reading, growth: _Growth) -> Load:
         return Load(
-            engine_share=growth.rate("compute_s"),
+            engine_share=growth.rate("busy_s"),
             steps_per_s=growth.rate("steps"),
             tokens_per_s=growth.rate("tokens"),
             calls_per_s=growth.rate("calls"),
@@ -237,6 +237,7 @@ class History:
         found = [
             Refusal(reason=reason, recent=int(total - before.get(reason, 0.0)), total=int(total))
             for reason, total in reading.refused.items()
+            if total
         ]
         return sorted(found, key=lambda each: (-each.recent, -each.total, each.reason))
 

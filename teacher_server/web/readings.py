@@ -45,7 +45,7 @@ class SessionReading:
 class Totals:
     """What only rises, since the server's start. `batches` are those that ran the model, with `students` merged into them."""
 
-    compute_s: float = 0.0
+    busy_s: float = 0.0
     queue_s: float = 0.0
     calls: float = 0.0
     tokens: float = 0.0
@@ -113,13 +113,13 @@ class Reader:
 
     def _totals(self) -> Totals:
         metrics = self._metrics
-        compute, queue = _sums(metrics.compute_seconds), _sums(metrics.queue_seconds)
+        queue = _sums(metrics.queue_seconds)
         transfer = _by_label(metrics.bytes, "direction")
         students = _sums(metrics.batch_students, _RUN_THE_MODEL)
         return Totals(
-            compute_s=compute["_sum"],
+            busy_s=_sums(metrics.busy_seconds)["_total"],
             queue_s=queue["_sum"],
-            calls=compute["_count"],
+            calls=queue["_count"],
             tokens=_sums(metrics.served_tokens)["_total"],
             steps=_sums(metrics.session_steps)["_total"],
             received_bytes=transfer.get("received", 0.0),

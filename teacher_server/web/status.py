@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from importlib import metadata
-from pathlib import Path
 
 import torch
 
 from teacher_server.actor import TeacherActor
 from teacher_server.config import ServerConfig
+from teacher_server.gauges import device_memory_limit
 from teacher_server.metrics import Metrics
 from teacher_server.security.authority import Authority
 from teacher_server.web.access import Access
@@ -23,9 +22,6 @@ from teacher_server.web.snapshot import State, TeacherCard
 from teaching_protocol.verbs import DescribeReply
 
 __all__ = ["status_server"]
-
-_GROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
-
 
 def status_server(
     config: ServerConfig,
@@ -50,7 +46,7 @@ def _facts(config: ServerConfig, card: DescribeReply, device: torch.device) -> F
         graph_bytes=config.graph_cache_bytes,
         knowledge_bytes=config.knowledge_cache_bytes,
         state_bytes=config.state_bytes,
-        memory_bytes=_memory_limit_bytes(device),
+        memory_bytes=int(device_memory_limit(device)) or None,
         memory_kind="device" if device.type == "cuda" else "process",
     )
     return Facts(time.time(), _card(card, device), limits)
@@ -80,13 +76,3 @@ def _card(card: DescribeReply, device: torch.device) -> TeacherCard:
         lease_s=card.limits.lease_s,
         release=metadata.version("talking-models"),
     )
-
-
-def _memory_limit_bytes(device: torch.device) -> int | None:
-    """What the device has; of a CPU what this machine, or the control group the server runs in, allows."""
-    if device.type == "cuda":
-        return int(torch.cuda.get_device_properties(device).total_memory)
-    found = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
-    if _GROUP_LIMIT.exists() and (group := _GROUP_LIMIT.read_text().strip()).isdigit():
-        found.append(int(group))
-    return min(found)

@@ -41,7 +41,7 @@ def test_rates_are_of_the_last_five_intervals() -> None:
     history = History(FACTS)
     for index in range(20):
         at, steps = 2.0 * index, 10 * max(0, index - 10)
-        history.add(reading(at, (session("a", steps, at),), steps=steps, compute_s=1.5 * index, tokens=100 * index))
+        history.add(reading(at, (session("a", steps, at),), steps=steps, busy_s=1.5 * index, tokens=100 * index))
     status = history.status()
     assert status.load.steps_per_s == pytest.approx(5.0)
     assert status.load.engine_share == pytest.approx(0.75)
@@ -89,9 +89,9 @@ def test_hits_and_refusals_are_recent_once_the_history_is_full() -> None:
     assert (status.knowledge.hits, status.knowledge.misses) == (10, 12)
 
 
-def test_refusals_come_most_frequent_first() -> None:
+def test_refusals_come_most_frequent_first_and_those_that_never_were_not_at_all() -> None:
     history = History(FACTS)
-    history.add(reading(0.0, refused={"A": 1.0, "B": 3.0, "C": 2.0}))
+    history.add(reading(0.0, refused={"A": 1.0, "B": 3.0, "C": 2.0, "D": 0.0}))
     assert [each.reason for each in history.status().refusals] == ["B", "C", "A"]
 
 
