@@ -59,7 +59,9 @@ class Access:
     async def _unknown(self, authorization: str, address: str) -> Denial | None:
         token = token_of(authorization)
         if token is None:
-            return Denial(401, "a token is asked for here: Authorization: Bearer TOKEN, or the token as password", _ASKS)
+            return Denial(
+                401, "a token is asked for here: Authorization: Bearer TOKEN, or the token as password", _ASKS
+            )
         try:
             identity = await self._identity(token, address)
         except TeachingError:

@@ -8,23 +8,21 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Literal, TypeVar
+from dataclasses import dataclass
+from typing import Literal
 
 from teacher_server.usage import Taken
-from teacher_server.web.readings import Reading, SessionReading, Totals
+from teacher_server.web.readings import Reading, Totals
 from teacher_server.web.snapshot import (
     Batches,
     Cache,
-    Fault,
     Load,
     Memory,
     Refusal,
-    SessionStatus,
     Status,
     TeacherCard,
-    shown,
 )
+from teacher_server.web.tracks import WINDOW, Track, newest, session_status
 
 __all__ = ["CURVES", "Facts", "History", "Limits"]
 
@@ -41,9 +39,6 @@ CURVES = (
     "refused_per_s",
     "sessions",
 )
-_WINDOW = 5  # intervals
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -69,22 +64,6 @@ class Facts:
     limits: Limits
 
 
-@dataclass
-class _Track:
-    """One session: its newest reading, its totals at the last few samples, newest last, and its curve."""
-
-    number: int
-    newest: SessionReading
-    taken: deque[tuple[float, Taken]] = field(default_factory=lambda: deque(maxlen=_WINDOW + 1))
-    curve: deque[float] = field(default_factory=deque)
-
-    def rate(self, name: str) -> float:
-        """What one of the totals grew by, a second."""
-        (start, first), (end, last) = self.taken[0], self.taken[-1]
-        grown: float = getattr(last, name) - getattr(first, name)
-        return grown / (end - start) if end > start else 0.0
-
-
 class History:
     """Takes readings in and says the status.
 
@@ -101,7 +80,7 @@ class History:
         self._facts = facts
         self._readings: deque[Reading] = deque(maxlen=kept)
         self._curves: dict[str, deque[float | None]] = {name: deque(maxlen=kept) for name in CURVES}
-        self._tracks: dict[str, _Track] = {}
+        self._tracks: dict[str, Track] = {}
         self._numbered = 0
 
     def add(self, reading: Reading) -> None:
@@ -143,15 +122,15 @@ class History:
             after=known,
             interval_s=self.interval_s,
             kept=self.kept,
-            window_s=self.interval_s * _WINDOW,
+            window_s=self.interval_s * WINDOW,
             teacher=self._facts.teacher,
             load=self._load(reading, growth),
             batches=self._batches(growth),
             **self._caches(reading),
             memory=self._memory(reading),
             refusals=self._refusals(reading),
-            sessions=[_session(self._tracks[each.key], reading.now, points) for each in reading.sessions],
-            history={name: _newest(curve, points) for name, curve in self._curves.items()},
+            sessions=[session_status(self._tracks[each.key], reading.now, points) for each in reading.sessions],
+            history={name: newest(curve, points) for name, curve in self._curves.items()},
         )
 
     @property
@@ -166,7 +145,7 @@ class History:
             track = self._tracks.get(each.key)
             if track is None:
                 self._numbered += 1
-                track = _Track(self._numbered, each, curve=deque(maxlen=self.kept))
+                track = Track(self._numbered, each, curve=deque(maxlen=self.kept))
                 track.taken.append((reading.at - (reading.now - each.opened), Taken()))
             track.newest = each
             track.taken.append((reading.at, each.taken))
@@ -175,7 +154,7 @@ class History:
         self._tracks = tracks
 
     def _growth(self) -> _Growth:
-        return _Growth(self._readings[max(0, len(self._readings) - 1 - _WINDOW)], self._readings[-1])
+        return _Growth(self._readings[max(0, len(self._readings) - 1 - WINDOW)], self._readings[-1])
 
     def _load(self, reading: Reading, growth: _Growth) -> Load:
         return Load(
@@ -268,39 +247,6 @@ class _Growth:
     def mean(self, name: str, count: str) -> float | None:
         counted = self.of(count)
         return self.of(name) / counted if counted else None
-
-
-def _session(track: _Track, now: float, points: int) -> SessionStatus:
-    reading = track.newest
-    taken, error = reading.taken, reading.last_error
-    return SessionStatus(
-        number=track.number,
-        student=shown(reading.student),
-        identity=shown(reading.identity),
-        task=shown(reading.task),
-        epoch=reading.epoch,
-        step=reading.step,
-        steps_per_s=track.rate("steps"),
-        device_share=track.rate("compute_s"),
-        wait_share=track.rate("queue_s"),
-        tokens_per_s=track.rate("tokens"),
-        bytes_per_s=track.rate("received_bytes") + track.rate("sent_bytes"),
-        compute_s=taken.compute_s,
-        queue_s=taken.queue_s,
-        state_bytes=reading.state_bytes,
-        age_s=max(0.0, now - reading.opened),
-        idle_s=max(0.0, now - reading.last_call),
-        under_way=reading.under_way,
-        refused=taken.refused,
-        failed=taken.failed,
-        last_error=error
-        and Fault(kind=shown(error.kind), sentence=shown(error.sentence, 200), age_s=max(0.0, now - error.at)),
-        history=_newest(track.curve, points),
-    )
-
-
-def _newest(curve: deque[T], points: int) -> list[T]:
-    return list(curve)[-points:] if points else []
 
 
 def _short(value: float | None) -> float | None:

@@ -23,6 +23,7 @@ from teaching_protocol.verbs import DescribeReply
 
 __all__ = ["status_server"]
 
+
 def status_server(
     config: ServerConfig,
     actor: TeacherActor,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import re
+import urllib.request
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,7 +23,6 @@ from tests.browser import Browser, browsing
 from tests.calls import WIDTH, Caller, in_s
 from tests.integration.gate import poll
 
-SECONDS = re.compile(r"\d+ s")
 # what a student may call itself, and what the page may make of it: the name as text
 EVIL = "<script>document.title='evil'</script><img src=x onerror=alert(1)>"
 HEBREW = "\u05e9\u05dc\u05d5\u05dd <b>x</b>"
@@ -123,12 +124,25 @@ def test_what_the_page_says_is_what_the_server_knows(app: TeacherApp, browser: B
         assert card["Layers"] == "4, of width 32"
         assert card["Outputs"] == ", ".join(app.actor.card.output_ports)
         tiles = browser.texts(".tile h3")
-        assert tiles == "Engine Steps Tokens Queue Sessions Batch Graphs Knowledge Memory Refused".split()
+        assert tiles == [
+            "Engine",
+            "Steps",
+            "Tokens",
+            "Queue",
+            "Sessions",
+            "Batch",
+            "Graphs",
+            "Knowledge",
+            "Memory",
+            "Refused",
+        ]
         values = dict(zip(tiles, browser.texts(".tile .value"), strict=True))
         assert values["Sessions"] == "1"
         assert values["Batch"] == "2.0 rows"
         assert all(re.search(r"\d|–", value) for value in values.values()), values
-        assert all(browser.run("return [...document.querySelectorAll('.tile .line')].map((each) => each.getAttribute('d'))"))
+        assert all(
+            browser.run("return [...document.querySelectorAll('.tile .line')].map((each) => each.getAttribute('d'))")
+        )
 
 
 def test_who_opens_the_page_late_sees_how_it_began(app: TeacherApp, browser: Browser) -> None:
@@ -136,16 +150,15 @@ def test_who_opens_the_page_late_sees_how_it_began(app: TeacherApp, browser: Bro
     browser.open(page(app))
     poll(lambda: browser.texts(".tile .line"), "curves")
     points = poll(
-        lambda: (browser.run("return document.querySelector('[data-tile=sessions] .line').getAttribute('d')") or "").count("L"),
+        lambda: (
+            browser.run("return document.querySelector('[data-tile=sessions] .line').getAttribute('d')") or ""
+        ).count("L"),
         "a curve",
     )
     assert points >= 20
 
 
 def _sample(app: TeacherApp) -> int:
-    import json
-    import urllib.request
-
     with urllib.request.urlopen(f"{page(app)}status.json", timeout=10) as answer:
         return int(json.load(answer)["sample"])
 
@@ -265,11 +278,15 @@ def test_a_semantic_table(app: TeacherApp, browser: Browser) -> None:
     with Caller(f"127.0.0.1:{app.port}", "ann"):
         browser.open(page(app))
         browser.wait_for_rows(1)
-        assert browser.run("return [...document.querySelectorAll('#sessions thead th')].every((each) => each.scope === 'col')")
+        assert browser.run(
+            "return [...document.querySelectorAll('#sessions thead th')].every((each) => each.scope === 'col')"
+        )
         assert browser.run("return document.querySelector('#rows tr').firstChild.scope") == "row"
         assert browser.text("#sessions caption").startswith("Live sessions")
         assert browser.run("return document.querySelector('#state').getAttribute('role')") == "status"
         assert browser.run("return document.documentElement.lang") == "en"
-        assert browser.run("return [...document.querySelectorAll('svg')].every((each) => each.getAttribute('aria-hidden') === 'true')")
+        assert browser.run(
+            "return [...document.querySelectorAll('svg')].every((each) => each.getAttribute('aria-hidden') === 'true')"
+        )
         labels = "return [...document.querySelectorAll('input, select')].every((each) => each.labels.length || each.ariaLabel)"
         assert browser.run(labels)

@@ -15,7 +15,7 @@ from teacher_server.web.readings import Levels, Reading, SessionReading, Totals
 from teacher_server.web.snapshot import Status, TeacherCard
 
 CARD = TeacherCard(
-    **{name: "x" for name in ("model_name", "model_hash", "family", "device", "dtype", "release")},
+    **dict.fromkeys(("model_name", "model_hash", "family", "device", "dtype", "release"), "x"),
     **dict.fromkeys(("layers", "width", "entry", "exit", "vocabulary_size", "labels", "max_rows", "max_tokens"), 1),
     **{name: [] for name in ("heads", "compressions", "input_ports", "output_ports")},
     deterministic=False,
