@@ -11,7 +11,7 @@ PIP_FLAGS := --disable-pip-version-check --no-warn-script-location
 SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -c
 
-.PHONY: setup demo test test-slow test-gpu chaos soak lint type proto bench bench-gpu fuzz lock audit licences serve clean
+.PHONY: setup parts demo test test-slow test-gpu chaos soak lint type proto bench bench-gpu fuzz lock audit licences serve clean
 
 setup: $(STAMP)
 
@@ -25,6 +25,9 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(BIN)/python -m pip install $(PIP_FLAGS) --constraint $(VENV)/constraints.txt --editable '.[dev]' \
 	| grep --line-buffered -E '^(Collecting|Installing|Successfully|ERROR)' | cut -c1-100
 	@touch $(STAMP)
+
+parts: setup ## programs that tests use and pip does not bring: prometheus, chromium, shellcheck, helm, docker-compose
+	@$(BIN)/python deploy/parts.py
 
 demo: setup ## one teacher server, three students at once, on real weights and data
 	@$(BIN)/student-client demo $(DEMO_FLAGS)
@@ -101,4 +104,4 @@ serve: setup ## MODEL=name or folder
 	$(BIN)/teacher-server serve --model $(MODEL) $(SERVE_FLAGS)
 
 clean:
-	rm -rf $(VENV) $(PEERS) runs .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(PEERS) .parts runs .mypy_cache .ruff_cache .pytest_cache .hypothesis
