@@ -50,8 +50,8 @@ class Image:
             elif each.name == "RUN":
                 # pip's own settings (an index, a certificate) are the machine's; nothing else of this process is
                 kept = {name: value for name, value in os.environ.items() if name.startswith("PIP_")}
-                run = subprocess.run(["sh", "-c", self.placed(each.rest)], cwd=source, env=self._pythons() | kept)
-                assert run.returncode == 0, each.rest
+                run = subprocess.run(["sh", "-c", self.placed(each.rest)], cwd=source, env=self._pythons() | kept, capture_output=True)
+                assert run.returncode == 0, (each.rest, run.stderr[-2000:])
         shutil.rmtree(source)
         for each in self._last:
             if each.name == "ENV":
@@ -113,7 +113,7 @@ def serving(image: Image) -> Iterator[subprocess.Popen[str]]:
         yield process
     finally:
         process.kill()
-        process.wait()
+        process.communicate()
 
 
 def test_the_images_commands_serve_and_train(
@@ -125,6 +125,7 @@ def test_the_images_commands_serve_and_train(
     assert teacher.run(*teacher.words("HEALTHCHECK"))[0] == 1, "nobody serves yet"
     with serving(teacher) as process:
         flags = ["--data", str(write_csv(tmp_path)), "--teacher", "127.0.0.1:50051", "--size", "tiny", "--threads", "1"]
+        flags += ["--labelled", "60", "--unlabelled", "40", "--set", "data.validation=30", "--set", "data.test=30"]
         flags += ["--method", "talking", "--max-steps", "3", "--restartable", "--output", "/runs/one"]
         code, said = student.run(*student.words("ENTRYPOINT"), "train", *flags)
         assert code == 0, said
