@@ -144,6 +144,16 @@ class TrainingConfig(BaseModel):
         2**30, ge=0, description="Memory for two rewind points; where they do not fit, checkpoints take their place."
     )
     log_every: int = Field(10, ge=1, description="Steps from one line of metrics.jsonl to the next.")
+    metrics_port: int = Field(
+        -1, ge=-1, le=65535, description="Prometheus port of this run; 0 takes a free one and says it, -1 opens none."
+    )
+    metrics_host: str = Field("127.0.0.1", description="Address the metrics port binds; it has no lock.")
+    metrics_push: str | None = Field(
+        None, min_length=1, description="Pushgateway, `host:port` or URL, that metrics are pushed to every 15 s."
+    )
+    tracing: str = Field(
+        "", description="OTLP endpoint for spans, http://host:4317; empty takes OTEL_EXPORTER_OTLP_ENDPOINT, or none."
+    )
     tensorboard: bool = Field(True, description="Whether TensorBoard files are written.")
     seed: int = Field(0, ge=0, description="Seed of the order of the rows and of dropout.")
     threads: int = Field(0, ge=0, description="Compute threads; 0 leaves torch's choice.")
@@ -182,6 +192,10 @@ class RunConfig(BaseModel):
                 "rewind_bytes",
                 "log_every",
                 "tensorboard",
+                "metrics_port",
+                "metrics_host",
+                "metrics_push",
+                "tracing",
                 "threads",
                 "pipeline",
                 "device",

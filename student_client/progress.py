@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -149,6 +149,8 @@ class Records:
     def __init__(self, journal: Journal, progress: Progress, accelerator: Accelerator) -> None:
         self.journal, self.progress = journal, progress
         self.has_warned = False
+        self.listener: Callable[[Record], None] = lambda record: None
+        """Hears of each record."""
         self._accelerator = accelerator
         self.means = Means()
 
@@ -178,6 +180,7 @@ class Records:
             means |= {f"validation/{name}": value for name, value in validation.items()}
         self.journal.write(record)
         self.progress.show(record)
+        self.listener(record)
         self._accelerator.log(means, step=step)
         return monitors
 

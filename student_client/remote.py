@@ -16,6 +16,7 @@ from student_client.session import Session, SessionOptions
 from student_client.transport import GrpcTransport
 from teaching_protocol import verbs
 from teaching_protocol.int8 import Int8Rules
+from teaching_protocol.tracing import Tracing
 from teaching_protocol.verbs import TeacherVerbs
 
 __all__ = ["InProcessTeacher", "RemoteTeacher", "SessionOptions", "Teacher"]
@@ -75,6 +76,11 @@ class Teacher(nn.Module):
     def wait_s(self) -> float:
         """Seconds this side has waited for Forward and Backward; `observe` is not counted."""
         return self._session.wait_s
+
+    def trace(self, tracing: Tracing) -> None:
+        """Has calls over the network make spans from now on."""
+        if isinstance(self._session.transport, GrpcTransport):
+            self._session.transport.tracing = tracing
 
     @property
     def has_gathered(self) -> bool:

@@ -16,6 +16,7 @@ from student_client.config import RunConfig, TeacherConfig
 from student_client.credentials import Credentials
 from student_client.members import NOT_YET
 from student_client.methods import Context, Method, build_methods, named, session_options
+from student_client.metrics import Facts
 from student_client.progress import Progress
 from student_client.recovery import Patience
 from student_client.remote import InProcessTeacher, RemoteTeacher, SessionOptions, Teacher
@@ -23,6 +24,7 @@ from student_client.result import Result
 from student_client.students import build_student
 from student_client.teachers import Absence, Member, Teachers
 from student_client.trainer import Trainer
+from student_client.watching import watching
 from task_data import TaskData, load_data, teacher_ports
 from teaching_protocol.errors import ConfigError
 from teaching_protocol.verbs import OptimizerSettings, TeacherVerbs
@@ -80,6 +82,11 @@ def open_run(
         together = stack.enter_context(connected(config, data, teachers, progress, resume))
         method = build_methods(Context(config.method, student, together.cards, config.method.seed))
         trainer = Trainer(config, data, student, method, together, progress)
+        trainer.watch = stack.enter_context(
+            watching(config.training, config.output.name, trainer.name, lambda: _facts(trainer), progress.say)
+        )
+        trainer.records.listener = trainer.watch.record
+        together.trace(trainer.watch.tracing)
         if resume:
             trainer.resume()
         yield trainer
@@ -116,6 +123,24 @@ def connected(
         _enroll(together, resume)
         _check_everybody(together, wanted)
         yield together
+
+
+def _facts(trainer: Trainer) -> Facts:
+    """How a run stands, for its metrics."""
+    teachers, lost = trainer.teachers, trainer.position.losses
+    spent = teachers.account
+    return Facts(
+        step=trainer.position.step,
+        planned_steps=trainer.total_steps,
+        teacher_wait_s=teachers.wait_s,
+        teacher_compute_s=spent.seconds,
+        teacher_rows=spent.rows,
+        bytes_sent=spent.bytes_sent,
+        bytes_received=spent.bytes_received,
+        recoveries=lost.recoveries,
+        replayed_steps=lost.replayed_steps,
+        paused_s=lost.paused_s,
+    )
 
 
 def _absence(config: RunConfig, progress: Progress) -> Absence:

@@ -18,6 +18,7 @@ from student_client.members import NOT_YET, UNREACHABLE, Account, Member, reads
 from student_client.pausing import Overlap, Pausing, finished
 from teaching_protocol.errors import StateMismatch, TeacherUnavailable, TeachingError
 from teaching_protocol.threads import side_threads
+from teaching_protocol.tracing import Tracing
 from teaching_protocol.verbs import DescribeReply
 
 __all__ = ["Absence", "Account", "Member", "Teachers", "reads"]
@@ -107,6 +108,11 @@ class Teachers:
             TeachingError: one refuses, or cannot be reached and the rule allows it not.
         """
         self._each(lambda member: None if member.teacher.session.session_id else member.join())
+
+    def trace(self, tracing: Tracing) -> None:
+        """Has calls make spans from now on."""
+        for member in self.members:
+            member.teacher.trace(tracing)
 
     def leave(self) -> None:
         """Ends every session; harmless when repeated."""

@@ -27,6 +27,7 @@ from student_client.recovery import LOST, Losses, Recovery
 from student_client.result import Result
 from student_client.steps import Steps
 from student_client.teachers import Account, Teachers
+from student_client.watching import Watch
 from student_models import Student, load_student
 from task_data import TaskData
 from teaching_protocol.errors import ConfigError, Draining, StateMismatch, TeachingError
@@ -81,7 +82,7 @@ class Trainer:
         self.stream, self.batches, self.optimizer = self.steps.stream, self.steps.batches, self.steps.optimizer
         self.total_steps = self.steps.total
         self.position = Position()
-        self.interrupts = Interrupts()
+        self.interrupts, self.watch = Interrupts(), Watch()
         self.records = Records(Journal(config.output / "metrics.jsonl"), self.progress, self.accelerator)
         self.cuts = Cuts(self.steps, self.records.means, config.identity())
         held = Held(config.training.rewind_bytes, self.accelerator.device.type == "cuda")
@@ -182,7 +183,8 @@ class Trainer:
         self.progress.start(self.total_steps, self.position.step)
 
     def _step(self) -> None:
-        self.records.watch(self.steps.take(self.position.step, self._watch))
+        with self.watch.step(self.position.step + 1):
+            self.records.watch(self.steps.take(self.position.step, self._watch))
         self.position.step += 1
 
     def _watch(self, outcome: Outcome) -> None:

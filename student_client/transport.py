@@ -32,6 +32,7 @@ from teaching_protocol.errors import (
 )
 from teaching_protocol.int8 import Int8Rules
 from teaching_protocol.shared_memory import SHARED_KEY
+from teaching_protocol.tracing import Tracing
 from teaching_protocol.verbs import Call
 from teaching_protocol.wire import METHODS, Method, Piece, pieces, read
 
@@ -40,6 +41,7 @@ __all__ = ["GrpcTransport", "Int8Account"]
 _log = logging.getLogger(__name__)
 
 Stub = Any  # grpc's callable of one RPC
+Metadata = tuple[tuple[str, str], ...]
 
 _RETRIED = (Overloaded, SharedMemoryLost, TeacherUnavailable)
 # what gRPC says of a TLS handshake that failed for good
@@ -100,6 +102,7 @@ class GrpcTransport:
         address: where calls go now.
         bytes_sent, bytes_received, bytes_shared: of all calls, both ways, and those of them that were in shared memory.
         int8: what became of the tensors that were to travel as int8.
+        tracing: makes spans of calls; at first none.
     """
 
     def __init__(
@@ -120,6 +123,7 @@ class GrpcTransport:
         self.shared_memory = shared_memory
         self.bytes_sent = self.bytes_received = self.bytes_shared = 0
         self.int8 = Int8Account(address)
+        self.tracing = Tracing()
         self._int8 = Int8Rules(int8_error, self.int8.note)
         self._blocks = SharedBlocks()
         self._reply_bytes: dict[str, int] = {}  # the largest of each verb
@@ -192,30 +196,31 @@ class GrpcTransport:
     def _send(self, verb: str, request: Any, call: Call) -> Any:
         method, stub = self._stubs[verb]
         deadline = call.deadline if call.deadline is not None else time.monotonic() + 60.0
-        data = pieces(request, self.compression, self.message_bytes, self._int8)
-        patience = time.monotonic() + self.patience_s
-        for attempt in tenacity.Retrying(
-            retry=tenacity.retry_if_exception_type(_RETRIED),
-            wait=_wait,
-            stop=lambda state: (
-                time.monotonic() + _wait(state) > (deadline if _overloaded(state) else min(deadline, patience))
-            ),
-            reraise=True,
-        ):
-            with attempt:
-                reply = self._exchange(verb, stub, data, deadline)
-        return read(method.reply, reply)
+        with self.tracing.call(method.name) as traced:
+            data = pieces(request, self.compression, self.message_bytes, self._int8)
+            patience = time.monotonic() + self.patience_s
+            for attempt in tenacity.Retrying(
+                retry=tenacity.retry_if_exception_type(_RETRIED),
+                wait=_wait,
+                stop=lambda state: (
+                    time.monotonic() + _wait(state) > (deadline if _overloaded(state) else min(deadline, patience))
+                ),
+                reraise=True,
+            ):
+                with attempt:
+                    reply = self._exchange(verb, stub, data, deadline, traced)
+            return read(method.reply, reply)
 
-    def _exchange(self, verb: str, stub: Stub, data: list[Piece], deadline: float) -> Piece:
+    def _exchange(self, verb: str, stub: Stub, data: list[Piece], deadline: float, traced: Metadata) -> Piece:
         size_bytes = sum(map(len, data))
         self.bytes_sent += size_bytes
         reply: Piece
         with self._blocks.leased(max(size_bytes, self._reply_bytes.get(verb, 0))) as lease:
             if lease is None:
-                reply, _ = self._once(stub, b"".join(data), deadline)
+                reply, _ = self._once(stub, b"".join(data), deadline, traced)
             else:
                 place = str(lease.put(data))
-                reply, shared = self._once(stub, b"", deadline, ((SHARED_KEY, place),))
+                reply, shared = self._once(stub, b"", deadline, ((SHARED_KEY, place), *traced))
                 shared_bytes = _size(shared)
                 if shared_bytes:
                     reply = lease.reply(shared_bytes)
@@ -226,9 +231,7 @@ class GrpcTransport:
         self._reply_bytes[verb] = max(len(reply), self._reply_bytes.get(verb, 0))
         return reply
 
-    def _once(
-        self, stub: Stub, data: bytes, deadline: float, metadata: tuple[tuple[str, str], ...] = ()
-    ) -> tuple[bytes, str]:
+    def _once(self, stub: Stub, data: bytes, deadline: float, metadata: Metadata) -> tuple[bytes, str]:
         """One try: the reply that came with the call, and what the server says of one in the shared block."""
         try:
             sent = (*metadata, *self._credentials.metadata())

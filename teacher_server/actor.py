@@ -6,11 +6,14 @@ One object serves the network and the caller in the same process alike. Knows no
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from typing import Any
+
+import torch
 
 from teacher_server import checks, state
 from teacher_server.codecs import CodecShape, TeacherCodec, codec_parameters
@@ -34,6 +37,8 @@ from teaching_protocol.verbs import Call, SessionSettings
 
 __all__ = ["TeacherActor", "build_card"]
 
+_SAMPLED = 16  # one Forward of so many is looked into
+
 
 class TeacherActor:
     """Answers the verbs of `teaching_protocol.verbs.TeacherVerbs`."""
@@ -48,6 +53,7 @@ class TeacherActor:
         self._config = config
         self._metrics = metrics
         self._has_own_device = engine.teacher.device.type != "cpu"
+        self._forwards = itertools.count()
         self._buckets = Buckets(engine.teacher, config.max_tokens, alone=config.deterministic)
 
     def describe(self, request: verbs.DescribeRequest, call: Call) -> verbs.DescribeReply:
@@ -81,6 +87,9 @@ class TeacherActor:
                 return verbs.ForwardReply(outputs=known)
         reply, job = self._work("Forward", session, request, call)
         timed: verbs.ForwardReply = dataclasses.replace(reply, **job.timing.seconds)
+        if "answer" in request.outputs and next(self._forwards) % _SAMPLED == 0:
+            self._sample("received", request.inputs["message"])
+            self._sample("sent", timed.outputs["answer"])
         return timed
 
     def backward(self, request: verbs.BackwardRequest, call: Call) -> verbs.BackwardReply:
@@ -136,6 +145,7 @@ class TeacherActor:
         if self.sessions.remove(session, cause):
             self._engine.graphs.drop(session.id)
             self._scheduler.forget(session.id)
+            self._metrics.students.close(session.usage)
             self._metrics.session_ends.labels(cause).inc()
             self._metrics.sessions.set(len(self.sessions))
 
@@ -147,12 +157,19 @@ class TeacherActor:
             if not is_let_in(session.owner):
                 self.end(session, "revoked")
 
+    def _sample(self, direction: str, message: torch.Tensor) -> None:
+        """Notes how much a message on the host varies: a conversation that has collapsed says the same of every row."""
+        flat = message.detach().flatten(0, 1).float()  # [rows and tokens, width]
+        if len(flat) > 1:
+            self._metrics.message_variance.labels(direction).observe(float(flat.var(0).mean()))
+
     def _opened(self, request: verbs.EnrollRequest, owner: str) -> Session:
         session = self._new_session(request.student, request.settings, owner)
         session.enrolled_by = request.call_id
         if request.state:
             state.import_state(session, request.state, self.card.model_hash)
         session = self.sessions.add(session)
+        self._metrics.students.open(owner, session.student, session.usage)
         self._metrics.sessions.set(len(self.sessions))
         return session
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 import threading
 import time
-from pathlib import Path
 from types import TracebackType
 
 import grpc
@@ -17,7 +15,7 @@ from prometheus_client import disable_created_metrics, start_http_server
 from teacher_server.actor import TeacherActor, build_card
 from teacher_server.config import ServerConfig
 from teacher_server.debugging import add_debugging
-from teacher_server.engine.engine import Engine
+from teacher_server.gauges import look_up
 from teacher_server.health import Health
 from teacher_server.interceptors import CallInterceptor
 from teacher_server.local import make_engine
@@ -31,6 +29,7 @@ from teacher_server.service import add_service
 from teacher_server.split import FrozenTeacher
 from teaching_protocol.channel import server_options
 from teaching_protocol.errors import ConfigError, InvalidSetting, PortInUse, TeachingError
+from teaching_protocol.tracing import start_tracing
 
 __all__ = ["TeacherApp"]
 
@@ -45,7 +44,7 @@ class TeacherApp:
     def __init__(self, config: ServerConfig, teacher: FrozenTeacher | None = None) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self.config = config
-        self.metrics = Metrics()
+        self.metrics = Metrics(config.metrics_students)
         self.port = 0
         self.metrics_port = 0
         self._teacher = teacher
@@ -61,6 +60,7 @@ class TeacherApp:
         """
         check_bind(self.config)
         self._credentials = server_credentials(self.config)
+        self._tracing = start_tracing("teacher-server", self.config.tracing)
         self._authority = Authority(self.config.tokens, self.config.client_ca is not None)
         if self.config.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what CUDA's products need to be so
@@ -72,6 +72,7 @@ class TeacherApp:
         self._same_host.start()
         self._scheduler = ThreadScheduler(self._engine, self.config, self.metrics)
         self.actor = TeacherActor(card, self._engine, self._scheduler, self.config, self.metrics)
+        look_up(self.metrics, self.config, self._scheduler, self.actor.sessions, self._engine.teacher.device)
         try:
             self._start_metrics()
             self._server = self._bound_server()
@@ -92,6 +93,7 @@ class TeacherApp:
         self._reaper = threading.Thread(target=self._reap, name="reaper", daemon=True)
         self._reaper.start()
         self._health.set(serving=True)
+        self.metrics.serving.set(1)
         _log.info("teacher %s serves on %s:%d, %s", card.model_name, self.config.host, self.port, self._trust())
         return self
 
@@ -109,6 +111,7 @@ class TeacherApp:
         self._closing.set()
         _log.info("draining: %d sessions, nothing new is begun", len(self.actor.sessions))
         self._health.set(serving=False)
+        self.metrics.serving.set(0)
         self.metrics.draining.set(1)
         finished = self._scheduler.drain(self.config.drain_s)
         if not finished:
@@ -122,6 +125,7 @@ class TeacherApp:
         self._same_host.close()
         self._stop_metrics()
         self._reaper.join()
+        self._tracing.close()
         _log.info("ended")
 
     def _trust(self) -> str:
@@ -154,7 +158,7 @@ class TeacherApp:
             interceptors=[CallInterceptor(self.metrics, self._threads, self._scheduler.refusal, self._authority)],
             options=server_options(self.config.message_bytes),
         )
-        add_service(server, self.actor, self.metrics, self.config, self._same_host, self._authority)
+        add_service(server, self.actor, self.metrics, self.config, self._same_host, self._authority, self._tracing)
         self._health.add_to(server)
         add_debugging(server, reflection=self.config.reflection, channelz=self.config.channelz)
         host = f"[{self.config.host}]" if ":" in self.config.host else self.config.host
@@ -184,8 +188,6 @@ class TeacherApp:
                 "choose another --metrics-port, 0 for a free one, or -1 for none"
             ) from error
         self.metrics_port = self._metrics_server.server_port
-        if self._engine.teacher.device.type == "cuda" or sys.platform == "linux":
-            self.metrics.device_memory.set_function(lambda: _device_memory(self._engine))
         self.metrics.shared_connections.set_function(lambda: len(self._same_host))
         card = self.actor.card
         self.metrics.model.info(
@@ -201,10 +203,3 @@ class TeacherApp:
         while not self._closing.wait(min(1.0, self.config.lease_s / 4)):
             self.actor.reap(self._authority.knows)
             self._same_host.shut_out(self._authority.knows)
-
-
-def _device_memory(engine: Engine) -> float:
-    if engine.teacher.device.type == "cuda":
-        return float(torch.cuda.memory_allocated(engine.teacher.device))
-    resident_pages = Path("/proc/self/statm").read_text().split()[1]
-    return float(int(resident_pages) * os.sysconf("SC_PAGE_SIZE"))

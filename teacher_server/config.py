@@ -85,6 +85,12 @@ class ServerConfig(BaseModel):
     log_json: bool = Field(False, description="Write the log as one JSON object a line.")
     metrics_host: str = Field("127.0.0.1", description="Address the metrics port binds.")
     metrics_port: int = Field(9464, ge=-1, le=65535, description="Prometheus port; 0 takes a free one, -1 opens none.")
+    metrics_students: int = Field(
+        100, ge=0, description="Students with metrics of their own; the others count together as `other`. 0: all do."
+    )
+    tracing: str = Field(
+        "", description="OTLP endpoint for spans, http://host:4317; empty takes OTEL_EXPORTER_OTLP_ENDPOINT, or none."
+    )
 
     permits: int = Field(256, ge=1, description="Calls that may wait or run at once; one more is refused.")
     max_sessions: int = Field(512, ge=1, description="Sessions that may live at once.")

@@ -14,7 +14,7 @@ from teacher_server.metrics import Metrics
 from teacher_server.scheduling.threads import CONTROL, CallThreads, on
 from teacher_server.security.authority import Authority
 from teaching_protocol.channel import error_metadata
-from teaching_protocol.errors import Overloaded, TeachingError
+from teaching_protocol.errors import NonFiniteError, Overloaded, TeachingError
 from teaching_protocol.wire import SERVICE
 
 __all__ = ["CallInterceptor"]
@@ -118,6 +118,8 @@ class CallInterceptor(grpc.ServerInterceptor):
         known = typed(error, method)
         self._metrics.requests.labels(method, known.status).inc()
         self._metrics.rejected.labels(type(known).__name__).inc()
+        if isinstance(known, NonFiniteError):
+            self._metrics.non_finite.labels(method).inc()
         if isinstance(known, Overloaded):
             _log.warning("%s refused: %s", method, known)
         context.set_trailing_metadata(error_metadata(known))

@@ -7,6 +7,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import grpc
@@ -21,10 +22,12 @@ from teacher_server.scheduling.door import Door
 from teacher_server.scheduling.identities import IdentityDoor
 from teacher_server.scheduling.threads import CONTROL
 from teacher_server.security.authority import Authority
+from teacher_server.sessions import Session
 from teaching_protocol import verbs
 from teaching_protocol.errors import CallCancelled, MessageTooLarge
 from teaching_protocol.int8 import Int8Rules
 from teaching_protocol.shared_memory import SHARED_KEY, SHARED_MIN_BYTES, Block, Place
+from teaching_protocol.tracing import Part, Tracing
 from teaching_protocol.verbs import Call
 from teaching_protocol.wire import METHODS, SERVICE, Method, pieces, read
 
@@ -40,10 +43,11 @@ def add_service(
     config: ServerConfig,
     same_host: SameHost,
     authority: Authority | None = None,
+    tracing: Tracing | None = None,
 ) -> None:
-    """Registers the teacher's methods on a server; without an authority nobody is asked who they are."""
+    """Registers the teacher's methods on a server; without an authority nobody is asked who they are, and without tracing there are no spans."""
     doors = _Doors(Door(config.session_permits), IdentityDoor(config.identity_quotas), metrics)
-    rooms = _Rooms(actor, metrics, config, same_host, authority or Authority(), doors)
+    rooms = _Rooms(actor, metrics, config, same_host, authority or Authority(), doors, tracing or Tracing())
     handlers: dict[str, Any] = {
         method.name: grpc.unary_unary_rpc_method_handler(_behaviour(method, rooms)) for method in METHODS
     }
@@ -88,12 +92,13 @@ class _Rooms:
     same_host: SameHost
     authority: Authority
     doors: _Doors
+    tracing: Tracing
 
 
 def _behaviour(method: Method, rooms: _Rooms) -> Callable[[bytes, grpc.ServicerContext], bytes]:
     metrics, limit_bytes = rooms.metrics, rooms.config.message_bytes
     verb = _describe(rooms) if method.name == "Describe" else getattr(rooms.actor, method.verb)
-    pack_seconds = metrics.pack_seconds.labels(method.name)
+    pack_seconds, call_seconds = (each.labels(method.name) for each in (metrics.pack_seconds, metrics.call_seconds))
     int8 = Int8Rules(rooms.config.int8_error, _int8_report(method.name, metrics))
 
     def answer(data: bytes, context: grpc.ServicerContext) -> bytes:
@@ -102,14 +107,20 @@ def _behaviour(method: Method, rooms: _Rooms) -> Callable[[bytes, grpc.ServicerC
         block, received = _received(data, context, rooms, identity)
         metrics.bytes.labels("received").inc(len(received))
         request: Any = read(method.request, received)
-        if method.name not in CONTROL:
-            rooms.doors.open(method.name, request, context, identity)
-        unpacked = time.perf_counter()
-        reply = _told(method.name, verb, request, _call(context, identity), rooms.actor)
+        session = _session_of(request, identity, rooms.actor)
+        with session.usage.call(len(received)) if session is not None else nullcontext():
+            if method.name not in CONTROL:
+                rooms.doors.open(method.name, request, context, identity)
+            unpacked = time.perf_counter()
+            reply = _told(method.name, verb, request, _call(context, identity), rooms.actor)
         answered = time.perf_counter()
         packed = pieces(reply, getattr(request, "compression", None), limit_bytes, int8)
         size_bytes = sum(map(len, packed))
         metrics.bytes.labels("sent").inc(size_bytes)
+        if session is not None:
+            session.usage.moved(0, size_bytes)
+        elif (opened := _session_of(reply, identity, rooms.actor)) is not None:  # by this Enroll
+            opened.usage.moved(len(received), size_bytes)
         if block is not None:
             metrics.shared_bytes.labels("received").inc(len(received))
             if SHARED_MIN_BYTES <= size_bytes <= block.size_bytes:
@@ -117,10 +128,44 @@ def _behaviour(method: Method, rooms: _Rooms) -> Callable[[bytes, grpc.ServicerC
                 metrics.shared_bytes.labels("sent").inc(size_bytes)
                 packed = []
         joined = b"".join(packed)
-        pack_seconds.observe(unpacked - started + time.perf_counter() - answered)
+        ended = time.perf_counter()
+        pack_seconds.observe(unpacked - started + ended - answered)
+        parts = _parts((started, unpacked, answered, ended), reply)
+        trace = rooms.tracing.served(context.invocation_metadata(), method.name, parts) if rooms.tracing.is_on else ""
+        call_seconds.observe(ended - started, {"trace_id": trace} if trace else None)
         return joined
 
-    return answer
+    return _failures_told(answer, method.name, rooms.tracing) if rooms.tracing.is_on else answer
+
+
+def _parts(moments: tuple[float, float, float, float], reply: Any) -> list[Part]:
+    """What was done in a call, begun, unpacked, answered and packed at these moments.
+
+    What the engine did is known of calls whose reply tells how long they waited; the compute of a batch is that of all in it.
+    """
+    started, unpacked, answered, ended = moments
+    begun = min(answered, unpacked + getattr(reply, "queue_s", 0.0))
+    engine = [("queue", unpacked, begun), ("compute", begun, answered)]
+    work = engine if hasattr(reply, "queue_s") else [("work", unpacked, answered)]
+    return [("unpack", started, unpacked), *work, ("pack", answered, ended)]
+
+
+def _failures_told(
+    answer: Callable[[bytes, grpc.ServicerContext], bytes], method: str, tracing: Tracing
+) -> Callable[[bytes, grpc.ServicerContext], bytes]:
+    """A behaviour whose failures make spans, too."""
+
+    def told(data: bytes, context: grpc.ServicerContext) -> bytes:
+        started = time.perf_counter()
+        try:
+            return answer(data, context)
+        except Exception as error:
+            tracing.served(
+                context.invocation_metadata(), method, [("refused", started, time.perf_counter())], typed(error, method)
+            )
+            raise
+
+    return told
 
 
 def _describe(rooms: _Rooms) -> Callable[[verbs.DescribeRequest, Call], verbs.DescribeReply]:
@@ -131,6 +176,13 @@ def _describe(rooms: _Rooms) -> Callable[[verbs.DescribeRequest, Call], verbs.De
         return dataclasses.replace(card, same_host=rooms.same_host.ticket(call.identity))
 
     return describe
+
+
+def _session_of(message: Any, identity: str, actor: TeacherActor) -> Session | None:
+    """The live session that a request or reply names, if it is this caller's own."""
+    ref = getattr(message, "session", None)
+    session = actor.sessions.peek(ref.session_id) if ref is not None else None
+    return session if session is not None and session.owner == identity else None
 
 
 def _told(method: str, verb: Callable[[Any, Call], Any], request: Any, call: Call, actor: TeacherActor) -> Any:

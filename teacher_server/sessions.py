@@ -20,6 +20,7 @@ import torch
 
 from teacher_server.codecs import TeacherCodec
 from teacher_server.replies import Replies
+from teacher_server.usage import Usage
 from teaching_protocol.errors import (
     LeaseExpired,
     Overloaded,
@@ -64,7 +65,7 @@ class Session:
 
     `size_bytes` is what its codec, gathered gradients and optimizer take. No lease runs out while `at_work` of its
     calls wait or run: a student is not lost for the server's being busy. Nobody but the `owner` reaches it; an empty one is
-    everybody, where nobody is asked who they are.
+    everybody, where nobody is asked who they are. `usage` counts what it takes, from any thread.
     """
 
     id: str = field(repr=False)
@@ -85,6 +86,7 @@ class Session:
     calls: OrderedDict[str, OpenCall] = field(default_factory=OrderedDict)
     gathered: list[torch.Tensor | None] = field(default_factory=list)
     extents: OrderedDict[str, Extent] = field(default_factory=OrderedDict)
+    usage: Usage = field(default_factory=Usage, repr=False)
 
     @property
     def ref(self) -> SessionRef:
@@ -103,6 +105,11 @@ class Session:
     @functools.cached_property
     def _parameters(self) -> tuple[torch.nn.Parameter, ...]:
         return tuple(self.codec.parameters())  # a walk over all modules
+
+    @property
+    def input_bytes(self) -> int:
+        """Bytes of inputs kept for Backwards to come."""
+        return sum(call.size_bytes for call in list(self.calls.values()) if call.request is not None)
 
     def rise(self, resumed_by: str) -> None:
         """To the next epoch, once for each call that resumes; forgets the oldest of those calls."""

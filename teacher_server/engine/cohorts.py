@@ -93,6 +93,7 @@ class GraphCache:
         self._lock = threading.Lock()
         self._kept: dict[Key, Cohort] = {}  # in the order in which they were made
         self._size_bytes = 0
+        metrics.graph_limit.set(budget_bytes)
 
     @property
     def size_bytes(self) -> int:

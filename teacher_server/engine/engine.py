@@ -88,6 +88,7 @@ class Engine:
             except Exception as error:
                 typed(error, job.method)
         self._land(outcomes.values())
+        self._metrics.busy_seconds.inc(time.perf_counter() - started)
 
     def _outcomes(self, jobs: Sequence[Job]) -> dict[Job, Any]:
         """A reply or an error for each job: those of earlier calls first, then what is new, kind by kind."""
@@ -142,11 +143,13 @@ class Engine:
         self._arriving = [each for each in replies if isinstance(each, Arriving)]
 
     def _share_out(self, seconds: float, batch: Batch) -> None:
-        """Tells each job its share of the time: by tokens, or evenly where there are none."""
+        """Tells each job, and its session, its share of the time: by tokens, or evenly where there are none."""
         for job in batch.jobs:
             share = job.tokens / batch.tokens if batch.tokens else 1 / len(batch.jobs)
             job.timing.compute_s = seconds * share
             self._metrics.compute_seconds.labels(job.method).observe(job.timing.compute_s)
+            if job.session is not None:
+                job.session.usage.ran(job.timing.queue_s, job.timing.compute_s)
 
     def _answer(self, job: Job, outcome: Any) -> None:
         if isinstance(outcome, Exception):

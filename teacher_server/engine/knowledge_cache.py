@@ -55,6 +55,7 @@ class KnowledgeCache:
         self._lock = threading.Lock()
         self._size_bytes = 0
         self._rows: OrderedDict[tuple[bytes, str], torch.Tensor] = OrderedDict()
+        metrics.knowledge_limit.set(budget_bytes)
 
     @property
     def size_bytes(self) -> int:

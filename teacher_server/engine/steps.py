@@ -67,9 +67,12 @@ class Steps:
 
     def _done(self, session: Session, request: StepRequest, norm: float) -> StepReply:
         session.step += 1
+        session.usage.stepped()
         session.gathered = []
         forget_calls(session, self._graphs)
         self._metrics.session_steps.inc()
+        if request.grad_scale:
+            self._metrics.codec_grad_norm.observe(norm)
         reply = StepReply(session.step, norm)
         session.replies.keep(f"step-{request.step}", fingerprint(request), reply, 0)
         return reply

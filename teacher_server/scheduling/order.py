@@ -80,6 +80,8 @@ class Order:
             tokens, student = cost(job), job.session.account if job.session is not None else ""
             self._counters.charge(job.lane, tokens, self._admission.weight(student))
             self._metrics.served_tokens.labels(job.method).inc(tokens)
+            if job.session is not None:
+                job.session.usage.charge(tokens)
         method = choice.batch.jobs[0].method
         self._metrics.batch_students.labels(method).observe(len(choice.batch.jobs))
         self._metrics.active_students.labels(method).observe(choice.active)

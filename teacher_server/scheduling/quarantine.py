@@ -36,8 +36,6 @@ class Quarantine:
         self._config = config
         self._metrics = metrics
         self._records: OrderedDict[str, _Record] = OrderedDict()
-        for kind in ("alone", "refused"):
-            metrics.quarantines.labels(kind)
 
     def __len__(self) -> int:
         return len(self._records)

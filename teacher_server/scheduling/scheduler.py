@@ -104,6 +104,11 @@ class ThreadScheduler:
         """Why any work would be refused now, or None; a look without the lock, for the door."""
         return self._admission.refusal()
 
+    def waiting(self, now: float) -> tuple[int, float]:
+        """How many jobs wait, and for how many seconds the first of them has."""
+        with self._changed:
+            return len(self._lanes), max((now - job.born for job in self._lanes.heads()), default=0.0)
+
     def submit(self, job: Job) -> Future[Any]:
         """Queues a job.
 
