@@ -114,7 +114,8 @@ def train(
     settings: Settings = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint of the output.")] = False,
     restartable: Annotated[
-        bool, typer.Option("--restartable", help="--resume where there is a checkpoint, else start: for jobs started again.")
+        bool,
+        typer.Option("--restartable", help="--resume where there is a checkpoint, else start: for jobs started again."),
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Give up the run that the output holds.")] = False,
     quiet: Quiet = False,

@@ -33,7 +33,9 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("address", nargs="?", default="127.0.0.1:50051", help="host:port of the teacher")
     parser.add_argument("--ca", type=Path, help="PEM file of the CA of its certificate; turns TLS on")
     parser.add_argument("--name", help="name in that certificate, if it is not the address's")
-    parser.add_argument("--cert", type=Path, help="PEM file of the probe's own certificate, if the teacher asks for one")
+    parser.add_argument(
+        "--cert", type=Path, help="PEM file of the probe's own certificate, if the teacher asks for one"
+    )
     parser.add_argument("--key", type=Path, help="PEM file of its key")
     parser.add_argument("--timeout-s", type=float, default=4.0, help="seconds to wait for the answer")
     given = parser.parse_args(words)

@@ -127,7 +127,9 @@ def test_prometheus_finds_the_teacher_and_the_rules(compose: dict[str, Any], tmp
     """promtool reads the configuration with the files where the container has them."""
     mounted = {each["source"]: each["target"] for each in compose["services"]["prometheus"]["configs"]}
     text = (FOLDER / "docker/prometheus.yml").read_text()
-    targets = {target for job in yaml.safe_load(text)["scrape_configs"] for target in job["static_configs"][0]["targets"]}
+    targets = {
+        target for job in yaml.safe_load(text)["scrape_configs"] for target in job["static_configs"][0]["targets"]
+    }
     assert targets == {"teacher:9464", "student-a:9470", "student-b:9470"}
     shutil.copy(FOLDER / "prometheus/rules.yml", tmp_path)
     (tmp_path / "secret").write_text("")

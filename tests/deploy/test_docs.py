@@ -48,12 +48,16 @@ def pasted(script: str, clone: Path, model: Path) -> str:
     # as the page, with fewer rows and steps: its data set is larger
     script = script.replace("--labelled 300 --unlabelled 1500", "--labelled 60 --unlabelled 40 --size tiny")
     script = script.replace("--max-steps 300", "--max-steps 60 --set data.validation=30 --set data.test=30")
-    (clone / "pasted.sh").write_text(f"set -eu\ntrap 'kill $(jobs -p) 2> /dev/null || true' EXIT\n{script}\necho the end\n")
+    (clone / "pasted.sh").write_text(
+        f"set -eu\ntrap 'kill $(jobs -p) 2> /dev/null || true' EXIT\n{script}\necho the end\n"
+    )
     path = f"{clone / 'bin'}:{part('prometheus').parent}:{os.environ['PATH']}"
     environment = os.environ | {"PATH": path, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     environment |= {"MODEL": str(model), "DATA": str(write_csv(clone))}
     alone = ["unshare", "--net", "sh", "-c", 'ip link set lo up && exec bash "$0"'] if os.geteuid() == 0 else ["bash"]
-    done = subprocess.run([*alone, "pasted.sh"], cwd=clone, env=environment, capture_output=True, text=True, timeout=280)
+    done = subprocess.run(
+        [*alone, "pasted.sh"], cwd=clone, env=environment, capture_output=True, text=True, timeout=280
+    )
     logs = "\n".join(f"{log.name}: {log.read_text()[-800:]}" for log in (clone / "runs/classroom").glob("*.log"))
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}\n{logs}"
     return done.stdout

@@ -23,7 +23,11 @@ from tests.parts import part
 kubernetes_validate = pytest.importorskip("kubernetes_validate")
 
 MONITORED: dict[str, Any] = {
-    "serviceMonitor": {"enabled": True, "tokenSecret": {"name": "prometheus-token"}, "caSecret": {"name": "teacher-tls"}},
+    "serviceMonitor": {
+        "enabled": True,
+        "tokenSecret": {"name": "prometheus-token"},
+        "caSecret": {"name": "teacher-tls"},
+    },
     "rules": {"enabled": True, "labels": {"release": "prometheus"}},
 }
 ALL_OF_IT: dict[str, Any] = {
@@ -146,7 +150,9 @@ def test_selectors_find_the_pods(found: list[dict[str, Any]]) -> None:
     for name in of_kind(found, "StatefulSet"):
         labels = name["spec"]["template"]["metadata"]["labels"]
         services = of_kind(found, "Service")
-        assert name["spec"]["serviceName"] in {each["metadata"]["name"] for each in services if "clusterIP" in each["spec"]}
+        assert name["spec"]["serviceName"] in {
+            each["metadata"]["name"] for each in services if "clusterIP" in each["spec"]
+        }
         selectors = [each["spec"]["selector"] for each in services]
         selectors += [each["spec"]["selector"]["matchLabels"] for each in of_kind(found, "PodDisruptionBudget")]
         selectors += [each["spec"]["podSelector"]["matchLabels"] for each in of_kind(found, "NetworkPolicy")]
@@ -196,7 +202,10 @@ def test_students_know_their_command(found: list[dict[str, Any]]) -> None:
 
 def test_students_spread_over_the_teachers() -> None:
     jobs = of_kind(rendered(*VALUES["students"]), "Job")
-    given = [next(word for word in job["spec"]["template"]["spec"]["containers"][0]["args"] if "--teacher=" in word) for job in jobs]
+    given = [
+        next(word for word in job["spec"]["template"]["spec"]["containers"][0]["args"] if "--teacher=" in word)
+        for job in jobs
+    ]
     orders = [word.removeprefix("--teacher=").split(",") for word in given]
     assert [order[0] for order in orders] == [*TEACHERS, TEACHERS[0]]
     assert all(sorted(order) == TEACHERS for order in orders)

@@ -50,7 +50,9 @@ class Image:
             elif each.name == "RUN":
                 # pip's own settings (an index, a certificate) are the machine's; nothing else of this process is
                 kept = {name: value for name, value in os.environ.items() if name.startswith("PIP_")}
-                run = subprocess.run(["sh", "-c", self.placed(each.rest)], cwd=source, env=self._pythons() | kept, capture_output=True)
+                run = subprocess.run(
+                    ["sh", "-c", self.placed(each.rest)], cwd=source, env=self._pythons() | kept, capture_output=True
+                )
                 assert run.returncode == 0, (each.rest, run.stderr[-2000:])
         shutil.rmtree(source)
         for each in self._last:

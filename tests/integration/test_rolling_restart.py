@@ -31,7 +31,8 @@ def teachers(model_folder: Models) -> Iterator[tuple[TeacherProcess, TeacherProc
     settings = {"handoff_s": 20.0}
     with ExitStack() as stack:
         first, second = (
-            stack.enter_context(TeacherProcess(model_folder("bert"), settings=settings, is_command=True)) for _ in range(2)
+            stack.enter_context(TeacherProcess(model_folder("bert"), settings=settings, is_command=True))
+            for _ in range(2)
         )
         for each in (first, second):
             each.wait_until_it_serves()

@@ -57,5 +57,7 @@ def test_a_file_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_it_is_light() -> None:
     """It runs every few seconds: no torch, no model."""
-    script = "import sys, teacher_server.probe; assert not {'torch', 'transformers', 'google.protobuf'} & set(sys.modules)"
+    script = (
+        "import sys, teacher_server.probe; assert not {'torch', 'transformers', 'google.protobuf'} & set(sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", script], timeout=60).returncode == 0
