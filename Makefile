@@ -38,8 +38,8 @@ test: setup
 test-slow: setup ## learning tests, minutes each
 	$(BIN)/python -m pytest -m slow $(TEST_FLAGS)
 
-check-images: setup ## what the Dockerfiles do, in clean virtual environments, without an engine: about six minutes
-	$(BIN)/python -m pytest -m slow tests/deploy/test_images.py
+check-images: setup ## what the Dockerfiles do, in clean virtual environments, and all of docs/deploy.md: about eight minutes
+	$(BIN)/python -m pytest -m slow tests/deploy
 
 test-gpu: setup ## what needs a CUDA device; one at a time, as they share it
 	$(BIN)/python -m pytest -m gpu tests/gpu tests/unit
