@@ -159,6 +159,8 @@ class TeacherActor:
 
     def _sample(self, direction: str, message: torch.Tensor) -> None:
         """Notes how much a message on the host varies: a conversation that has collapsed says the same of every row."""
+        if message.device.type != "cpu":
+            return  # a student of this process: nobody waits for a device to be told this
         flat = message.detach().flatten(0, 1).float()  # [rows and tokens, width]
         if len(flat) > 1:
             self._metrics.message_variance.labels(direction).observe(float(flat.var(0).mean()))

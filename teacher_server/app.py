@@ -10,7 +10,7 @@ from types import TracebackType
 
 import grpc
 import torch
-from prometheus_client import disable_created_metrics, start_http_server
+from prometheus_client import disable_created_metrics
 
 from teacher_server.actor import TeacherActor, build_card
 from teacher_server.config import ServerConfig
@@ -27,6 +27,8 @@ from teacher_server.security.authority import Authority
 from teacher_server.security.tls import check_bind, server_credentials
 from teacher_server.service import add_service
 from teacher_server.split import FrozenTeacher
+from teacher_server.web.snapshot import State
+from teacher_server.web.status import status_server
 from teaching_protocol.channel import server_options
 from teaching_protocol.errors import ConfigError, InvalidSetting, PortInUse, TeachingError
 from teaching_protocol.tracing import start_tracing
@@ -74,10 +76,10 @@ class TeacherApp:
         self.actor = TeacherActor(card, self._engine, self._scheduler, self.config, self.metrics)
         look_up(self.metrics, self.config, self._scheduler, self.actor.sessions, self._engine.teacher.device)
         try:
-            self._start_metrics()
+            self._start_web()
             self._server = self._bound_server()
         except (PortInUse, ConfigError):
-            self._stop_metrics()
+            self._stop_web()
             self._same_host.close()
             raise
         self._scheduler.start()
@@ -87,7 +89,7 @@ class TeacherApp:
         except TeachingError:
             self._server.stop(None).wait()
             self._scheduler.stop()
-            self._stop_metrics()
+            self._stop_web()
             self._same_host.close()
             raise
         self._reaper = threading.Thread(target=self._reap, name="reaper", daemon=True)
@@ -123,7 +125,7 @@ class TeacherApp:
         for session in self.actor.sessions.live():
             self.actor.end(session, "shutdown")
         self._same_host.close()
-        self._stop_metrics()
+        self._stop_web()
         self._reaper.join()
         self._tracing.close()
         _log.info("ended")
@@ -175,29 +177,27 @@ class TeacherApp:
             ) from error
         return server
 
-    def _start_metrics(self) -> None:
+    def _start_web(self) -> None:
         if self.config.metrics_port < 0:
             return
-        try:
-            self._metrics_server, _ = start_http_server(
-                self.config.metrics_port, self.config.metrics_host, self.metrics.registry
-            )
-        except OSError as error:
-            raise PortInUse(
-                f"metrics port {self.config.metrics_host}:{self.config.metrics_port} cannot be bound: {error}; "
-                "choose another --metrics-port, 0 for a free one, or -1 for none"
-            ) from error
-        self.metrics_port = self._metrics_server.server_port
         self.metrics.shared_connections.set_function(lambda: len(self._same_host))
         card = self.actor.card
         self.metrics.model.info(
             {"name": card.model_name, "family": card.family, "hash": card.model_hash[:12], "dtype": card.dtype}
         )
+        device = self._engine.teacher.device
+        web = status_server(self.config, self.actor, device, self.metrics, self._authority, self._state)
+        web.start()
+        self._web, self.metrics_port = web, web.port
 
-    def _stop_metrics(self) -> None:
+    def _stop_web(self) -> None:
         if self.metrics_port:
-            self._metrics_server.shutdown()
-            self._metrics_server.server_close()
+            self._web.close()
+
+    def _state(self) -> State:
+        if self._closing.is_set():
+            return "draining"
+        return "serving" if self._health.serving else "starting"
 
     def _reap(self) -> None:
         while not self._closing.wait(min(1.0, self.config.lease_s / 4)):

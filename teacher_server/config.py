@@ -83,8 +83,16 @@ class ServerConfig(BaseModel):
     reflection: bool = Field(False, description="Serve gRPC reflection, which lists the RPCs.")
     channelz: bool = Field(False, description="Serve channelz, which lists connections; needs grpcio-channelz.")
     log_json: bool = Field(False, description="Write the log as one JSON object a line.")
-    metrics_host: str = Field("127.0.0.1", description="Address the metrics port binds.")
-    metrics_port: int = Field(9464, ge=-1, le=65535, description="Prometheus port; 0 takes a free one, -1 opens none.")
+    metrics_host: str = Field("127.0.0.1", description="Address the port of metrics and status page binds.")
+    metrics_port: int = Field(
+        9464, ge=-1, le=65535, description="Port of metrics and status page; 0 takes a free one, -1 opens none."
+    )
+    status_interval_s: float = Field(
+        2.0, ge=0.1, description="Seconds from sample to sample of the status page, whose curves are 150 samples long."
+    )
+    status_identities: tuple[str, ...] = Field(
+        ("*",), description="Identities, by pattern, whose tokens open metrics and status page on a public address."
+    )
     metrics_students: int = Field(
         100, ge=0, description="Students with metrics of their own; the others count together as `other`. 0: all do."
     )

@@ -11,7 +11,11 @@ __all__ = ["Health"]
 
 
 class Health:
-    """Tells probes whether the teacher answers, for the server as a whole and by service name."""
+    """Tells probes whether the teacher answers, for the server as a whole and by service name.
+
+    Attributes:
+        serving: what they are told.
+    """
 
     def __init__(self) -> None:
         self._servicer = health.HealthServicer()
@@ -23,6 +27,7 @@ class Health:
 
     def set(self, *, serving: bool) -> None:
         """Changes the answer for everybody who asks or watches."""
+        self.serving = serving
         status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
         for name in ("", SERVICE):
             self._servicer.set(name, status)

@@ -54,6 +54,11 @@ class Metrics:
             self.quarantines.labels(kind)
         for method in ("Forward", "Backward", "Step"):
             self.non_finite.labels(method)
+        for method in ("Forward", "Backward"):
+            self.int8_fallbacks.labels(method)
+        for direction in ("received", "sent"):
+            self.bytes.labels(direction)
+            self.shared_bytes.labels(direction)
 
     def _calls(self) -> None:
         seconds = partial(self._histogram, buckets=_SECONDS, labels=["method"])

@@ -28,7 +28,7 @@ def check_bind(config: ServerConfig) -> None:
     """Refuses to serve strangers.
 
     Raises:
-        InvalidSetting: the address is public, and TLS or who may call is missing.
+        InvalidSetting: an address is public, and TLS or who may call is missing.
         ConfigError: half of a pair of files.
     """
     if (config.tls_cert is None) != (config.tls_key is None):
@@ -46,6 +46,21 @@ def check_bind(config: ServerConfig) -> None:
         raise InvalidSetting(
             f"host {config.host}: anyone who reaches this address could use the teacher or read what is said; missing "
             f"{' and '.join(missing)}. Give that, or bind 127.0.0.1, or say --insecure if the network is trusted"
+        )
+    if config.metrics_port >= 0:
+        _check_metrics_bind(config)
+
+
+def _check_metrics_bind(config: ServerConfig) -> None:
+    """The same for metrics and status page; browsers and Prometheus show tokens there, so certificates do not do."""
+    missing = [] if config.tls_cert is not None else ["TLS (--tls-cert FILE --tls-key FILE)"]
+    if config.tokens is None:
+        missing.append("tokens (--tokens FILE, made by `teacher-server token add NAME`)")
+    if missing and not is_loopback(config.metrics_host) and not config.insecure:
+        raise InvalidSetting(
+            f"metrics_host {config.metrics_host}: anyone who reaches this address could read the metrics and the status "
+            f"page; missing {' and '.join(missing)}. Give that, or --metrics-host 127.0.0.1, or --metrics-port -1, or "
+            "say --insecure if the network is trusted"
         )
 
 
