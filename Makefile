@@ -11,7 +11,7 @@ PIP_FLAGS := --disable-pip-version-check --no-warn-script-location
 SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -c
 
-.PHONY: setup demo test test-slow test-gpu chaos soak lint type proto bench bench-gpu fuzz lock audit licences settings serve clean
+.PHONY: setup parts demo test test-slow check-images test-gpu chaos soak lint type proto bench bench-gpu fuzz lock audit licences settings serve clean
 
 setup: $(STAMP)
 
@@ -26,6 +26,9 @@ $(STAMP): pyproject.toml constraints.txt
 	| grep --line-buffered -E '^(Collecting|Installing|Successfully|ERROR)' | cut -c1-100
 	@touch $(STAMP)
 
+parts: setup ## programs that tests use and pip does not bring: prometheus, chromium, shellcheck, helm, docker-compose
+	@$(BIN)/python deploy/parts.py
+
 demo: setup ## one teacher server, three students at once, on real weights and data
 	@$(BIN)/student-client demo $(DEMO_FLAGS)
 
@@ -34,6 +37,9 @@ test: setup
 
 test-slow: setup ## learning tests, minutes each
 	$(BIN)/python -m pytest -m slow $(TEST_FLAGS)
+
+check-images: setup ## what the Dockerfiles do, in clean virtual environments, and all of docs/deploy.md: about eight minutes
+	$(BIN)/python -m pytest -m slow tests/deploy
 
 test-gpu: setup ## what needs a CUDA device; one at a time, as they share it
 	$(BIN)/python -m pytest -m gpu tests/gpu tests/unit
@@ -88,8 +94,9 @@ fuzz: setup ## 1,300,000 mutated inputs: the unpacker and the import of states
 	$(BIN)/python -m tests.fuzz unpack --inputs 1000000 --seed $(FUZZ_SEED)
 	$(BIN)/python -m tests.fuzz state --inputs 300000 --seed $(FUZZ_SEED)
 
-lock: setup ## deploy/docker/requirements.lock: what an image installs, pinned with hashes
+lock: setup ## deploy/docker/requirements*.lock: what the images install, pinned with hashes
 	$(BIN)/python deploy/lock.py
+	$(BIN)/python deploy/lock.py --cuda
 
 audit: setup ## known faults of what the images install; needs pip-audit and its database
 	$(BIN)/python deploy/audit.py
@@ -104,4 +111,4 @@ serve: setup ## MODEL=name or folder
 	$(BIN)/teacher-server serve --model $(MODEL) $(SERVE_FLAGS)
 
 clean:
-	rm -rf $(VENV) $(PEERS) runs .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(PEERS) .parts runs .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -119,6 +119,10 @@ def train(
     threads: Threads = None,
     settings: Settings = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint of the output.")] = False,
+    restartable: Annotated[
+        bool,
+        typer.Option("--restartable", help="--resume where there is a checkpoint, else start: for jobs started again."),
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Give up the run that the output holds.")] = False,
     quiet: Quiet = False,
 ) -> None:
@@ -146,7 +150,9 @@ def train(
     }
     if resume and config is None and output is not None:
         config = output / "config.json"
-    _train(read_config(config, flags, settings), resume, overwrite, quiet)
+    found = read_config(config, flags, settings)
+    resume = resume or (restartable and bool(checkpoint_folders(found.output / "checkpoints")))
+    _train(found, resume, overwrite or restartable, quiet)  # what has no checkpoint yet is begun again
 
 
 def evaluate(
