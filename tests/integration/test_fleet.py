@@ -222,30 +222,28 @@ def test_signals_end_it_cleanly_and_the_same_command_goes_on(
         assert not alive, "no student outlives its fleet"
     saved = {name: len(checkpoint_folders(fleet.root / name / "checkpoints")) for name in names}
     assert all(saved.values()), "and each left a checkpoint"
-    with Fleet(file) as fleet:
+    screen = Terminal()
+    with Fleet(file, stdout=screen.slave) as fleet:
         fleet.until(lambda: all(fleet.student(name).get("pid") for name in names), "both are started")
         students = fleet.children()
         steps = {name: fleet.step(name) for name in names}
         fleet.until(lambda: any(fleet.step(name) > steps[name] for name in names), "they go on")
         fleet.process.send_signal(signal.SIGINT)
-        code, out = fleet.ended()
-        assert code == 130
-        assert "the same command goes on with what is left" in out
+        assert fleet.process.wait(LIMIT_S) == 130
         assert not psutil.wait_procs(students, timeout=5)[1]
         states = {fleet.student(name)["state"] for name in names}
         assert "interrupted" in states
         assert states <= {"interrupted", "finished"}
-    screen = Terminal()
-    with Fleet(file, stdout=screen.slave) as fleet:
-        assert fleet.process.wait(LIMIT_S) == 0
     shown = screen.text()
-    for name in names:
-        assert left_by(fleet.root / name) == alone(int(name[-1]))
-        assert name in shown
+    assert "the same command goes on with what is left" in shown
     assert "validation" in shown, "the table"
     assert "2 running" in shown
-    assert "2 finished" in shown
+    assert all(name in shown for name in names)
     assert "running, start" not in shown, "where there is a table, there are no lines"
+    assert in_process(monkeypatch, "fleet", file) == 0
+    assert "2 finished" in capsys.readouterr().out
+    for name in names:
+        assert left_by(fleet.root / name) == alone(int(name[-1]))
     assert in_process(monkeypatch, "fleet", file) == 0, "nothing is left to do"
     out = capsys.readouterr().out
     assert ("seed0: finished, test accuracy" in out, "running" in out) == (True, False)
