@@ -51,7 +51,9 @@ def serve(
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = None,
     host: Annotated[str | None, typer.Option(help="Address to bind; loopback unless you say otherwise.")] = None,
     port: Annotated[int | None, typer.Option(help="gRPC port; 0 takes a free one.")] = None,
-    metrics_host: Annotated[str | None, typer.Option(help="Address of metrics and status page; loopback by default.")] = None,
+    metrics_host: Annotated[
+        str | None, typer.Option(help="Address of metrics and status page; loopback by default.")
+    ] = None,
     metrics_port: Annotated[int | None, typer.Option(help="Port of metrics and status page; 0 free, -1 none.")] = None,
     threads: Annotated[int | None, typer.Option(help="Compute threads; 0 leaves torch's choice.")] = None,
     deterministic: Annotated[
