@@ -57,8 +57,10 @@ def serve(
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = None,
     host: Annotated[str | None, typer.Option(help="Address to bind; loopback unless you say otherwise.")] = None,
     port: Annotated[int | None, typer.Option(help="gRPC port; 0 takes a free one.")] = None,
-    metrics_host: Annotated[str | None, typer.Option(help="Address the metrics bind; loopback by default.")] = None,
-    metrics_port: Annotated[int | None, typer.Option(help="Prometheus port; 0 free, -1 none.")] = None,
+    metrics_host: Annotated[
+        str | None, typer.Option(help="Address of metrics and status page; loopback by default.")
+    ] = None,
+    metrics_port: Annotated[int | None, typer.Option(help="Port of metrics and status page; 0 free, -1 none.")] = None,
     threads: Annotated[int | None, typer.Option(help="Compute threads; 0 leaves torch's choice.")] = None,
     deterministic: Annotated[
         bool | None, typer.Option("--deterministic", help="The same bits alone or among many.")

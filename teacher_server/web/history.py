@@ -90,7 +90,7 @@ class History:
         self._follow(reading)
         growth = self._growth()
         values: dict[str, float | None] = {
-            "engine_share": growth.rate("busy_s"),
+            "engine_share": growth.share("busy_s"),
             "steps_per_s": growth.rate("steps"),
             "tokens_per_s": growth.rate("tokens"),
             "queue_s": growth.mean("queue_s", "calls"),
@@ -158,7 +158,7 @@ class History:
 
     def _load(self, reading: Reading, growth: _Growth) -> Load:
         return Load(
-            engine_share=growth.rate("busy_s"),
+            engine_share=growth.share("busy_s"),
             steps_per_s=growth.rate("steps"),
             tokens_per_s=growth.rate("tokens"),
             calls_per_s=growth.rate("calls"),
@@ -243,6 +243,10 @@ class _Growth:
 
     def rate(self, name: str) -> float:
         return self.of(name) / self.seconds if self.seconds > 0 else 0.0
+
+    def share(self, name: str) -> float:
+        """Seconds of each second; a batch counts when it ends, which makes no more of it than there is."""
+        return min(1.0, self.rate(name))
 
     def mean(self, name: str, count: str) -> float | None:
         counted = self.of(count)

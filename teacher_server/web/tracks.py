@@ -45,7 +45,7 @@ def session_status(track: Track, now: float, points: int) -> SessionStatus:
         epoch=reading.epoch,
         step=reading.step,
         steps_per_s=track.rate("steps"),
-        device_share=track.rate("compute_s"),
+        device_share=min(1.0, track.rate("compute_s")),
         wait_share=track.rate("queue_s"),
         tokens_per_s=track.rate("tokens"),
         bytes_per_s=track.rate("received_bytes") + track.rate("sent_bytes"),

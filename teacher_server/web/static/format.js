@@ -2,7 +2,7 @@
 
 const plain = new Intl.NumberFormat("en", { maximumFractionDigits: 0 });
 
-/** 0, 0.042, 3.4, 128, 5.2 k, 1.3 M */
+/** 0, 0.004, 0.42, 3.4, 128, 5,200, 52 k, 1.3 M */
 export function rate(value) {
   if (value === null || value === undefined) return "–";
   for (const [size, sign] of [[1e9, "G"], [1e6, "M"], [1e4, "k"]]) {
@@ -33,7 +33,7 @@ export function bytes(value) {
   return `${digits(size)} TiB`;
 }
 
-/** 0.4 ms, 35 ms, 1.2 s, 48 s, 5 min, 3 h 10 min, 2 d 4 h */
+/** 0.42 ms, 35 ms, 1.2 s, 48 s, 5 min, 3 h 10 min, 2 d 4 h */
 export function seconds(value) {
   if (value === null || value === undefined) return "–";
   if (value < 1) return `${digits(value * 1000)} ms`;
@@ -55,6 +55,7 @@ function pair(value, large, name, small, other) {
 
 function digits(value) {
   if (value === 0) return "0";
-  if (value < 0.1) return value.toPrecision(1);
+  if (value < 0.005) return value.toPrecision(1);
+  if (value < 1) return value.toFixed(2);
   return value < 10 ? value.toFixed(1) : plain.format(value);
 }

@@ -33,7 +33,7 @@ def reading(at: float, sessions: tuple[SessionReading, ...] = (), **changes: Any
 
 
 def session(key: str, steps: int, at: float, opened: float = 0.0) -> SessionReading:
-    taken = Taken(compute_s=0.25 * steps, queue_s=0.5 * steps, steps=steps, calls=3 * steps)
+    taken = Taken(compute_s=0.15 * steps, queue_s=0.5 * steps, steps=steps, calls=3 * steps)
     return dataclasses.replace(SESSION, key=key, student=key, opened=1000.0 + opened, taken=taken)
 
 
@@ -47,9 +47,19 @@ def test_rates_are_of_the_last_five_intervals() -> None:
     assert status.load.engine_share == pytest.approx(0.75)
     assert status.load.tokens_per_s == pytest.approx(50.0)
     (found,) = status.sessions
-    assert (found.steps_per_s, found.device_share, found.wait_share) == pytest.approx((5.0, 1.25, 2.5))
+    assert (found.steps_per_s, found.device_share, found.wait_share) == pytest.approx((5.0, 0.75, 2.5))
     assert status.history["steps_per_s"][:11] == [0.0] * 11
     assert status.history["steps_per_s"][-1] == 5.0
+
+
+def test_a_batch_that_ends_late_makes_no_more_of_a_second() -> None:
+    history = History(FACTS)
+    taken = Taken(compute_s=5.0)
+    for at in (0.0, 2.0):
+        late = dataclasses.replace(SESSION, taken=taken if at else Taken())
+        history.add(reading(at, (late,), busy_s=2.5 * at))
+    assert history.status().load.engine_share == 1.0
+    assert history.status().sessions[0].device_share == 1.0
 
 
 def test_a_new_session_is_rated_over_its_own_life() -> None:
