@@ -20,6 +20,7 @@ from teacher_server.config import load_config
 from teacher_server.describing import ask_for_card
 from teacher_server.doctor.command import doctor
 from teacher_server.logs import start_log
+from teacher_server.plan.command import plan
 from teacher_server.security.command import tokens
 from teaching_protocol.errors import ConfigError, TeachingError
 
@@ -34,6 +35,7 @@ app = typer.Typer(
 
 app.add_typer(tokens, name="token")
 app.command()(doctor)
+app.command()(plan)
 
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML or TOML file; flags go before it.")]
 Model = Annotated[

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, cast
 
 import typer
+from transformers.utils import logging as transformers_logging
 
 from teacher_server.config import ServerConfig
 from teacher_server.describing import OtherTeacher, other_teacher
@@ -55,7 +56,14 @@ def doctor(
 ) -> None:
     """Measures this machine, or a running server, and says what to change; exit code 0 well, 1 a failure, 2 not reached, 3 warnings."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that sessions are left
-    flags = {"model": model, "dtype": dtype, "device": device, "port": port, "metrics_port": metrics_port}
+    transformers_logging.disable_progress_bar()
+    flags: dict[str, Any] = {
+        "model": model,
+        "dtype": dtype,
+        "device": device,
+        "port": port,
+        "metrics_port": metrics_port,
+    }
     flags |= {"threads": threads, "tls_cert": tls_cert, "tls_key": tls_key, "tokens": tokens}
     with ExitStack() as stack:
         if address is None:
@@ -78,7 +86,7 @@ def _machine(path: Path | None, flags: dict[str, Any], limit_s: float) -> Sequen
         config = settings.configured(path, flags)
         wrong = None
     except ConfigError as error:
-        config, wrong = ServerConfig(model="none"), error
+        config, wrong = ServerConfig.model_validate({"model": "none"}), error
     needs = ("config",)
     checks = [
         Check("versions", partial(machine.check_versions, _PACKAGES)),

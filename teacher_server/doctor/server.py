@@ -17,7 +17,7 @@ def check_health(channel: grpc.Channel, limit_s: float) -> Finding:
     try:
         answer = health_pb2_grpc.HealthStub(channel).Check(request, timeout=limit_s)
     except grpc.RpcError as failure:
-        code = failure.code().name  # type: ignore[attr-defined]
+        code = failure.code().name
         advice = "probes of Kubernetes and load balancers need it: let grpc.health.v1 through the proxy before it"
         return Finding("health", "fail", f"grpc.health.v1 answers {code}", advice, {"status": code})
     named = health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)

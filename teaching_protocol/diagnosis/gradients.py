@@ -107,7 +107,8 @@ def _directions(gradient: torch.Tensor) -> torch.Tensor:
     """Along the gradient, then at random, each of length 1: [directions, tokens, width]."""
     random = noise(_DIRECTIONS - 1, *gradient.shape[1:], seed=4).double()
     found = torch.cat([gradient, random])
-    return found / found.flatten(1).norm(dim=1).clamp_min(1e-300)[:, None, None]
+    lengths: torch.Tensor = found.flatten(1).norm(dim=1).clamp_min(1e-300)  # type: ignore[no-untyped-call]
+    return found / lengths[:, None, None]
 
 
 def _roughness(

@@ -10,11 +10,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from teaching_protocol.diagnosis.findings import Exit, Finding, Report
+from teaching_protocol.diagnosis.findings import Exit, Finding, Report, Status
 
 __all__ = ["show"]
 
-_COLOURS = {"ok": "green", "warn": "yellow", "fail": "red", "skip": "dim"}
+_COLOURS: dict[Status, str] = {"ok": "green", "warn": "yellow", "fail": "red", "skip": "dim"}
 
 
 def show(doctor: str, subject: str, findings: Iterable[Finding], as_json: bool) -> Exit:
