@@ -33,7 +33,7 @@ _KNOCK_S = 1.0
 
 
 def configured(path: Path | None, flags: Mapping[str, Any]) -> ServerConfig:
-    """The configuration as `serve` would take it; a model need not be named.
+    """The configuration as `serve` would take it; without a file no model need be named.
 
     Raises:
         ConfigError: it cannot be used.

@@ -14,7 +14,7 @@ from teaching_protocol.diagnosis.probe import ROWS, TOKENS, Probe, noise
 
 __all__ = ["Roughness", "check_codec_gradient", "check_gradient", "close", "cosine", "largest_error"]
 
-_STEPS = (0.25, 0.125, 0.0625, 0.03125)  # of a message of deviation 1; the best of them counts
+_STEPS = (0.25, 0.125, 0.0625, 0.03125, 0.015625)  # of a message of deviation 1; the best of them counts
 _CODEC_STEPS = (0.01, 0.003, 0.001, 0.0003)  # of all weights together
 _DIRECTIONS = 3
 _GOOD, _ROUGH = 0.01, 0.1
@@ -107,7 +107,7 @@ def _directions(gradient: torch.Tensor) -> torch.Tensor:
     """Along the gradient, then at random, each of length 1: [directions, tokens, width]."""
     random = noise(_DIRECTIONS - 1, *gradient.shape[1:], seed=4).double()
     found = torch.cat([gradient, random])
-    lengths: torch.Tensor = found.flatten(1).norm(dim=1).clamp_min(1e-300)  # type: ignore[no-untyped-call]
+    lengths: torch.Tensor = found.flatten(1).norm(dim=1).clamp_min(1e-300)
     return found / lengths[:, None, None]
 
 
