@@ -91,7 +91,7 @@ def _machine(path: Path | None, flags: dict[str, Any], limit_s: float) -> Sequen
     checks = [
         Check("versions", partial(machine.check_versions, _PACKAGES)),
         Check("device", partial(machine.check_device, config.device)),
-        Check("memory", partial(settings.check_room, config)),
+        Check("memory", partial(settings.check_room, config), ("device",)),
         Check("threads", partial(machine.check_threads, config.threads)),
         Check("malloc", machine.check_malloc),
         Check("shared_memory", machine.check_shared_blocks),

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from teacher_server.config import ServerConfig, load_config
 from teacher_server.security.tls import check_bind, server_credentials
 from teacher_server.security.tokens import read_tokens
@@ -126,9 +128,11 @@ def check_certificate(config: ServerConfig) -> Finding:
 
 
 def check_room(config: ServerConfig) -> Finding:
-    """Memory against the byte budgets of the configuration, on a machine whose CPU serves."""
+    """The device's memory against the byte budgets of the configuration, all of which are of tensors on it."""
     budgets = config.graph_cache_bytes + config.knowledge_cache_bytes + config.state_bytes
-    return machine.check_memory(budgets, "graphs, knowledge and sessions at their budgets, weights not counted")
+    what = "graphs, knowledge and sessions at their budgets, weights not counted"
+    found = "cuda" if torch.cuda.is_available() else "cpu"
+    return machine.check_memory(budgets, what, found if config.device == "auto" else config.device)
 
 
 def descriptors(config: ServerConfig) -> int:

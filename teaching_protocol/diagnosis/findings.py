@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -57,7 +58,7 @@ class Finding:
             "status": self.status,
             "measured": self.measured,
             "advice": self.advice,
-            "values": dict(self.values),
+            "values": {name: _number(value) for name, value in self.values.items()},
         }
 
 
@@ -94,3 +95,8 @@ class Report:
             indent=1,
             allow_nan=False,
         )
+
+
+def _number(value: Value) -> Value:
+    """JSON has no NaN and no infinity."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -5,6 +5,7 @@ Only messages, answers and the session's own exported state are looked at, so th
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import torch
@@ -14,11 +15,13 @@ from teaching_protocol.diagnosis.probe import ROWS, TOKENS, Probe, noise
 
 __all__ = ["Roughness", "check_codec_gradient", "check_gradient", "close", "cosine", "largest_error"]
 
-_STEPS = (0.25, 0.125, 0.0625, 0.03125, 0.015625)  # of a message of deviation 1; the best of them counts
+_STEPS = (0.25, 0.0625, 0.015625, 0.004, 0.001, 0.00025)  # of a message of deviation 1; the best of them counts
 _CODEC_STEPS = (0.01, 0.003, 0.001, 0.0003)  # of all weights together
 _DIRECTIONS = 3
+_NOISE_STEP = 4  # of _STEPS: so small that what changes there beyond the slope is rounding
 _GOOD, _ROUGH = 0.01, 0.1
 _HALF_GOOD = 0.2
+_EXPLAINED = 3.0  # times the noise: then rounding explains the error
 
 
 @dataclass(frozen=True)
@@ -29,11 +32,13 @@ class Roughness:
         error: the largest over directions, each at the step that fits best.
         step: the step of that direction.
         slope: the gradient's length: how much the answer's sum changes along it.
+        noise: what rounding alone may make of the error at that step.
     """
 
     error: float
     step: float
     slope: float
+    noise: float = 0.0
 
 
 def cosine(ours: torch.Tensor, theirs: torch.Tensor) -> float:
@@ -69,8 +74,11 @@ def check_gradient(probe: Probe, dtype: str) -> Finding:
     rows = (message.double() + moved.flatten(0, 1)).float()
     sums = (probe.forward(rows).answer.double() * weights).sum((1, 2)).reshape(len(directions), len(steps), 2)
     slopes = (sums[..., 0] - sums[..., 1]) / (2 * steps)
-    wanted = directions.flatten(1) @ gradient.flatten()
-    return _judged("gradient", _roughness(slopes, wanted, float(gradient.norm())), dtype)
+    found = _roughness(slopes, directions.flatten(1) @ gradient.flatten(), float(gradient.norm()))
+    near = sums[:, _NOISE_STEP]  # [directions, 2]
+    rounding = max(0.0, float(near.max() - near.min()) - 2 * _STEPS[_NOISE_STEP] * found.slope)
+    noise_share = rounding / (2 * found.step * max(found.slope, 1e-300))
+    return _judged("gradient", dataclasses.replace(found, noise=noise_share), dtype)
 
 
 def check_codec_gradient(probe: Probe, dtype: str) -> Finding:
@@ -122,6 +130,7 @@ def _roughness(
 
 def _judged(check: str, found: Roughness, dtype: str) -> Finding:
     values: dict[str, Value] = {"error": found.error, "step": found.step, "length": found.slope, "dtype": dtype}
+    values["rounding"] = found.noise
     measured = (
         f"gradient and finite differences differ by {found.error:.2g} of the gradient's length (step {found.step:g})"
     )
@@ -135,6 +144,9 @@ def _judged(check: str, found: Roughness, dtype: str) -> Finding:
         advice = (
             f"{dtype} rounds so much; to check the gradient itself, ask a server of the same model with --dtype float32"
         )
+        return Finding(check, "warn", measured, advice, values)
+    if found.error <= _EXPLAINED * found.noise:
+        advice = f"the gradient is short beside the rounding of {dtype}, so nothing is known: ask a server with --dtype float32"
         return Finding(check, "warn", measured, advice, values)
     if found.error <= _ROUGH:
         advice = "train no student before its cause is known: compare with teacher-server doctor ADDRESS --model MODEL"

@@ -81,11 +81,12 @@ def _cuda(place: torch.device) -> Finding:
     return Finding("device", "ok", measured, "", values)
 
 
-def check_memory(needed_bytes: int = 0, what: str = "") -> Finding:
-    """Memory this process may still take, against what is going to be needed."""
-    free = free_bytes()
+def check_memory(needed_bytes: int = 0, what: str = "", device: str = "cpu") -> Finding:
+    """Memory this process may still take (on a device, where one is named), against what is going to be needed."""
+    is_gpu = torch.device(device).type == "cuda"
+    free = torch.cuda.mem_get_info(device)[0] if is_gpu else free_bytes()
     values: dict[str, Value] = {"free_bytes": free, "needed_bytes": needed_bytes}
-    measured = f"{free / GIB:.1f} GiB of memory free to this process"
+    measured = f"{free / GIB:.1f} GiB of memory free to this process{' on the GPU' if is_gpu else ''}"
     if needed_bytes:
         measured += f", up to {needed_bytes / GIB:.1f} GiB may be needed ({what})"
     if free < max(needed_bytes, GIB // 4):

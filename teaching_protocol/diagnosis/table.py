@@ -41,11 +41,16 @@ def _print(report: Report) -> None:
     table.add_column("measured, and what to change", overflow="fold")
     for finding in report.findings:
         colour = _COLOURS[finding.status]
-        said = escape(finding.measured)
+        said = _harmless(finding.measured)
         if finding.advice:
-            said += f"\n[{colour}]→ {escape(finding.advice)}[/]"
+            said += f"\n[{colour}]→ {_harmless(finding.advice)}[/]"
         table.add_row(finding.check, f"[{colour}]{finding.status}[/]", said)
     console = Console(highlight=False)
     console.print(table)
     counts = Counter(finding.status for finding in report.findings)
     console.print(", ".join(f"{counts[status]} {status}" for status in _COLOURS if counts[status]))
+
+
+def _harmless(sentence: str) -> str:
+    """Without what a terminal would obey: names and errors in it came from the other side."""
+    return escape("".join(sign if sign.isprintable() else "?" for sign in sentence))

@@ -21,7 +21,19 @@ from tests.integration.doctors import ask_server_doctor
 from tests.integration.processes import Address
 
 ANY_PORT = ("--port", "0", "--metrics-port", "-1")
-MACHINE = ["versions", "device", "memory", "threads", "malloc", "shared_memory", "limits", "config", "ports", "tokens", "certificate"]
+MACHINE = [
+    "versions",
+    "device",
+    "memory",
+    "threads",
+    "malloc",
+    "shared_memory",
+    "limits",
+    "config",
+    "ports",
+    "tokens",
+    "certificate",
+]
 MODEL = ["model", "local_remote", "gradient", "codec_gradient"]
 RUNNING = ["versions", "connection", "tls", "teacher", "health", "clock", "latency"]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.server
 import json
+import math
 import socket
 import ssl
 import threading
@@ -21,6 +22,7 @@ from teaching_protocol.diagnosis.certificates import first_certificate, read_cer
 from teaching_protocol.diagnosis.connection import Door, check_connection, knock, split_address
 from teaching_protocol.diagnosis.findings import SCHEMA, Exit, Finding, Report, Status
 from teaching_protocol.diagnosis.rounds import Check, run_checks
+from teaching_protocol.diagnosis.table import show
 from teaching_protocol.errors import ConfigError, Overloaded
 from tests.certificates import CertificateAuthority
 
@@ -46,7 +48,9 @@ def test_exit_codes(found: Report, code: Exit) -> None:
 
 
 def test_json_has_every_field() -> None:
-    found = Report("doctor", "here", (Finding("a", "warn", "slow", "hurry", {"ms": 3.5, "name": None}),))
+    found = Report(
+        "doctor", "here", (Finding("a", "warn", "slow", "hurry", {"ms": 3.5, "name": None, "nan": math.nan}),)
+    )
     assert json.loads(found.as_json()) == {
         "schema": SCHEMA,
         "doctor": "doctor",
@@ -59,7 +63,7 @@ def test_json_has_every_field() -> None:
                 "status": "warn",
                 "measured": "slow",
                 "advice": "hurry",
-                "values": {"ms": 3.5, "name": None},
+                "values": {"ms": 3.5, "name": None, "nan": None},
             }
         ],
     }
@@ -104,6 +108,15 @@ def test_a_check_with_a_bug_is_one_failure() -> None:
     (found,) = run_checks([Check("broken", lambda: Finding(**{}))], 30.0)  # type: ignore[arg-type]
     assert found.status == "fail"
     assert "TypeError" in found.measured
+
+
+def test_what_the_other_side_named_itself_is_harmless_on_the_screen(capsys: pytest.CaptureFixture[str]) -> None:
+    evil = Finding("teacher", "ok", "a \x1b[2J\x1b]0;mine\x07 [red]teacher[/red] [link=x]")
+    assert show("doctor", "[bold]here", [evil], as_json=False) is Exit.WELL
+    shown = capsys.readouterr().out
+    assert "\x1b" not in shown
+    assert "\x07" not in shown
+    assert "[red]teacher[/red]" in shown
 
 
 # certificates
