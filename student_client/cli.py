@@ -19,6 +19,7 @@ from student_client.compare.command import compare
 from student_client.config import RunConfig
 from student_client.credentials import Credentials
 from student_client.demo import Demo, run_demo
+from student_client.doctor.command import doctor
 from student_client.evaluate import SplitName, evaluate_run
 from student_client.flags import (
     Ca,
@@ -90,7 +91,7 @@ def build_app() -> typer.Typer:
         add_completion=False,
         pretty_exceptions_enable=False,
     )
-    for command in (train, fleet, select, evaluate, compare, ping, demo):
+    for command in (train, fleet, select, evaluate, compare, ping, doctor, demo):
         app.command()(command)
     app.command("check-config")(check_config)
     return app

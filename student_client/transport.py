@@ -17,7 +17,7 @@ import tenacity
 from student_client.credentials import Credentials
 from student_client.same_host import SharedBlocks
 from teaching_protocol import verbs
-from teaching_protocol.channel import channel_options, error_from
+from teaching_protocol.channel import CLOCK_KEY, channel_options, error_from
 from teaching_protocol.errors import (
     CallCancelled,
     DeadlineExceeded,
@@ -102,6 +102,7 @@ class GrpcTransport:
         address: where calls go now.
         bytes_sent, bytes_received, bytes_shared: of all calls, both ways, and those of them that were in shared memory.
         int8: what became of the tensors that were to travel as int8.
+        clock_s: the server's clock at the last Describe, seconds since 1970; 0 where it did not say.
         tracing: makes spans of calls; at first none.
     """
 
@@ -123,6 +124,7 @@ class GrpcTransport:
         self.shared_memory = shared_memory
         self.bytes_sent = self.bytes_received = self.bytes_shared = 0
         self.int8 = Int8Account(address)
+        self.clock_s = 0.0
         self.tracing = Tracing()
         self._int8 = Int8Rules(int8_error, self.int8.note)
         self._blocks = SharedBlocks()
@@ -236,7 +238,10 @@ class GrpcTransport:
         try:
             sent = (*metadata, *self._credentials.metadata())
             reply, answered = stub.with_call(data, timeout=max(0.001, deadline - time.monotonic()), metadata=sent)
-            return reply, dict(answered.trailing_metadata()).get(SHARED_KEY, "0") if metadata else "0"
+            told = dict(answered.trailing_metadata() or ())
+            if CLOCK_KEY in told:
+                self.clock_s = _clock(told[CLOCK_KEY])
+            return reply, told.get(SHARED_KEY, "0") if metadata else "0"
         except grpc.RpcError as error:
             raise self._typed(error) from error
         except ValueError as error:  # gRPC's word for a channel that was closed
@@ -280,6 +285,14 @@ def _size(text: str) -> int:
         return int(text)
     except ValueError:
         raise InternalError(f"the teacher says that {text[:80]!r} bytes of its reply are in shared memory") from None
+
+
+def _clock(text: str) -> float:
+    """0 for what is no number: a clock that is told wrong costs nobody a call."""
+    try:
+        return float(text)
+    except ValueError:
+        return 0.0
 
 
 def _wait(state: tenacity.RetryCallState) -> float:

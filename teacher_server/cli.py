@@ -20,7 +20,9 @@ from command_config import as_table, setting
 from teacher_server.app import TeacherApp
 from teacher_server.config import effective_config
 from teacher_server.describing import ask_for_card
+from teacher_server.doctor.command import doctor
 from teacher_server.logs import start_log
+from teacher_server.plan.command import plan
 from teacher_server.security.command import tokens
 from teaching_protocol.errors import ConfigError, TeachingError
 
@@ -34,6 +36,8 @@ app = typer.Typer(
 )
 
 app.add_typer(tokens, name="token")
+app.command()(doctor)
+app.command()(plan)
 
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML or TOML file; flags go before it.")]
 Model = Annotated[

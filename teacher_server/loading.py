@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import init_empty_weights
 from safetensors import SafetensorError
 from transformers import (
+    AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForImageClassification,
@@ -28,7 +30,7 @@ from teacher_server.packaged import packaged_folder
 from teacher_server.split import FrozenTeacher
 from teaching_protocol.errors import ModelLoadError, TeachingError
 
-__all__ = ["load_teacher"]
+__all__ = ["empty_teacher", "load_teacher"]
 
 
 def load_teacher(
@@ -65,6 +67,35 @@ def load_teacher(
     model = _model(name, config, place, dtype=kind, trust_remote_code=trust_remote_code)
     if family.modality == "text":
         return FrozenTeacher(model, shown, tokenizer=_tokenizer(name, trust_remote_code))
+    image = _image_settings(name, model)
+    return FrozenTeacher(model, shown, image=image if image_size is None else replace(image, size=image_size))
+
+
+def empty_teacher(
+    name_or_folder: str | Path,
+    dtype: str = "float32",
+    trust_remote_code: bool = False,
+    image_size: int | None = None,
+) -> FrozenTeacher:
+    """The teacher's shapes without its numbers: weights on the meta device, where they take no memory; no tokenizer.
+
+    A trained student is small and comes with its weights. Raises and takes what `load_teacher` does.
+    """
+    shown, kind = _shown(str(name_or_folder)), _dtype(dtype)
+    name = str(packaged_folder(str(name_or_folder)) or name_or_folder)
+    student = _student_folder(Path(name))
+    if student is not None:
+        return FrozenTeacher(_student(student, torch.device("cpu"), kind), shown)
+    config = _config(name)
+    family = family_class(str(config["model_type"]))
+    loader, _ = _loader(config)
+    with init_empty_weights(include_buffers=False):
+        whole = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+        model = loader.from_config(whole) if hasattr(loader, "from_config") else loader(whole)
+    model = model.to(kind)
+    model.tie_weights()  # which came apart when each was put on the meta device
+    if family.modality == "text":
+        return FrozenTeacher(model, shown)
     image = _image_settings(name, model)
     return FrozenTeacher(model, shown, image=image if image_size is None else replace(image, size=image_size))
 

@@ -24,6 +24,7 @@ from teacher_server.scheduling.threads import CONTROL
 from teacher_server.security.authority import Authority
 from teacher_server.sessions import Session
 from teaching_protocol import verbs
+from teaching_protocol.channel import CLOCK_KEY
 from teaching_protocol.errors import CallCancelled, MessageTooLarge
 from teaching_protocol.int8 import Int8Rules
 from teaching_protocol.shared_memory import SHARED_KEY, SHARED_MIN_BYTES, Block, Place
@@ -111,6 +112,8 @@ def _behaviour(method: Method, rooms: _Rooms) -> Callable[[bytes, grpc.ServicerC
         with session.usage.call(len(received)) if session is not None else nullcontext():
             if method.name not in CONTROL:
                 rooms.doors.open(method.name, request, context, identity)
+            if method.name == "Describe":
+                context.set_trailing_metadata(((CLOCK_KEY, f"{time.time():.6f}"),))
             unpacked = time.perf_counter()
             reply = _told(method.name, verb, request, _call(context, identity), rooms.actor)
         answered = time.perf_counter()

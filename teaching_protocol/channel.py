@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from teaching_protocol.errors import ERRORS, InternalError, TeachingError
 
 __all__ = [
+    "CLOCK_KEY",
     "ERROR_KEY",
     "RETRY_AFTER_KEY",
     "TOKEN_KEY",
@@ -21,6 +22,9 @@ Options = list[tuple[str, int]]
 
 ERROR_KEY = "teaching-error"
 RETRY_AFTER_KEY = "teaching-retry-after-s"
+
+CLOCK_KEY = "teaching-clock-s"
+"""Trailing metadata of Describe: the server's clock as it answered, seconds since 1970 in UTC."""
 
 TOKEN_KEY, TOKEN_SCHEME = "authorization", "Bearer"
 """Metadata: who calls, as `Bearer TOKEN`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -53,17 +53,19 @@ class GraphWeight:
 
 
 @contextmanager
-def weigh_graph(weights: Iterable[int]) -> Iterator[GraphWeight]:
+def weigh_graph(weights: Iterable[int], place_of: Callable[[torch.Tensor], int] | None = None) -> Iterator[GraphWeight]:
     """Counts the bytes saved for backward inside, each storage once.
 
     Args:
         weights: `storage_place` of the tensors that live anyhow and are not counted.
+        place_of: what tells storages apart, where tensors have no memory; None is `storage_place`.
     """
+    place_of = place_of or storage_place
     weight = GraphWeight()
     seen = set(weights)
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
-        place = storage_place(tensor)
+        place = place_of(tensor)
         if place not in seen:
             seen.add(place)
             weight.size_bytes += tensor.untyped_storage().nbytes()

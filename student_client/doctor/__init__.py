@@ -1,0 +1,1 @@
+"""`student-client doctor`: what a student can tell of a teacher from where it stands, measured."""

@@ -1,0 +1,1 @@
+"""What the doctors of both sides share: findings, rounds of checks, and what can be told by the protocol alone."""
