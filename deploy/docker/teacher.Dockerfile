@@ -13,6 +13,7 @@ COPY deploy/docker/${LOCK} requirements.lock
 RUN /opt/venv/bin/python -m pip install --no-cache-dir --no-deps --require-hashes -r requirements.lock
 COPY pyproject.toml README.md ./
 COPY teaching_protocol teaching_protocol
+COPY command_config command_config
 COPY task_data task_data
 COPY student_models student_models
 COPY teacher_server teacher_server
