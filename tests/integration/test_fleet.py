@@ -211,7 +211,7 @@ def test_signals_end_it_cleanly_and_the_same_command_goes_on(
 ) -> None:
     """The fleet is killed with -9, then interrupted, then ends; in the end nothing of that can be seen in the students."""
     grid = {"seeds": [0, 1]}
-    file = write(tmp_path, at_once=2, common=common(tmp_path, teacher), grid=grid, threads=1)
+    file = write(tmp_path, at_once=2, common=common(tmp_path, teacher), grid=grid, threads=1, pin=False)
     names = ("seed0", "seed1")
     with Fleet(file) as fleet:
         fleet.until(lambda: all(fleet.step(name) > 8 for name in names), "both train")
