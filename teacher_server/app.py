@@ -51,6 +51,7 @@ class TeacherApp:
         self.config = config
         self.live = LiveSettings(config)
         self.metrics = Metrics(config.metrics_students)
+        self.metrics.config_reloaded.set(time.time())
         self.port = 0
         self.metrics_port = 0
         self._teacher = teacher

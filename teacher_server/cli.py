@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,13 +19,14 @@ from transformers.utils import logging as transformers_logging
 from command_config import as_json as config_as_json
 from command_config import as_table, setting
 from teacher_server.app import TeacherApp
-from teacher_server.config import effective_config
+from teacher_server.config import ServerConfig, effective_config
 from teacher_server.describing import ask_for_card
 from teacher_server.doctor.command import doctor
+from teacher_server.finetuning.command import finetune
 from teacher_server.logs import start_log
 from teacher_server.plan.command import plan
 from teacher_server.security.command import tokens
-from teaching_protocol.errors import ConfigError, TeachingError
+from teaching_protocol.errors import TeachingError
 
 __all__ = ["main"]
 
@@ -36,8 +38,6 @@ app = typer.Typer(
 )
 
 app.add_typer(tokens, name="token")
-app.command()(doctor)
-app.command()(plan)
 
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML or TOML file; flags go before it.")]
 Model = Annotated[
@@ -107,15 +107,16 @@ def serve(
     flags |= _given(flags.pop("settings"))
     found = effective_config(path, os.environ, flags).config
     start_log(found.log_json, found.log_level)
-    transformers_logging.disable_progress_bar()
-    counted = {"threads": found.threads or torch.get_num_threads()}
+    flags["threads"] = found.threads or torch.get_num_threads()
     torch.set_num_threads(1)  # this thread's own: the engine's is the only team of threads, see `side_threads`
-    app = TeacherApp(found.model_copy(update=counted))
-    app.reloading(lambda: effective_config(path, os.environ, flags).config.model_copy(update=counted))
-    _serve(app)
+    _serve(lambda: effective_config(path, os.environ, flags).config)
 
 
-def _serve(server: TeacherApp) -> None:
+def _serve(read: Callable[[], ServerConfig]) -> None:
+    transformers_logging.disable_progress_bar()
+    server = TeacherApp(read())
+    server.reloading(read)
+
     def stop(signum: int, frame: Any) -> None:
         signal.signal(signum, lambda *_: os._exit(1))
         server.ask_to_drain()
@@ -139,39 +140,6 @@ def _drain_at_end_of_input(server: TeacherApp) -> None:
     while os.read(sys.stdin.fileno(), 4096):
         pass
     server.ask_to_drain()
-
-
-@app.command()
-def finetune(
-    model: Annotated[str, typer.Option(help="Model to start from: whatever serve takes, but no trained student.")],
-    data: Annotated[str, typer.Option(help="Data set by name, or a CSV, JSONL or Parquet file of yours.")],
-    out: Annotated[Path, typer.Option(help="Folder of the new model, to be served.")],
-    train: Annotated[str | None, typer.Option(help="What learns: head, body or lora.")] = None,
-    text_column: Annotated[str | None, typer.Option(help="Column of your file that holds the text.")] = None,
-    label_column: Annotated[str | None, typer.Option(help="Column of your file that holds the label.")] = None,
-    labelled: Annotated[int | None, typer.Option(help="Training rows that have their label: as the students'.")] = None,
-    epochs: Annotated[int | None, typer.Option(help="Most passes over them, each learning rate.")] = None,
-    lr: Annotated[list[float] | None, typer.Option(help="Peak learning rate to try; may be repeated.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of weights and order; the rows keep data.seed.")] = None,
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", help="Any field, as data.validation=200; may be repeated.")
-    ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Give up the fine-tuned model OUT holds.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Show no epochs, only the result.")] = False,
-) -> None:
-    """Trains a head, and more on request, on a data set's labelled rows; writes a folder that serve takes."""
-    flags: dict[str, Any] = {
-        "model": model,
-        "output": out,
-        "train": train,
-        "data.text_column": text_column,
-        "data.label_column": label_column,
-        "data.labelled": labelled,
-        "epochs": epochs,
-        "learning_rates": lr or None,
-        "seed": seed,
-    }
-    _finetune(flags, data, settings or [], overwrite, quiet)
 
 
 @app.command("check-config")
@@ -214,32 +182,8 @@ def describe(
     Console().print(table)
 
 
-def _finetune(flags: dict[str, Any], data: str, settings: list[str], overwrite: bool, quiet: bool) -> None:
-    # imported here: data sets need packages that serving does not
-    try:
-        from task_data.flags import data_fields
-        from teacher_server.finetuning.finetune import finetune
-        from teacher_server.finetuning.finetune_config import load_finetune_config
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            f"finetune needs the package {error.name}; install it with: pip install 'talking-models[finetune]'"
-        ) from error
-    transformers_logging.disable_progress_bar()
-    console = Console(quiet=quiet, highlight=False)
-    config = load_finetune_config(flags | data_fields(data), settings)
-    result = finetune(
-        config,
-        overwrite,
-        lambda each: console.print(
-            f"learning rate {each.learning_rate:g}  epoch {each.epoch:>2}  train {each.train:.4f}  "
-            f"validation {each.validation:.4f}"
-        ),
-    )
-    typer.echo(
-        f"validation {result.metric} {result.best.validation:.4f} (epoch {result.best.epoch}, learning rate "
-        f"{result.best.learning_rate:g}, {result.labelled} labelled rows, {result.validation} that chose); serve it: "
-        f"teacher-server serve --model {result.output}"
-    )
+for _command in (finetune, plan, doctor):
+    app.command()(_command)
 
 
 def main() -> None:

@@ -47,10 +47,10 @@ class Watched(GrpcTransport):
         self.refusals: list[tuple[float, float]] = []
         self.tries: list[float] = []
 
-    def _once(self, stub: Any, data: bytes, deadline: float) -> bytes:
+    def _once(self, *call: Any) -> tuple[bytes, str]:
         self.tries.append(time.monotonic())
         try:
-            return super()._once(stub, data, deadline)
+            return super()._once(*call)
         except Exception as error:
             self.refusals.append((time.monotonic(), getattr(error, "retry_after_s", 0.0)))
             raise

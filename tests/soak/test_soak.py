@@ -131,7 +131,7 @@ def test_a_session_leaves_no_object_behind(
     """
     if first < 4096:
         monkeypatch.setattr(sessions, "_REMEMBERED_ENDS", 20)
-    config = ServerConfig(model="tiny", entry=1, exit=3, port=0, metrics_port=-1, threads=1)
+    config = ServerConfig(model="tiny", entry=1, exit=3, port=0, metrics_port=-1, metrics_students=0, threads=1)
     with TeacherApp(config, bert) as app:
         come_and_go(app, first)
         counts = []

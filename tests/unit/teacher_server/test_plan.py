@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from teacher_server.actor import TeacherActor, build_card
 from teacher_server.cli import app
 from teacher_server.config import ServerConfig
+from teacher_server.live import LiveSettings
 from teacher_server.local import make_engine
 from teacher_server.metrics import Metrics
 from teacher_server.plan.command import make_plan
@@ -35,7 +36,7 @@ def test_planned_is_what_an_engine_holds(model_type: str, model_folder: Callable
     config = ServerConfig(model=str(model_folder(model_type)), device="cpu", dtype="float32")
     planned = make_plan(config, ROWS, TOKENS, SessionSettings(message_width=WIDTH)).room.sizes
     engine = make_engine(config, Metrics())
-    actor = TeacherActor(build_card(engine, config), engine, InlineScheduler(engine), config, Metrics())
+    actor = TeacherActor(build_card(engine, config), engine, InlineScheduler(engine), LiveSettings(config), Metrics())
     tensors = chain(engine.teacher.model.parameters(), engine.teacher.model.buffers())
     assert planned.weights == pytest.approx(sum(each.nbytes for each in tensors), rel=TOLERANCE)
     settings = SessionSettings(message_width=WIDTH, entry=actor.card.entry, exit=actor.card.exit)
