@@ -62,7 +62,7 @@ proto: setup ## regenerates teaching_protocol/v1 from protos/
 	$(BIN)/python -m grpc_tools.protoc -I protos --python_out=. --pyi_out=. protos/teaching_protocol/v1/*.proto
 
 # Each benchmark has the machine to itself; figures go to benchmarks/results, plots to benchmarks/plots, what they mean to LOG.md.
-BENCHES := step students peers tensors fairness sessions merge waiting observe ahead pipeline lengths committee edges threads
+BENCHES := step students peers tensors fairness sessions merge waiting observe ahead pipeline lengths committee edges threads status
 
 bench: $(BENCHES:%=bench-%) ## all of them, one after the other (about an hour); `make bench-NAME` runs one
 

@@ -1,6 +1,6 @@
 """Looks at the running teacher and says what is there, as plain values; keeps nothing and computes no rates.
 
-Costs about a millisecond for a hundred sessions, holds no lock for longer than it takes to copy a list, and never waits for the engine.
+What a look costs: `benchmarks/bench_status.py`. It holds no lock for longer than it takes to copy a list, and never waits for the engine.
 """
 
 from __future__ import annotations
