@@ -56,7 +56,7 @@ def compare(
     root = output or Path("runs", "compare", chosen.name)
     command = shlex.join(["student-client", *sys.argv[1:]])
     console = Console()
-    with _claimed(root, chosen), _interruptible():
+    with _claimed(root, chosen), _interruptible() as signals:
         boards = known_runs(chosen, _listed(only), seeds, not no_tune, root)
         total = sum(1 for board in boards for _ in board.runs())
         missing = sum(len(board.missing) for board in boards)
@@ -64,7 +64,9 @@ def compare(
         try:
             with Workers(workers or cores(), root / "workers") as pool, View(console, total) as view:
                 Runner(boards, root, pool, view, lambda: write_runs(boards, root, command), keep_students).run()
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, Exception):  # a library may put the interrupt into an error of its own
+            if not signals:
+                raise
             left = sum(len(board.missing) for board in boards)
             if left < total:
                 console.print("interrupted; writes the report of the runs that have ended")
@@ -112,18 +114,20 @@ def _claimed(root: Path, suite: Suite) -> Iterator[None]:
 
 
 @contextmanager
-def _interruptible() -> Iterator[None]:
-    """Makes the first SIGINT or SIGTERM a KeyboardInterrupt and lets no further one stop what cleans up after it."""
+def _interruptible() -> Iterator[Sequence[int]]:
+    """Makes the first SIGINT or SIGTERM a KeyboardInterrupt and lets no further one stop what cleans up after it; gives those that came."""
     numbers = (signal.SIGINT, signal.SIGTERM)
+    came: list[int] = []
 
     def stop(number: int, frame: FrameType | None) -> None:
+        came.append(number)
         for each in numbers:
             signal.signal(each, signal.SIG_IGN)
         raise KeyboardInterrupt
 
     before = {number: signal.signal(number, stop) for number in numbers}
     try:
-        yield
+        yield came
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
