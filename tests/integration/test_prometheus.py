@@ -98,12 +98,12 @@ def _stays_in_between(stack: ExitStack, prometheus: Prometheus) -> dict[str, str
     thread.start()
     poll(lambda: cold.app.metrics_port, "its metrics are served before it is warm")
     stack.callback(lambda: (cold.door.set(), thread.join(), cold.app.close()))
-    draining = School(handoff_s=60.0)
+    draining = School(handoff_s=280.0)
     draining.app.start()
     student = Caller(draining.address, "ann").__enter__()
     closing = threading.Thread(target=draining.app.close)
     closing.start()
-    stack.callback(lambda: (student.__exit__(), closing.join()))
+    stack.callback(lambda: (attempt(student.__exit__), closing.join()))
     return {
         "TeacherNotServing": prometheus.add("teacher", cold.app.metrics_port),
         "TeacherDrainsForLong": prometheus.add("teacher", draining.app.metrics_port),
