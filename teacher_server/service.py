@@ -133,8 +133,10 @@ def _behaviour(method: Method, rooms: _Rooms) -> Callable[[bytes, grpc.ServicerC
         joined = b"".join(packed)
         ended = time.perf_counter()
         pack_seconds.observe(unpacked - started + ended - answered)
-        parts = _parts((started, unpacked, answered, ended), reply)
-        trace = rooms.tracing.served(context.invocation_metadata(), method.name, parts) if rooms.tracing.is_on else ""
+        trace = ""
+        if rooms.tracing.is_on:
+            parts = _parts((started, unpacked, answered, ended), reply)
+            trace = rooms.tracing.served(context.invocation_metadata(), method.name, parts)
         call_seconds.observe(ended - started, {"trace_id": trace} if trace else None)
         return joined
 
