@@ -12,6 +12,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import torch
 from loads import median, minilm
 from prometheus_client import generate_latest
 from recording import Record, parser
@@ -19,6 +20,7 @@ from recording import Record, parser
 from teacher_server.app import TeacherApp
 from teacher_server.config import ServerConfig
 from teacher_server.web.readings import Reader
+from teacher_server.web.status import limits_of
 from teaching_protocol import verbs
 from teaching_protocol.verbs import Call, SessionSettings
 
@@ -39,7 +41,7 @@ def main() -> None:
     arguments = flags.parse_args()
     config = ServerConfig(model=minilm(), port=0, metrics_port=0, lease_s=600.0, status_interval_s=600.0)
     with Record("status", arguments) as record, TeacherApp(config) as app:
-        reader = Reader(app.actor, app.metrics, lambda: "serving")
+        reader = Reader(app.actor, app.metrics, lambda: "serving", lambda: limits_of(config, torch.device("cpu")))
         rows, there = [], 0
         for count in sorted(arguments.sessions):
             for number in range(there, count):

@@ -209,7 +209,7 @@ class TeacherApp:
             {"name": card.model_name, "family": card.family, "hash": card.model_hash[:12], "dtype": card.dtype}
         )
         device = self._engine.teacher.device
-        web = status_server(self.config, self.actor, device, self.metrics, self._authority, self._state)
+        web = status_server(self.live, self.actor, device, self.metrics, self._authority, self._state)
         web.start()
         self._web, self.metrics_port = web, web.port
 

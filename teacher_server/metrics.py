@@ -45,6 +45,11 @@ class Metrics:
         )
         for result in ("ok", "failed"):
             self.config_reloads.labels(result)
+        self.config_holds = self._gauge(
+            "teacher_config_last_reload_successful",
+            "1 while the configuration that was read last is the one that holds.",
+        )
+        self.config_holds.set(1)
         self.config_reloaded = self._gauge(
             "teacher_config_last_reload_success_timestamp_seconds",
             "When the configuration was last read without fault.",

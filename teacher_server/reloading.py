@@ -34,6 +34,7 @@ def reload(read: Callable[[], ServerConfig], live: LiveSettings, most_permits: i
         wanted = read()
     except ConfigError as error:
         metrics.config_reloads.labels("failed").inc()
+        metrics.config_holds.set(0)
         _log.error("the configuration was read again and cannot be used; everything stays as it was: %s", error)
         return
     too_many = wanted.permits > most_permits
@@ -46,6 +47,7 @@ def reload(read: Callable[[], ServerConfig], live: LiveSettings, most_permits: i
         _log.warning("configuration: %s has changed and stays as it was until a restart: %s", name, why)
     _log.info("the configuration was read again: %d fields taken over, %d need a restart", len(changed), len(waiting))
     metrics.config_reloads.labels("ok").inc()
+    metrics.config_holds.set(1)
     metrics.config_reloaded.set(time.time())
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 from teacher_server.usage import Taken
 from teacher_server.web.readings import Reading, Totals
@@ -24,7 +23,7 @@ from teacher_server.web.snapshot import (
 )
 from teacher_server.web.tracks import WINDOW, Track, newest, session_status
 
-__all__ = ["CURVES", "Facts", "History", "Limits"]
+__all__ = ["CURVES", "Facts", "History"]
 
 CURVES = (
     "engine_share",
@@ -42,26 +41,11 @@ CURVES = (
 
 
 @dataclass(frozen=True)
-class Limits:
-    """What the server may hold."""
-
-    permits: int
-    sessions: int
-    batch_tokens: int
-    graph_bytes: int
-    knowledge_bytes: int
-    state_bytes: int
-    memory_bytes: int | None = None
-    memory_kind: Literal["device", "process"] = "process"
-
-
-@dataclass(frozen=True)
 class Facts:
     """What does not change while the server runs; `started` in seconds since 1970."""
 
     started: float
     teacher: TeacherCard
-    limits: Limits
 
 
 class History:
@@ -166,9 +150,9 @@ class History:
             received_bytes_per_s=growth.rate("received_bytes"),
             sent_bytes_per_s=growth.rate("sent_bytes"),
             in_flight=int(reading.levels.in_flight),
-            permits=self._facts.limits.permits,
+            permits=reading.limits.permits,
             sessions=len(reading.sessions),
-            max_sessions=self._facts.limits.sessions,
+            max_sessions=reading.limits.sessions,
         )
 
     def _batches(self, growth: _Growth) -> Batches:
@@ -176,12 +160,12 @@ class History:
             per_s=growth.rate("batches"),
             rows=growth.mean("rows", "batches"),
             tokens=growth.mean("batch_tokens", "batches"),
-            max_tokens=self._facts.limits.batch_tokens,
+            max_tokens=growth.last.limits.batch_tokens,
             students=growth.mean("students", "batches"),
         )
 
     def _caches(self, reading: Reading) -> dict[str, Cache]:
-        now, limits = reading.totals, self._facts.limits
+        now, limits = reading.totals, reading.limits
         first = self._readings[0].totals if self._is_full else Totals()
         found = {}
         for name, held, limit in (
@@ -202,7 +186,7 @@ class History:
         return found
 
     def _memory(self, reading: Reading) -> Memory:
-        limits = self._facts.limits
+        limits = reading.limits
         return Memory(
             kind=limits.memory_kind,
             bytes=int(reading.levels.memory_bytes),

@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 from prometheus_client.registry import Collector
 
@@ -18,7 +19,7 @@ from teacher_server.sessions import Session
 from teacher_server.usage import Failure, Taken
 from teacher_server.web.snapshot import State
 
-__all__ = ["Levels", "Reader", "Reading", "SessionReading", "Totals"]
+__all__ = ["Levels", "Limits", "Reader", "Reading", "SessionReading", "Totals"]
 
 _RUN_THE_MODEL = frozenset({"Forward", "Backward"})
 
@@ -73,6 +74,20 @@ class Levels:
 
 
 @dataclass(frozen=True)
+class Limits:
+    """What the server may hold; what a reload changes is in the next reading."""
+
+    permits: int
+    sessions: int
+    batch_tokens: int
+    graph_bytes: int
+    knowledge_bytes: int
+    state_bytes: int
+    memory_bytes: int | None = None
+    memory_kind: Literal["device", "process"] = "process"
+
+
+@dataclass(frozen=True)
 class Reading:
     """The teacher at one moment: `at` on a clock that only goes forward, `now` in seconds since 1970."""
 
@@ -81,6 +96,7 @@ class Reading:
     state: State
     totals: Totals
     levels: Levels
+    limits: Limits
     refused: Mapping[str, float]
     sessions: tuple[SessionReading, ...]
 
@@ -92,12 +108,16 @@ class Reader:
         actor: whose sessions.
         metrics: its instruments.
         state: whether it starts, serves or drains.
+        limits: what it may hold now.
     """
 
-    def __init__(self, actor: TeacherActor, metrics: Metrics, state: Callable[[], State]) -> None:
+    def __init__(
+        self, actor: TeacherActor, metrics: Metrics, state: Callable[[], State], limits: Callable[[], Limits]
+    ) -> None:
         self._actor = actor
         self._metrics = metrics
         self._state = state
+        self._limits = limits
 
     def read(self) -> Reading:
         """What is there now."""
@@ -107,6 +127,7 @@ class Reader:
             state=self._state(),
             totals=self._totals(),
             levels=self._levels(),
+            limits=self._limits(),
             refused=_by_label(self._metrics.rejected, "reason"),
             sessions=tuple(_session(each) for each in self._actor.sessions.live()),
         )

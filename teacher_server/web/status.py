@@ -11,21 +11,22 @@ import torch
 from teacher_server.actor import TeacherActor
 from teacher_server.config import ServerConfig
 from teacher_server.gauges import device_memory_limit
+from teacher_server.live import LiveSettings
 from teacher_server.metrics import Metrics
 from teacher_server.security.authority import Authority
 from teacher_server.web.access import Access
-from teacher_server.web.history import Facts, History, Limits
+from teacher_server.web.history import Facts, History
 from teacher_server.web.pages import Pages, build_app
-from teacher_server.web.readings import Reader
+from teacher_server.web.readings import Limits, Reader
 from teacher_server.web.server import WebServer
 from teacher_server.web.snapshot import State, TeacherCard
 from teaching_protocol.verbs import DescribeReply
 
-__all__ = ["status_server"]
+__all__ = ["limits_of", "status_server"]
 
 
 def status_server(
-    config: ServerConfig,
+    live: LiveSettings,
     actor: TeacherActor,
     device: torch.device,
     metrics: Metrics,
@@ -33,14 +34,16 @@ def status_server(
     state: Callable[[], State],
 ) -> WebServer:
     """The server of a teacher's metrics, status page and probes, not started yet."""
-    history = History(_facts(config, actor.card, device), config.status_interval_s)
-    reader = Reader(actor, metrics, state)
+    config = live.now
+    history = History(Facts(time.time(), _card(actor.card, device)), config.status_interval_s)
+    reader = Reader(actor, metrics, state, lambda: limits_of(live.now, device))
     app = build_app(Pages(history, metrics.registry, state), Access(config, authority))
     return WebServer(config, app, lambda: history.add(reader.read()))
 
 
-def _facts(config: ServerConfig, card: DescribeReply, device: torch.device) -> Facts:
-    limits = Limits(
+def limits_of(config: ServerConfig, device: torch.device) -> Limits:
+    """What a server of this configuration may hold on this device."""
+    return Limits(
         permits=config.permits,
         sessions=config.max_sessions,
         batch_tokens=config.batch_tokens,
@@ -50,7 +53,6 @@ def _facts(config: ServerConfig, card: DescribeReply, device: torch.device) -> F
         memory_bytes=int(device_memory_limit(device)) or None,
         memory_kind="device" if device.type == "cuda" else "process",
     )
-    return Facts(time.time(), _card(card, device), limits)
 
 
 def _card(card: DescribeReply, device: torch.device) -> TeacherCard:

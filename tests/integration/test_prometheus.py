@@ -25,6 +25,7 @@ import yaml
 from student_client.config import TrainingConfig
 from student_client.metrics import Facts
 from student_client.watching import watching
+from teacher_server.config import effective_config
 from tests.calls import WIDTH, Caller, attempt, forward_request, in_s
 from tests.integration import gate
 from tests.integration.processes import ServerProcess
@@ -148,17 +149,20 @@ def _calls(stack: ExitStack, school: School, name: str, tokens: int) -> None:
 
 
 def _broken(stack: ExitStack, prometheus: Prometheus) -> dict[str, str]:
-    """A model with a bug; a student that goes without leaving."""
+    """A model with a bug; a student that goes without leaving; a configuration that cannot be read."""
     school = School(lease_s=1.0, refused_strikes=10_000)
     stack.enter_context(school.app)
     instance = prometheus.add("teacher", school.app.metrics_port)
     poll(lambda: prometheus.query(f'teacher_serving{{instance="{instance}"}}'), "it is scraped before anything happens")
+    school.app.reloading(lambda: effective_config(None, {"TEACHER_SERVER_PERMITS": "none"}, {}).config)
+    school.app.reload()
     school.broken = True
     gone, ann = Caller(school.address, "gone").__enter__(), Caller(school.address, "ann").__enter__()
     stack.callback(gone.teacher.close)
     stack.callback(ann.teacher.close)
     stack.enter_context(again_and_again(ann.forward, 0.2))
-    return dict.fromkeys(("TeacherInternalErrors", "TeacherQuarantine", "TeacherSessionsLost"), instance)
+    names = ("InternalErrors", "Quarantine", "SessionsLost", "ConfigNotTaken")
+    return dict.fromkeys((f"Teacher{name}" for name in names), instance)
 
 
 def _small(stack: ExitStack, prometheus: Prometheus) -> dict[str, str]:

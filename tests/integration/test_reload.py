@@ -120,6 +120,7 @@ def test_a_running_server_takes_over_what_it_can_and_no_call_fails(served: Serve
         refused = served.reload("failed", permits=0, quotas=[])
         assert "everything stays as it was: configuration: permits: received 0" in refused
         assert f"(from the file {served.config})" in refused
+        assert served.address.metric("teacher_config_last_reload_successful") == 0
         served.config.unlink()
         served.process.send_signal(signal.SIGHUP)
         poll(lambda: served.address.metric("teacher_config_reloads_total", result="failed") == 2, "a file that is gone")
@@ -130,6 +131,7 @@ def test_a_running_server_takes_over_what_it_can_and_no_call_fails(served: Serve
         said = served.reload("ok", permits=10**6, log_level="debug", quotas=[{"students": "ann", "tokens_per_s": 1e9}])
         assert "permits has changed and stays as it was until a restart: there are threads for 320" in said
         ann.makes(3)
+        assert served.address.metric("teacher_config_last_reload_successful") == 1
         assert "Forward: done" in served.log.read_text()
     finally:
         ann.stop.set()

@@ -153,6 +153,14 @@ def test_only_what_is_new(app: TeacherApp) -> None:
     assert status(app, later.sample + 1000).after == 0
 
 
+def test_limits_follow_a_reload(bert: FrozenTeacher) -> None:
+    with served(bert, max_sessions=7) as app:
+        assert status(app).load.max_sessions == 7
+        app.reloading(lambda: app.config.model_copy(update={"max_sessions": 9}))
+        app.reload()
+        assert poll(lambda: (new := status(app)).load.max_sessions != 7 and new, "it is seen").load.max_sessions == 9
+
+
 @pytest.mark.parametrize("after", ["", "-1", "x", "1e9", "9" * 5000, "%00", "\u0663".encode().hex()])
 def test_an_after_that_is_none_gets_all(after: str, app: TeacherApp) -> None:
     found = ask(app, f"/status.json?after={after}")

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from teacher_server.usage import Failure, Taken
-from teacher_server.web.history import CURVES, Facts, History, Limits
-from teacher_server.web.readings import Levels, Reading, SessionReading, Totals
+from teacher_server.web.history import CURVES, Facts, History
+from teacher_server.web.readings import Levels, Limits, Reading, SessionReading, Totals
 from teacher_server.web.snapshot import Status, TeacherCard
 
 CARD = TeacherCard(
@@ -22,14 +22,15 @@ CARD = TeacherCard(
     message_bytes=1,
     lease_s=1.0,
 )
-FACTS = Facts(100.0, CARD, Limits(8, 4, 1024, 2000, 1000, 5000))
+FACTS = Facts(100.0, CARD)
+LIMITS = Limits(8, 4, 1024, 2000, 1000, 5000)
 SESSION = SessionReading("secret-a", "ann", "", "news", 1, 0, 10, 0, 1000.0, 1000.0, Taken(), None)
 
 
 def reading(at: float, sessions: tuple[SessionReading, ...] = (), **changes: Any) -> Reading:
     levels = changes.pop("levels", Levels())
     refused = changes.pop("refused", {})
-    return Reading(at, 1000.0 + at, "serving", Totals(**changes), levels, refused, sessions)
+    return Reading(at, 1000.0 + at, "serving", Totals(**changes), levels, LIMITS, refused, sessions)
 
 
 def session(key: str, steps: int, at: float, opened: float = 0.0) -> SessionReading:
@@ -180,3 +181,12 @@ def test_a_sample_that_is_not_kept_gets_all(after: int) -> None:
     assert len(history.status(after).history["sessions"]) == 5
     assert history.status(100).history["sessions"] == []
     assert len(history.status(97).history["sessions"]) == 3
+
+
+def test_limits_are_those_of_the_newest_reading() -> None:
+    """A reload changes what a server may hold; what it may hold is in each reading, not in the facts."""
+    history = History(FACTS)
+    history.add(reading(0.0))
+    assert history.status().load.max_sessions == 4
+    history.add(dataclasses.replace(reading(2.0), limits=dataclasses.replace(LIMITS, sessions=9, permits=3)))
+    assert (history.status().load.max_sessions, history.status().load.permits) == (9, 3)
