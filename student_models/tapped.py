@@ -110,6 +110,10 @@ class TappedStudent(Student):
         )
         return {name: found[name] for name in ("input_ids", "attention_mask")}
 
+    def forward(self, inputs: Tensors) -> torch.Tensor:
+        """The student alone."""
+        return self._logits(self.model(**inputs))
+
     def trace(self, inputs: Tensors) -> Trace:
         """Runs the model, and reads its taps."""
         return self.traced(self.model(**inputs))
