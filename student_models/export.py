@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import nn
 from torch.export import Dim, ExportedProgram
 
+from student_models.image import ImageStudent
 from student_models.student import Columns, Student, Tensors
 from teaching_protocol.errors import ConfigError
 
-__all__ = ["FORMATS", "export_student", "exported_program"]
+__all__ = ["FORMATS", "example_columns", "export_student", "exported_program"]
 
 FORMATS = (".onnx", ".pt2")
 """ONNX, and `torch.export`. TorchScript is left out: torch has deprecated it in favour of `torch.export`."""
@@ -51,10 +54,8 @@ def export_student(student: Student, path: Path, columns: Columns) -> None:
     if path.suffix == ".pt2":
         torch.export.save(program, path)
         return
-    try:
-        import onnxscript as _  # torch needs it, and says so in many lines
-    except ImportError as error:
-        raise ConfigError("ONNX needs the extra [onnx]: pip install 'talking-models[onnx]'") from error
+    if importlib.util.find_spec("onnxscript") is None:
+        raise ConfigError("ONNX needs the extra [onnx]: pip install 'talking-models[onnx]'")
     names = list(program.example_inputs[0][0] if program.example_inputs else {})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch's own parts about each other
@@ -78,6 +79,17 @@ def exported_program(student: Student, columns: Columns) -> ExportedProgram:
     shapes = {name: {0: rows, 1: tokens} if is_text else {0: rows} for name in inputs}
     with torch.no_grad():
         return torch.export.export(alone, (inputs,), dynamic_shapes=(shapes,))
+
+
+def example_columns(student: Student) -> dict[str, Sequence[str] | torch.Tensor]:
+    """Made-up rows of a student of text, ratings or images, to be run once by an export."""
+    if isinstance(student, ImageStudent):
+        sizes = student.card.sizes
+        shape = (_ROWS, sizes["channels"], sizes["image_height"], sizes["image_width"])
+        return {"image": torch.zeros(shape, dtype=torch.uint8)}
+    if student.inputs == ("text",):
+        return {"text": ["a text of a few words", "another one"]}
+    return {name: torch.arange(_ROWS) for name in student.inputs}
 
 
 def _copied(student: Student) -> Student:
