@@ -15,7 +15,7 @@ from student_models import Student
 from task_data import Split, batches, teacher_view
 from teaching_protocol.errors import TeachingError
 
-__all__ = ["Footprint", "of_student", "of_teacher"]
+__all__ = ["Footprint", "count_parameters", "of_student", "of_teacher"]
 
 _ROUNDS, _ROWS = 5, 32
 
@@ -44,7 +44,7 @@ def of_student(student: Student, split: Split) -> Footprint:
             began = time.perf_counter()
             student(inputs).cpu()  # waits for a device
             times.append(time.perf_counter() - began)
-    return Footprint(_count(student), _size_bytes(student), 1e3 * statistics.median(times[1:]), rows)
+    return Footprint(count_parameters(student), _size_bytes(student), 1e3 * statistics.median(times[1:]), rows)
 
 
 def of_teacher(member: Member, split: Split) -> Footprint:
@@ -62,7 +62,8 @@ def of_teacher(member: Member, split: Split) -> Footprint:
     return Footprint(card.parameters, card.weight_bytes, 1e3 * seconds, rows)
 
 
-def _count(module: nn.Module) -> int:
+def count_parameters(module: nn.Module) -> int:
+    """Number of a module's parameters."""
     return sum(parameter.numel() for parameter in module.parameters())
 
 

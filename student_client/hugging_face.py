@@ -53,7 +53,7 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]  # transformers is not
         self.loss_is_scaled_for_ga = False  # a microbatch's loss is a mean: Trainer divides it
         self._config = distillation_config(teacher, method, complementary, training, name)
         self._columns, self._student = tuple(teacher_columns), student
-        self.data_collator = TeacherColumns(self.data_collator, self._columns)
+        self.data_collator: Any = TeacherColumns(vars(self)["data_collator"], self._columns)
         self.add_callback(_TeachersStep(self))
 
     def compute_loss(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from student_client.files import replace_file
@@ -46,8 +46,8 @@ class Result:
     recoveries: int = 0
     replayed_steps: int = 0
     paused_s: float = 0.0
-    student_size: Footprint = Footprint()
-    teacher_size: Footprint = Footprint()
+    student_size: Footprint = field(default_factory=Footprint)
+    teacher_size: Footprint = field(default_factory=Footprint)
 
     def write(self, folder: Path) -> None:
         """Writes result.json to a run's folder, whole or not at all.

@@ -38,7 +38,7 @@ def drop_layers(model: PreTrainedModel, keep: Sequence[int]) -> PreTrainedModel:
         ConfigError: a layer that is not there, or none.
     """
     name = layer_list(model)
-    count = len(model.get_submodule(name))  # type: ignore[arg-type]
+    count = len(model.get_submodule(name))
     if not keep or not all(0 <= layer < count for layer in keep):
         raise ConfigError(f"keep: received {list(keep)}, expected some of the layers 0 to {count - 1}")
     config = copy.deepcopy(model.config)

@@ -45,7 +45,8 @@ class Taps:
                 raise ConfigError(f"taps: received {tap.module!r}, expected a name of `model.named_modules()`")
         self._names, self._mask = inspect.signature(model.forward), mask
         self._found: dict[Tap, torch.Tensor] = {}
-        self._taps, self._given, self._is_running = tuple(taps), None, False
+        self._taps, self._is_running = tuple(taps), False
+        self._given: Any = None
         self._hooks = [model.register_forward_pre_hook(self._begin, with_kwargs=True)]
         for tap in dict.fromkeys(taps):
             module = modules[tap.module]
@@ -121,7 +122,7 @@ def layer_list(model: nn.Module) -> str:
             f"taps: {type(model).__name__} has no list of layers of one class; name the modules whose outputs are to be "
             'read, such as taps=["stem", "block1", "block2"]'
         )
-    return max(alike, key=lambda name: alike[name])
+    return max(alike, key=alike.__getitem__)
 
 
 def layer_taps(model: nn.Module) -> list[Tap]:

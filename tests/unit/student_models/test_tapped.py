@@ -25,7 +25,7 @@ CLASSIFIERS = sorted({*HEADS} - {"xlm-roberta"})
 def classifier(model_type: str) -> hf.PreTrainedModel:
     """A tiny classifier of three labels, in evaluation mode."""
     config = tiny_model(model_type).config
-    config.num_labels = 3
+    config.num_labels, config.pad_token_id = 3, 1
     of_images = model_type == "vit"
     loader = hf.AutoModelForImageClassification if of_images else hf.AutoModelForSequenceClassification
     return loader.from_config(config).eval()
@@ -152,7 +152,7 @@ def test_states_are_of_the_newest_forward_and_taken_once() -> None:
 
 def test_gradient_checkpointing_is_read_once() -> None:
     model, inputs = classifier("bert").train(), tiny_inputs("bert", 2, 5)
-    model.gradient_checkpointing_enable()
+    model.activation_checkpointing_enable()
     student = TappedStudent(model)
     trace = student.trace(inputs)
     trace.outputs.sum().backward()
