@@ -54,10 +54,14 @@ class StudentConfig(BaseModel):
         min_length=1,
         description="A transformers model to begin from, by name or folder, in place of a new student.",
     )
-    keep_layers: tuple[int, ...] = Field(
-        (), description="Layers of `pretrained` that are kept, from 0; none named keeps every `keep_every`-th."
+    keep_layers: tuple[int, ...] | None = Field(
+        None, description="Layers of `pretrained` that are kept, from 0; None keeps every `keep_every`-th."
     )
-    keep_every: int = Field(1, ge=1, description="Of `pretrained` every so-manieth layer is kept; 1 keeps all.")
+    keep_every: int | None = Field(
+        None,
+        ge=1,
+        description="One of how many layers of `pretrained` is kept, the last of each such many; None keeps all.",
+    )
 
 
 class TeacherConfig(BaseModel):

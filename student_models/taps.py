@@ -122,7 +122,8 @@ def layer_list(model: nn.Module) -> str:
             f"taps: {type(model).__name__} has no list of layers of one class; name the modules whose outputs are to be "
             'read, such as taps=["stem", "block1", "block2"]'
         )
-    return max(alike, key=alike.__getitem__)
+    name: str = max(alike, key=alike.__getitem__)
+    return name
 
 
 def layer_taps(model: nn.Module) -> list[Tap]:

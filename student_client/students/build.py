@@ -58,7 +58,7 @@ def _pretrained(config: StudentConfig, data: TaskData) -> Student:
         )
     assert config.pretrained is not None, "asked for"
     return TappedStudent.from_pretrained(
-        config.pretrained, data.task, config.keep_layers, config.keep_every, config.seed
+        config.pretrained, data.task, config.keep_layers or (), config.keep_every or 1, config.seed
     ).train()
 
 

@@ -80,7 +80,12 @@ def test_four_loops_end_with_the_same_weights(
     config = config_of(tmp_path, student, school.address)
     texts = ordered_texts(config, tmp_path / "ordered.csv")
     with open_run(config, progress=quiet()) as ours:
-        ours.run()
+        result = ours.run()
+    assert result is not None
+    assert result.student_size.parameters == result.parameters
+    assert result.teacher_size.parameters > result.student_size.parameters
+    assert min(size.batch_ms for size in (result.student_size, result.teacher_size)) > 0
+    assert result.student_size.size_bytes >= 4 * result.parameters
     expected = weights_of(ours.student.model)  # type: ignore[arg-type]
 
     plain = plain_loop.main(str(student), str(texts), school.address, LR)

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from typer.testing import CliRunner
 
+from student_client.cli import build_app
 from student_client.config import StudentConfig
 from student_client.students import build_student
 from student_models import Student, TappedStudent
@@ -39,10 +41,16 @@ assert not [name for name in sys.modules if name.startswith((*ours, "transformer
 """
 
 
-def written(student: Student, columns: dict[str, object], folder: Path, ending: str) -> bytes:
-    """The exported file, after it was run alone on other rows than it was exported with."""
+def written(
+    student: Student, columns: dict[str, object], folder: Path, ending: str, saved: Path | None = None
+) -> bytes:
+    """The file that the command has exported, after it was run alone on other rows than it was exported with."""
     student.eval()
-    export_student(student, folder / f"student.{ending}", columns)  # type: ignore[arg-type]
+    if saved is None:
+        student.save(saved := folder / "saved")
+    done = CliRunner().invoke(build_app(), ["export", str(saved), str(folder / f"student.{ending}")])
+    assert done.exit_code == 0, done.output
+    assert "takes input_ids, attention_mask" in done.output or "takes image" in done.output
     view = {name: value.contiguous() for name, value in student.view(columns).items()}  # type: ignore[arg-type]
     with torch.no_grad():
         save_file({"outputs": student(view)}, folder / "expected.safetensors")
@@ -55,8 +63,8 @@ def written(student: Student, columns: dict[str, object], folder: Path, ending: 
 
 @pytest.mark.parametrize("ending", ["onnx", "pt2"])
 def test_a_transformers_student_runs_alone(tmp_path: Path, ending: str) -> None:
-    student = TappedStudent.from_pretrained(student_folder(tmp_path / "student"))
-    found = written(student, {"text": TEXTS}, tmp_path, ending)
+    folder = student_folder(tmp_path / "student")
+    found = written(TappedStudent.from_pretrained(folder), {"text": TEXTS}, tmp_path, ending, folder)
     assert not any(word in found for word in (b"codec", b"teaching_protocol", b"teacher"))
 
 
