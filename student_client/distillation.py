@@ -30,7 +30,7 @@ _FOLDER = "distillation"
 
 
 class Distillation:
-    """A model learns from teachers by a method. Use as a context manager: inside it, sessions are open.
+    """A model learns from teachers by a method. Use once, as a context manager: inside it, sessions are open.
 
     The loop runs the model, calls `loss` on what came out, goes backward, steps its own optimizer, and calls `step`. Lost
     teachers are waited for inside these calls (`teacher.patience_s`).
