@@ -51,6 +51,8 @@ from student_client.progress import Progress
 from student_client.runs import open_run
 from student_client.selection.command import select
 from student_client.transport import GrpcTransport
+from student_models import load_student
+from student_models.export import FORMATS, example_columns, export_student
 from task_data.config import DataConfig
 from task_data.flags import data_fields
 from teaching_protocol.errors import ConfigError, ServiceError, SessionNotFound, TeachingError
@@ -91,7 +93,7 @@ def build_app() -> typer.Typer:
         add_completion=False,
         pretty_exceptions_enable=False,
     )
-    for command in (train, fleet, select, evaluate, compare, ping, doctor, demo):
+    for command in (train, fleet, select, evaluate, export, compare, ping, doctor, demo):
         app.command()(command)
     app.command("check-config")(check_config)
     return app
@@ -166,6 +168,17 @@ def evaluate(
     scores = evaluate_run(run, split)  # type: ignore[arg-type]
     named = "  ".join(f"{name} {value:.4f}" for name, value in scores.as_dict().items())
     typer.echo(f"{split}: {named}  ({scores.rows} rows)")
+
+
+def export(
+    run: Annotated[Path, typer.Argument(help="Folder of a run, or of a saved student.")],
+    file: Annotated[Path, typer.Argument(help=f"What to write, ending with {' or '.join(FORMATS)}.")],
+) -> None:
+    """Writes the best student of a run as ONNX or as a torch.export program, which need nothing of this package."""
+    is_run = (run / "student").is_dir()
+    student = load_student(run / "student" if is_run else run)
+    export_student(student, file, example_columns(student))
+    typer.echo(f"{file}: {file.stat().st_size / 1e6:.1f} MB, takes {', '.join(student.view(example_columns(student)))}")
 
 
 def ping(
@@ -256,3 +269,6 @@ def _train(config: RunConfig, resume: bool, overwrite: bool, quiet: bool) -> Non
         f"{result.method}: test {result.metric} {result.test:.4f} (validation {result.validation:.4f}) after "
         f"{result.steps} steps, {result.wall_s:.0f} s, teacher {result.teacher_s:.0f} s; student in {config.output / 'student'}"
     )
+    typer.echo(f"student: {result.student_size}")
+    if result.teacher_size.parameters:
+        typer.echo(f"teacher: {result.teacher_size}")

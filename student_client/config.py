@@ -49,6 +49,19 @@ class StudentConfig(BaseModel):
     vocabulary_size: int | None = Field(None, ge=4, description="Most words the tokenizer keeps, text only.")
     max_tokens: int | None = Field(None, ge=2, description="Tokens after which a text is cut, text only.")
     seed: int = Field(0, ge=0, description="Seed of the initial weights.")
+    pretrained: str | None = Field(
+        None,
+        min_length=1,
+        description="A transformers model to begin from, by name or folder, in place of a new student.",
+    )
+    keep_layers: tuple[int, ...] | None = Field(
+        None, description="Layers of `pretrained` that are kept, from 0; None keeps every `keep_every`-th."
+    )
+    keep_every: int | None = Field(
+        None,
+        ge=1,
+        description="One of how many layers of `pretrained` is kept, the last of each such many; None keeps all.",
+    )
 
 
 class TeacherConfig(BaseModel):

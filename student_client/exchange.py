@@ -185,7 +185,7 @@ class _Call:
     @torch.no_grad()
     def backward(self, grads: Sequence[torch.Tensor | None], values: Sequence[torch.Tensor]) -> Tensors:
         """Sends the Backward of the outputs that have a gradient; after one that failed, the Forward before it."""
-        if not self.id:
+        if not self.id or not self.is_of_this_session():
             self.forward(values)
         call_id, self.id = self.id, ""
         given = {name: grad for name, grad in zip(self.outputs, grads, strict=True) if grad is not None}

@@ -7,17 +7,19 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, fields
+from typing import TypeVar
 
 import torch
 
 from student_client.remote import Teacher
 from task_data import Batch
-from teaching_protocol.errors import IncompatibleTeacher, ServiceError, SessionNotFound, StudentNameTaken
+from teaching_protocol.errors import IncompatibleTeacher, ServiceError, SessionNotFound, StudentNameTaken, TeachingError
 from teaching_protocol.verbs import DescribeReply
 
 __all__ = ["NOT_YET", "UNREACHABLE", "Account", "Member", "reads"]
 
 Tensors = Mapping[str, torch.Tensor]
+T = TypeVar("T")
 
 UNREACHABLE = (ServiceError, SessionNotFound)
 """What a teacher that is down, out of reach or restarted raises; anything else is the caller's fault."""
@@ -62,6 +64,8 @@ class Member:
         state: the last state known of its session, with which it is opened again.
         rows_saved: rows that a method did not send; methods count here.
         lost: why it is missing; None while it can be asked.
+        reopen: has its lost session opened again just where it was, so that a call is made again and nothing else; None
+            where who calls winds both sides back.
     """
 
     def __init__(self, teacher: Teacher, ports: tuple[str, ...], place: int = 0, name: str = "teacher") -> None:
@@ -71,6 +75,7 @@ class Member:
         self.rows_saved = 0
         self.observe_wait_s = 0.0
         self.lost: Exception | None = None
+        self.reopen: Callable[[TeachingError], None] | None = None
         self._attempt: Future[None] | None = None
         self._next_attempt = 0.0
 
@@ -98,10 +103,20 @@ class Member:
         known = batch.known.get(self.place, {})
         missing = [port for port in ports if port not in known]
         began = time.monotonic()
-        found = self.fetch(batch, missing) if missing else {}
+        found = self._persistently(lambda: self.fetch(batch, missing)) if missing else {}
         self.observe_wait_s += time.monotonic() - began
         device = batch.labels.device
         return {port: (known[port] if port in known else found[port]).to(device) for port in ports}
+
+    def _persistently(self, job: Callable[[], T]) -> T:
+        """What a job gives; with `reopen` it is done again after every loss."""
+        while True:
+            try:
+                return job()
+            except UNREACHABLE as error:
+                if self.reopen is None:
+                    raise
+                self.reopen(error)
 
     def join(self) -> None:
         """Opens the session, or again: the live one where there is one, else a new one from the last known state.

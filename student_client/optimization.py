@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import nn
 
 from student_client.config import RunConfig, TrainingConfig
-from student_client.teachers import Teachers
-from teaching_protocol.errors import NonFiniteError, StateMismatch
+from student_client.conversation import Conversation, clipped, overflow
+from student_client.moments import load_moments, moments, parameters_of
+from teaching_protocol.errors import NonFiniteError
 
 __all__ = ["JointOptimizer", "schedule_factor"]
 
@@ -26,41 +26,28 @@ Tensors = Mapping[str, torch.Tensor]
 
 
 class JointOptimizer:
-    """AdamW over the student and its codec, and the teacher's optimizer over the wire.
+    """AdamW over the student, and behind it the step of its conversation: codecs here and at the teachers.
 
-    The student and the codec are clipped each on its own, and the teacher clips its codec itself: a codec's gradient
-    never shortens the student's step.
+    Each is clipped on its own: a codec's gradient never shortens the student's step.
 
     Args:
         config: of the run.
         accelerator: accumulates microbatches and scales losses.
-        student: the student.
-        method: with the codec.
-        teachers: enrolled, or none.
+        conversation: of the student with its teachers.
         total_steps: of the run, which the schedule spans.
     """
 
     def __init__(
-        self,
-        config: RunConfig,
-        accelerator: Accelerator,
-        student: nn.Module,
-        method: nn.Module,
-        teachers: Teachers,
-        total_steps: int,
+        self, config: RunConfig, accelerator: Accelerator, conversation: Conversation, total_steps: int
     ) -> None:
         self._training, self._total_steps = config.training, total_steps
-        self._accelerator, self._teachers = accelerator, teachers
-        self._modules = {"grad_norm": student, "codec_grad_norm": method}
+        self._accelerator, self._conversation = accelerator, conversation
         self._teacher_lr = config.training.lr
         if config.teacher is not None and config.teacher.lr is not None:
             self._teacher_lr = config.teacher.lr
-        groups = [list(module.parameters()) for module in self._modules.values()]
         self._optimizer = accelerator.prepare_optimizer(
             torch.optim.AdamW(
-                [{"params": group} for group in groups if group],
-                lr=config.training.lr,
-                weight_decay=config.training.weight_decay,
+                conversation.student.parameters(), lr=config.training.lr, weight_decay=config.training.weight_decay
             )
         )
 
@@ -75,8 +62,7 @@ class JointOptimizer:
         except NonFiniteError:
             if self._accelerator.scaler is None:
                 raise
-            for parameter in self._parameters():
-                parameter.grad = torch.full_like(parameter, math.inf)
+            overflow(parameters_of(self._optimizer))
 
     def step(self, done: int) -> dict[str, float]:
         """Applies the gathered gradients of both sides as step `done` + 1; gives their norms before clipping.
@@ -87,26 +73,30 @@ class JointOptimizer:
         factor = schedule_factor(self._training, done, self._total_steps)
         scaler = self._accelerator.scaler
         scale = 1.0 if scaler is None else float(scaler.get_scale())
+        if scaler is not None and self._conversation.has_overflowed():
+            overflow(parameters_of(self._optimizer))
         norms = self._clip()
         for group in self._optimizer.param_groups:
             group["lr"] = self._training.lr * factor
         self._optimizer.step()
         self._optimizer.zero_grad()
-        limit = self._training.max_grad_norm
-        if self._optimizer.step_was_skipped:
-            self._teachers.step(lr=0.0, grad_scale=0.0, max_grad_norm=limit)
-            return norms
-        return norms | self._teachers.step(self._teacher_lr * factor, grad_scale=1.0 / scale, max_grad_norm=limit)
+        return norms | self._conversation.step(
+            self._training.lr * factor,
+            teacher_lr=self._teacher_lr * factor,
+            grad_scale=1.0 / scale,
+            max_grad_norm=self._training.max_grad_norm,
+            is_skipped=bool(self._optimizer.step_was_skipped),
+        )
 
     def let_go(self) -> None:
-        """Forgets the student's gathered gradients."""
-        for parameter in self._parameters():
+        """Forgets the gathered gradients of student and codec."""
+        for parameter in parameters_of(self._optimizer):
             parameter.grad = None
+        self._conversation.let_go()
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """The moments of all parameters, flat."""
-        moments = self._optimizer.state_dict()["state"]
-        return {f"{place}.{name}": value for place, each in moments.items() for name, value in each.items()}
+        """The moments of all parameters, flat: the student's, then its codec's."""
+        return moments(self._optimizer) | self._conversation.moments(len(parameters_of(self._optimizer)))
 
     def load(self, tensors: Tensors, facts: Mapping[str, Any]) -> None:
         """Puts back what `tensors` and `facts` gave.
@@ -114,17 +104,10 @@ class JointOptimizer:
         Raises:
             StateMismatch: moments of other parameters.
         """
-        parameters = self._parameters()
-        moments: dict[int, dict[str, torch.Tensor]] = {}
-        for name, value in tensors.items():
-            place, _, moment = name.partition(".")
-            moments.setdefault(int(place), {})[moment] = value.clone()  # torch goes on with what it is given
-            owner = parameters[int(place)] if int(place) < len(parameters) else None
-            if owner is None or (moment != "step" and value.shape != owner.shape):
-                raise StateMismatch(f"optimizer: {name} {list(value.shape)} belongs to no parameter of this run")
-        self._optimizer.load_state_dict(
-            {"state": moments, "param_groups": self._optimizer.state_dict()["param_groups"]}
-        )
+        count = len(parameters_of(self._optimizer))
+        own = {name: value for name, value in tensors.items() if int(name.partition(".")[0]) < count}
+        load_moments(self._optimizer, own)
+        self._conversation.load_moments(tensors, count)
         if self._accelerator.scaler is not None and facts["scaler"]:
             self._accelerator.scaler.load_state_dict(facts["scaler"])
 
@@ -135,20 +118,9 @@ class JointOptimizer:
 
     def _clip(self) -> dict[str, float]:
         self._accelerator.unscale_gradients()
-        limit, norms = self._training.max_grad_norm or math.inf, {}
-        for name, module in self._modules.items():
-            parameters = [parameter for parameter in module.parameters() if parameter.grad is not None]
-            norm = float(nn.utils.clip_grad_norm_(parameters, limit))
-            if math.isfinite(norm):
-                norms[name] = norm
-            elif self._accelerator.scaler is None:
-                raise NonFiniteError(
-                    f"{name}: received {norm}, expected a number; lower training.lr, or set training.max_grad_norm"
-                )
-        return norms
-
-    def _parameters(self) -> list[nn.Parameter]:
-        return [parameter for group in self._optimizer.param_groups for parameter in group["params"]]
+        return clipped(
+            "grad_norm", parameters_of(self._optimizer), self._training.max_grad_norm, self._accelerator.scaler is None
+        )
 
 
 def schedule_factor(training: TrainingConfig, done: int, total_steps: int) -> float:

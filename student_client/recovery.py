@@ -96,15 +96,26 @@ class Recovery:
         self._lost_at = -1
 
     def come_back(self, error: TeachingError, step: int, target: int, states: Sequence[bytes]) -> bool:
-        """Waits until every teacher has its session again; False if somebody wanted an end before.
-
-        The patience is for one place of the run: it begins anew only when the run got further than at the loss before.
+        """Waits until every teacher has its session again, with an earlier state; as `persist`.
 
         Args:
             error: how the loss was noticed.
             step: steps done then.
             target: the step that both sides go back to.
             states: of the sessions at that step.
+        """
+        return self.persist(error, step, target, lambda: self._teachers.go_back(states))
+
+    def persist(self, error: TeachingError, step: int, target: int, job: Callable[[], None]) -> bool:
+        """Waits until a job brings back what was lost; False if somebody wanted an end before.
+
+        The patience is for one place of the run: it begins anew only when the run got further than at the loss before.
+
+        Args:
+            error: how the loss was noticed.
+            step: steps done then.
+            target: the step that both sides go on from.
+            job: harmless to repeat.
 
         Raises:
             TeachingError: as `Patience.persist`; IncompatibleTeacher if another teacher serves now.
@@ -117,7 +128,7 @@ class Recovery:
             self._absence.say(
                 f"the teacher is lost after step {step} ({_noted(error)}); waiting up to {self._absence.patience_s:g} s for it"
             )
-        came = self._patience.persist(lambda: self._teachers.go_back(states), error)
+        came = self._patience.persist(job, error)
         paused_s = time.monotonic() - began
         self.losses.paused_s += paused_s
         if came:

@@ -12,6 +12,7 @@ from torch import nn
 
 from student_client.credentials import Credentials
 from student_client.exchange import Question, exchange, placed
+from student_client.sent import Sent
 from student_client.session import Session, SessionOptions
 from student_client.transport import GrpcTransport
 from teaching_protocol import verbs
@@ -138,6 +139,15 @@ class Teacher(nn.Module):
     def import_state(self, state: bytes) -> int:
         """Replaces the session's state; gives the step it stands at."""
         return self._session.import_state(state)
+
+    def note_sent(self) -> Sent:
+        """What changes the session is noted from now on, for `tell_again`; `clear` it whenever the state was taken."""
+        self._session.sent = sent = Sent()
+        return sent
+
+    def tell_again(self) -> None:
+        """Makes the noted calls anew, in a session that stands where the state was taken."""
+        self._session.tell_again()
 
     def __enter__(self) -> Self:
         return self.enroll()

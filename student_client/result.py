@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from student_client.files import replace_file
+from student_client.footprint import Footprint
 from teaching_protocol.errors import ConfigError
 
 __all__ = ["Result"]
@@ -19,7 +20,8 @@ class Result:
     `validation` chose the best student, after step `best_step`; `test` was scored once, at the end. `parameters` are
     the student's alone; `codec_parameters` those it trained with and has left behind. `teacher_rows` are the rows teachers
     were asked about, `teacher_rows_saved` those a method chose not to send. A lost teacher was waited for `recoveries` times,
-    `paused_s` seconds in all, and `replayed_steps` steps were made again.
+    `paused_s` seconds in all, and `replayed_steps` steps were made again. `student_size` and `teacher_size` are measured at the
+    end, on the same rows of the validation split; each on its own device.
     """
 
     method: str
@@ -44,6 +46,8 @@ class Result:
     recoveries: int = 0
     replayed_steps: int = 0
     paused_s: float = 0.0
+    student_size: Footprint = field(default_factory=Footprint)
+    teacher_size: Footprint = field(default_factory=Footprint)
 
     def write(self, folder: Path) -> None:
         """Writes result.json to a run's folder, whole or not at all.
@@ -67,6 +71,8 @@ class Result:
         """
         path = folder / "result.json"
         try:
-            return cls(**json.loads(path.read_text(encoding="utf-8")))
+            found = json.loads(path.read_text(encoding="utf-8"))
+            sizes = {name: Footprint(**found[name]) for name in ("student_size", "teacher_size") if name in found}
+            return cls(**found | sizes)
         except (OSError, ValueError, TypeError) as error:
             raise ConfigError(f"{path} holds no result: {error}; let the run end first") from error

@@ -14,6 +14,7 @@ from typing import Any, TypedDict, TypeVar
 
 import torch
 
+from student_client.sent import Gathered, Sent
 from student_client.transport import GrpcTransport
 from teaching_protocol import verbs
 from teaching_protocol.errors import IncompatibleTeacher, InputsNeeded, TeachingError
@@ -54,6 +55,7 @@ class Session:
         wait_s: seconds this side has waited for Forward and Backward.
         rows: rows the teacher was asked about.
         has_gathered: whether a Backward was sent since the last Step, so that the state is not that between two steps.
+        sent: notes what changes the session, for `tell_again`; None notes nothing.
     """
 
     def __init__(self, transport: TeacherVerbs, student: str, compression: str, deadline_s: float) -> None:
@@ -65,6 +67,7 @@ class Session:
         self.seconds = self.wait_s = 0.0
         self.rows = 0
         self.has_gathered = False
+        self.sent: Sent | None = None
         self._compression = compression
         self._deadline_s = deadline_s
         self._card: verbs.DescribeReply | None = None
@@ -158,6 +161,8 @@ class Session:
         except InputsNeeded:
             reply = self._send_backward({**facts, **again})
         self._count(reply.compute_s)
+        if self.sent is not None:
+            self.sent.gathered(again["outputs"], again["grad_inputs"], again["inputs"], grads)
         return reply.grads
 
     def waiting(self, job: Callable[[], T]) -> T:
@@ -172,7 +177,22 @@ class Session:
         request = verbs.StepRequest(self.ref, self.steps + 1, lr, grad_scale, max_grad_norm)
         reply = self.transport.step(request, self._call())
         self.steps, self.has_gathered = reply.step, False
+        if self.sent is not None:
+            self.sent.stepped(lr, grad_scale, max_grad_norm)
         return reply.grad_norm
+
+    def tell_again(self) -> None:
+        """Makes the calls anew that were noted since the state this session was opened with."""
+        told, self.sent = self.sent, None
+        try:
+            for call in [] if told is None else told.calls:
+                if isinstance(call, Gathered):
+                    forward_id, _ = self.forward(call.inputs, call.outputs, True, call.grad_inputs)
+                    self.backward(forward_id, call.grads, {})
+                else:
+                    self.step(call.lr, call.grad_scale, call.max_grad_norm)
+        finally:
+            self.sent = told
 
     def export_state(self) -> bytes:
         """The session's whole state."""

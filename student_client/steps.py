@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from student_client.acceleration import RandomNumbers
 from student_client.ahead import Ahead
 from student_client.config import RunConfig
+from student_client.conversation import Conversation
 from student_client.methods import Methods, Outcome
 from student_client.microbatches import Line, Microbatch
 from student_client.optimization import JointOptimizer
@@ -57,7 +58,8 @@ class Steps:
         self.batches = Ahead(self.stream, teachers, method.observed)
         self.total = _total(config, self.stream.epoch_batches)
         """Steps of the whole run, which the schedule spans."""
-        self.optimizer = JointOptimizer(config, accelerator, student, method, teachers, self.total)
+        self.conversation = Conversation(self.student, self.method, teachers, config.training.weight_decay)
+        self.optimizer = JointOptimizer(config, accelerator, self.conversation, self.total)
         self._microbatches = config.training.accumulation
         self._overlaps = config.training.pipeline and self._microbatches > 1 and teachers.converse and len(teachers) > 0
 
@@ -118,7 +120,7 @@ class Steps:
 
     def _loss(self, last: bool) -> Pausing[Outcome]:
         """The next batch and its loss."""
-        return (yield from self.method.pausing_loss(self.student, self.batches.next(last), self.teachers))
+        return (yield from self.conversation.pausing_loss(self.batches.next(last)))
 
     def _check(self, outcome: Outcome, done: int) -> None:
         if self.accelerator.scaler is None and not torch.isfinite(outcome.loss):

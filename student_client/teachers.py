@@ -169,7 +169,8 @@ class Teachers:
         Raises:
             TeachingError: it refuses, or cannot be reached.
         """
-        under_way = Exchange([self.first.teacher.question(inputs, outputs)], overlap=self._overlap)
+        goes_again = None if self.first.reopen is None else lambda _, error: self._goes_again(self.first, error)
+        under_way = Exchange([self.first.teacher.question(inputs, outputs)], goes_again, overlap=self._overlap)
         yield
         found = under_way.result()[0]
         assert found is not None, "a call that failed raises"
@@ -279,6 +280,9 @@ class Teachers:
     def _goes_again(self, member: Member, error: TeachingError) -> bool:
         """Whether a call that failed is made again; raises what the rule does not allow."""
         rule = self.absence.rule
+        if member.reopen is not None and rule != "skip" and isinstance(error, UNREACHABLE):
+            member.reopen(error)
+            return True
         if rule == "fail" or (rule == "wait" and self.winds_back) or not isinstance(error, UNREACHABLE):
             if len(self) > 1:
                 error.add_note(f"this was the teacher {member.name!r}")

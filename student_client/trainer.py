@@ -11,7 +11,6 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from torch import nn
 
 from student_client.acceleration import build_accelerator, compute_threads, exact_algorithms
 from student_client.checkpoints import Checkpoint
@@ -19,6 +18,7 @@ from student_client.config import RunConfig
 from student_client.cuts import Cuts, Mark
 from student_client.evaluate import Scores, evaluate
 from student_client.files import replace_file, replace_folder
+from student_client.footprint import Footprint, count_parameters, of_student, of_teacher
 from student_client.interrupts import Interrupts
 from student_client.keeping import Held, Keeping
 from student_client.methods import Methods, Outcome
@@ -320,8 +320,8 @@ class Trainer:
             test_loss=scores.loss,
             test_macro_f1=scores.macro_f1,
             best_step=self.position.best_step,
-            parameters=_count(best),
-            codec_parameters=_count(self.method),
+            parameters=count_parameters(best),
+            codec_parameters=count_parameters(self.method),
             steps=self.position.step,
             epochs=self.batches.place.epoch + 1,
             wall_s=round(self.position.seconds, 3),
@@ -335,6 +335,8 @@ class Trainer:
             replayed_steps=self.position.losses.replayed_steps,
             paused_s=round(self.position.losses.paused_s, 3),
             seed=self.config.training.seed,
+            student_size=of_student(best, self.data.validation),
+            teacher_size=of_teacher(self.teachers.first, self.data.validation) if self.teachers else Footprint(),
         )
         result.write(self.config.output)
         return result
@@ -342,7 +344,3 @@ class Trainer:
     def _look_at_clocks(self) -> None:
         self.position.seconds = time.monotonic() - self._clock_start
         self.position.account = self.teachers.account - self._account_start
-
-
-def _count(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())

@@ -11,14 +11,14 @@ from student_models.blocks import ConvBlock
 from student_models.card import StudentCard
 from student_models.columns import tensor_column
 from student_models.head import PooledHead
-from student_models.student import Columns, States, Student, Tensors
+from student_models.student import Columns, LayeredStudent, States, Tensors
 from student_models.weights import read_weights, write_weights
 from teaching_protocol.errors import InvalidTensor
 
 __all__ = ["ImageStudent"]
 
 
-class ImageStudent(Student):
+class ImageStudent(LayeredStudent):
     """Convolutions down to a grid of at most 8x8, whose cells are the tokens, then residual blocks at one width.
 
     Both taps have the same grid and width: 16 tokens for 8x8 pixels, 49 for 28x28. Pixels are standardised

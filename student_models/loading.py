@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch
@@ -10,6 +11,7 @@ from student_models.card import StudentCard
 from student_models.image import ImageStudent
 from student_models.ratings import RatingsStudent
 from student_models.student import Student
+from student_models.tapped import TappedStudent
 from student_models.text import TextStudent
 
 __all__ = ["STUDENTS", "load_student"]
@@ -29,6 +31,17 @@ def load_student(folder: Path) -> Student:
         ModelLoadError: a file is missing or broken.
     """
     folder = Path(folder)
+    if not (folder / "student.json").is_file() and _is_classifier(folder / "config.json"):
+        return TappedStudent.from_pretrained(folder).eval()
     card = StudentCard.read(folder)
     with torch.random.fork_rng(devices=[]):
         return STUDENTS[card.modality].load(folder, card).eval()
+
+
+def _is_classifier(path: Path) -> bool:
+    """Whether a transformers config is that of a classifier of sequences."""
+    try:
+        names = json.loads(path.read_text(encoding="utf-8")).get("architectures") or [""]
+    except (OSError, ValueError):
+        return False
+    return str(names[0]).endswith("ForSequenceClassification")

@@ -11,7 +11,7 @@ from student_models.blocks import MlpBlock
 from student_models.card import StudentCard
 from student_models.columns import tensor_column
 from student_models.head import PooledHead
-from student_models.student import Columns, States, Student, Tensors
+from student_models.student import Columns, LayeredStudent, States, Tensors
 from student_models.weights import read_weights, write_weights
 
 __all__ = ["RatingsStudent"]
@@ -19,7 +19,7 @@ __all__ = ["RatingsStudent"]
 _UNKNOWN = 0
 
 
-class RatingsStudent(Student):
+class RatingsStudent(LayeredStudent):
     """Predicts a user's rating of an item from their ids; one token of states.
 
     The embedding is Linear([u; i; u * i; b_u; b_i]) with vectors u, i and biases b, the layers are residual blocks. The

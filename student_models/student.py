@@ -1,4 +1,4 @@
-"""What every student is: embedding, layers cut in the middle, a head; knows no teacher and no method."""
+"""What every student is: states at its cuts, a head, and where it can be run layer by layer; knows no teacher and no method."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import nn
 
 from task_data.splits import Task
 
-__all__ = ["Columns", "States", "Student", "Tensors"]
+__all__ = ["Columns", "LayeredStudent", "States", "Student", "Tensors", "Trace"]
 
 Columns = Mapping[str, Sequence[str] | torch.Tensor]
 """The student's raw view of N examples: `text`, `user` and `item`, or `image` (see `task_data.Split`)."""
@@ -28,10 +28,18 @@ class States:
     mask: torch.Tensor
 
 
-class Student(nn.Module, ABC):
-    """A model cut at one layer: y = head(upper(lower(x))). It runs alone at inference.
+@dataclass(frozen=True)
+class Trace:
+    """What a student makes of a batch: its states at every cut, 0 to `layers`, and its outputs."""
 
-    It may be cut at every layer: cut 0 lies behind the embedding, cut l behind layer l. `cut` is where lower ends.
+    states: Sequence[States]
+    outputs: torch.Tensor
+
+
+class Student(nn.Module, ABC):
+    """A model whose hidden states can be read at its cuts. It runs alone at inference.
+
+    Cut 0 lies before the first layer, cut l behind layer l.
     """
 
     width: int
@@ -53,12 +61,8 @@ class Student(nn.Module, ABC):
         """The student's input tensors for N examples, N first (`attention_mask` where padded)."""
 
     @abstractmethod
-    def embed(self, inputs: Tensors) -> States:
-        """The states at cut 0."""
-
-    @abstractmethod
-    def run(self, states: States, start: int, stop: int) -> States:
-        """Layers `start` to `stop` - 1: from the states at cut `start` to those at cut `stop`."""
+    def trace(self, inputs: Tensors) -> Trace:
+        """Runs the student alone, and keeps what lies at its cuts."""
 
     @abstractmethod
     def head(self, states: States) -> torch.Tensor:
@@ -67,6 +71,29 @@ class Student(nn.Module, ABC):
     @abstractmethod
     def save(self, folder: Path) -> None:
         """Writes the student alone, loadable by `load_student(folder)`."""
+
+    def forward(self, inputs: Tensors) -> torch.Tensor:
+        """The student alone."""
+        return self.trace(inputs).outputs
+
+
+class LayeredStudent(Student):
+    """A student whose layers can be run one by one, on states of any origin: y = head(upper(lower(x)))."""
+
+    @abstractmethod
+    def embed(self, inputs: Tensors) -> States:
+        """The states at cut 0."""
+
+    @abstractmethod
+    def run(self, states: States, start: int, stop: int) -> States:
+        """Layers `start` to `stop` - 1: from the states at cut `start` to those at cut `stop`."""
+
+    def trace(self, inputs: Tensors) -> Trace:
+        """The states at every cut, layer by layer, and what the head makes of the last."""
+        states = [self.embed(inputs)]
+        for layer in range(self.layers):
+            states.append(self.run(states[-1], layer, layer + 1))
+        return Trace(states, self.head(states[-1]))
 
     def lower(self, inputs: Tensors) -> States:
         """g_low(x): the states at the entry tap."""

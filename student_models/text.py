@@ -12,14 +12,14 @@ from transformers.masking_utils import create_bidirectional_mask
 from student_models.card import StudentCard
 from student_models.columns import text_column
 from student_models.head import PooledHead
-from student_models.student import Columns, States, Student, Tensors
+from student_models.student import Columns, LayeredStudent, States, Tensors
 from student_models.tokenizer import PADDING, encode, read_tokenizer
 from student_models.weights import read_weights, write_weights
 
 __all__ = ["TextStudent"]
 
 
-class TextStudent(Student):
+class TextStudent(LayeredStudent):
     """Embeddings and the first half of the layers below the entry tap, the other half above it.
 
     The exit tap is the last layer's output, the head a masked mean and a linear layer. The body is a plain

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from task_data.batches import Batch, batches, count_batches, teacher_ports, teacher_view, token_lengths
+from task_data.batches import Batch, batches, count_batches, pack_texts, teacher_ports, teacher_view, token_lengths
 from task_data.config import DataConfig
 from task_data.digits import load_digits
 from task_data.fashion_mnist import load_fashion_mnist
@@ -26,6 +26,7 @@ __all__ = [
     "batches",
     "count_batches",
     "load_data",
+    "pack_texts",
     "teacher_ports",
     "teacher_view",
     "token_lengths",

@@ -11,7 +11,7 @@ import torch
 from task_data.splits import Split
 from teaching_protocol.errors import DataError, InvalidSetting
 
-__all__ = ["Batch", "batches", "count_batches", "teacher_ports", "teacher_view", "token_lengths"]
+__all__ = ["Batch", "batches", "count_batches", "pack_texts", "teacher_ports", "teacher_view", "token_lengths"]
 
 Tensors = Mapping[str, torch.Tensor]
 
@@ -185,7 +185,7 @@ def teacher_view(split: Split, ports: Sequence[str] | None = None) -> Tensors:
     found: dict[str, torch.Tensor] = {}
     for port in teacher_ports(split)[:1] if ports is None else ports:
         if port == "text":
-            found[port] = _pad([_cut(str(text)) for text in split.teacher])
+            found[port] = pack_texts([str(text) for text in split.teacher])
         elif port == "image" and isinstance(split.teacher, torch.Tensor):
             found[port] = split.teacher
         else:
@@ -193,6 +193,11 @@ def teacher_view(split: Split, ports: Sequence[str] | None = None) -> Tensors:
             assert isinstance(column, torch.Tensor), "teacher_ports names columns of numbers only"
             found[port] = column[:, None]
     return found
+
+
+def pack_texts(texts: Sequence[str]) -> torch.Tensor:
+    """The port `text` of N texts: [N, bytes] uint8, UTF-8 padded with zeros and cut after 2048 bytes."""
+    return _pad([_cut(text) for text in texts])
 
 
 def _is_number(column: Sequence[str] | torch.Tensor) -> bool:

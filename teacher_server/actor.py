@@ -247,6 +247,8 @@ def build_card(engine: Engine, config: ServerConfig) -> verbs.DescribeReply:
         compressions=tuple(COMPRESSIONS),
         dtype=config.dtype,
         deterministic=config.deterministic,
+        parameters=teacher.sizes[0],
+        weight_bytes=teacher.sizes[1],
         limits=verbs.Limits(
             config.message_bytes,
             config.max_rows,

@@ -81,6 +81,12 @@ class FrozenTeacher:
         """Rows of the token table; 0 for a teacher that reads no text."""
         return self.family.vocabulary_size
 
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """Number of parameters, and bytes of parameters and buffers."""
+        tensors = [*self.model.parameters(), *self.model.buffers()]
+        return sum(each.numel() for each in self.model.parameters()), sum(each.nbytes for each in tensors)
+
     @functools.cached_property
     def model_hash(self) -> str:
         """SHA-256 over the name, dtype, shape and bytes of every parameter and buffer, as hex digits."""

@@ -108,6 +108,8 @@ class DescribeReply:
     deterministic: bool = False
     limits: Limits = Limits()
     same_host: str = ""
+    parameters: int = 0
+    weight_bytes: int = 0
 
 
 @dataclass(frozen=True)

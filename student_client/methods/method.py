@@ -168,13 +168,28 @@ class Methods(nn.Module):
         """The loss of one batch: task loss on its labelled rows unless it is replaced, and every method's terms."""
         return finished(self.pausing_loss(student, batch, teachers))
 
-    def pausing_loss(self, student: Student, batch: Batch, teachers: Teachers) -> Pausing[Outcome]:
-        """`loss`, with a pause wherever a teacher's answer is under way."""
-        states = [student.embed(batch.inputs)]
-        for layer in range(student.layers):
-            states.append(student.run(states[-1], layer, layer + 1))
-        seen = Seen(student, states, student.head(states[-1]))
-        task = task_loss(seen.outputs, batch.labels, batch.labelled)
+    def pausing_loss(
+        self,
+        student: Student,
+        batch: Batch,
+        teachers: Teachers,
+        seen: Seen | None = None,
+        task: torch.Tensor | None = None,
+    ) -> Pausing[Outcome]:
+        """`loss`, with a pause wherever a teacher's answer is under way.
+
+        Args:
+            student: is run, unless it has been.
+            batch: of labelled and unlabelled rows.
+            teachers: are asked.
+            seen: what the student has made of the batch, if it was run before.
+            task: a task loss of another making, in place of ours.
+        """
+        if seen is None:
+            trace = student.trace(batch.inputs)
+            seen = Seen(student, trace.states, trace.outputs)
+        if task is None:
+            task = task_loss(seen.outputs, batch.labels, batch.labelled)
         loss, parts, monitors = task, {"task": task.detach()}, dict[str, float]()
         if any(method.replaces_task for method in self._active()):
             loss, parts = task * 0.0, {}  # still connected, where no term is

@@ -9,13 +9,13 @@ import torch
 
 from student_client.acceleration import build_accelerator, compute_threads, exact_algorithms
 from student_client.config import RunConfig
+from student_client.connecting import connected
 from student_client.evaluate import evaluate, labelled_outputs
 from student_client.interrupts import Interrupts
 from student_client.losses import calibrated_cross_entropy
 from student_client.methods import Context, Methods
 from student_client.methods.selection import Selection
 from student_client.progress import Journal, Progress
-from student_client.runs import connected
 from student_client.selection.development import hold_out
 from student_client.selection.learning import Learner, Phase
 from student_client.selection.selector import Selector, SelectorCard
@@ -23,7 +23,7 @@ from student_client.steps import Steps
 from student_client.students import build_student
 from student_client.teachers import Teachers
 from student_models import Student, Tensors
-from task_data import Split, TaskData, load_data, teacher_view
+from task_data import Split, TaskData, load_data, teacher_ports, teacher_view
 from teaching_protocol.errors import ConfigError
 from teaching_protocol.verbs import TeacherVerbs
 
@@ -73,7 +73,9 @@ def train_selector(
     data, learning, seed = load_data(config.data), config.method.selection.learning, config.training.seed
     train, development = hold_out(data.train, learning.development_share, seed)
     data = replace(data, train=train)
-    with compute_threads(config.training.threads), connected(config, data, teachers, progress) as asked:
+    served = teacher_ports(data.train)
+    asking = connected(config, data.task.name, served, teachers, progress.say)
+    with compute_threads(config.training.threads), asking as asked:
         card = _card(config, data, asked)
         _claim(config, overwrite)
         journal = Journal(config.output / "selector.jsonl")

@@ -8,7 +8,7 @@ import torch
 
 from student_client.config import StudentConfig
 from student_client.students.presets import sizes_of
-from student_models import ImageStudent, RatingsStudent, Student, StudentCard, TextStudent
+from student_models import ImageStudent, RatingsStudent, Student, StudentCard, TappedStudent, TextStudent
 from student_models.columns import tensor_column, text_column
 from student_models.tokenizer import train_tokenizer
 from task_data import Split, Task, TaskData
@@ -24,6 +24,8 @@ def build_student(config: StudentConfig, data: TaskData) -> Student:
         ConfigError: sizes that do not fit together, or a modality without a student.
         DataError: the training split is empty or lacks the student's columns.
     """
+    if config.pretrained is not None:
+        return _pretrained(config, data)
     if data.modality not in _BUILDERS:
         raise ConfigError(
             f"modality: received {data.modality!r}, but students exist for {', '.join(_BUILDERS)}; use one of them"
@@ -35,6 +37,29 @@ def build_student(config: StudentConfig, data: TaskData) -> Student:
         student = _BUILDERS[data.modality](config, data)
     student.output.centre.copy_(_target_centre(data.task, data.train))
     return student
+
+
+def _pretrained(config: StudentConfig, data: TaskData) -> Student:
+    """A transformers model with a head for the task, some of its layers dropped.
+
+    Raises:
+        ConfigError: data that is not text, or a setting that only a new student has.
+    """
+    given = [
+        name
+        for name in ("width", "layers", "heads", "vocabulary_size", "max_tokens")
+        if getattr(config, name) is not None
+    ]
+    if data.modality != "text" or given:
+        received = f"student.{given[0]}" if given else f"data of modality {data.modality}"
+        raise ConfigError(
+            f"student.pretrained: received it with {received}, but a pretrained student reads text and has sizes of its "
+            "own; leave one of them out"
+        )
+    assert config.pretrained is not None, "asked for"
+    return TappedStudent.from_pretrained(
+        config.pretrained, data.task, config.keep_layers or (), config.keep_every or 1, config.seed
+    ).train()
 
 
 def _build_text(config: StudentConfig, data: TaskData) -> TextStudent:

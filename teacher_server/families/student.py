@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import torch
 
-from student_models import ImageStudent, States, Student, TextStudent
+from student_models import ImageStudent, LayeredStudent, States, TextStudent
 from student_models.tokenizer import PADDING
 from teacher_server.families.family import Family, LayerSpan
 from teacher_server.families.inputs import TextInputs
@@ -29,7 +29,7 @@ class StudentFamily(Family):
     classifier: ClassVar[str]
     """Name of its head where it has classes; a student without classes has a `regression`."""
 
-    def __init__(self, student: Student) -> None:
+    def __init__(self, student: LayeredStudent) -> None:
         self.student = student
 
     @property

@@ -23,6 +23,7 @@ def test_own_loop(servers: dict[str, Address]) -> None:
 
 
 def test_examples_are_short() -> None:
+    assert len((ROOT / "examples" / "plain_loop.py").read_text().splitlines()) <= 40
     for path in (ROOT / "examples").glob("*.py"):
         assert len(path.read_text().splitlines()) <= 60, path
 

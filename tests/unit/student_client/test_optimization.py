@@ -12,6 +12,7 @@ from torch import nn
 
 from student_client.acceleration import build_accelerator
 from student_client.config import RunConfig, TeacherConfig, TrainingConfig, load_run_config
+from student_client.conversation import Conversation
 from student_client.optimization import JointOptimizer, schedule_factor
 from student_client.remote import InProcessTeacher
 from student_client.teachers import Member, Teachers
@@ -65,7 +66,8 @@ def open_sides(actor: TeacherActor, tmp_path: Path) -> Iterator[Any]:
             accelerator.state._mixed_precision = "fp16"
             accelerator.native_amp = True
             accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
-        optimizer = JointOptimizer(config, accelerator, student, codec, Teachers([Member(teacher, ())]), total_steps=4)
+        conversation: Any = Conversation(student, codec, Teachers([Member(teacher, ())]))  # type: ignore[arg-type]
+        optimizer = JointOptimizer(config, accelerator, conversation, total_steps=4)
         return Sides(student, codec, teacher, optimizer, accelerator)
 
     yield make

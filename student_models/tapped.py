@@ -1,0 +1,189 @@
+"""Any module as a student: its states are read at taps, its head is its own; knows no teacher and no method."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import nn
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
+
+from student_models.columns import text_column
+from student_models.layer_drop import drop_layers, every_layer
+from student_models.pretrained_heads import HEADS
+from student_models.student import Columns, States, Student, Tensors, Trace
+from student_models.taps import Tap, Taps, layer_taps
+from student_models.weights import write_weights
+from task_data.splits import Task
+from teaching_protocol.errors import ConfigError, ModelLoadError
+
+__all__ = ["TappedStudent", "task_of"]
+
+_TOKENS = 512
+
+
+class TappedStudent(Student):
+    """A model of yours or of transformers; it may be wrapped, trained and saved by whoever you like.
+
+    Args:
+        model: takes its inputs by name and gives logits [batch, outputs]: as they are, as `logits` of an output, or first.
+        task: what it predicts; None reads it from a transformers config.
+        taps: names of the modules whose outputs lie at cuts 0, 1, ...; None takes a transformer's layers.
+        head: from states [batch, tokens, width] to outputs; None takes that of the model type, where it is known. Only
+            methods that have the head read an answer need it.
+        tokenizer: of a transformers model; only `view` needs it.
+
+    Raises:
+        ConfigError: no such tap, or a task that is no classification and no regression.
+    """
+
+    inputs = ("text",)
+
+    def __init__(
+        self,
+        model: nn.Module,
+        task: Task | None = None,
+        taps: Sequence[str | Tap] | None = None,
+        head: Callable[[States], torch.Tensor] | None = None,
+        tokenizer: Any = None,
+    ) -> None:
+        super().__init__()
+        self.model, self.tokenizer, self._head = model, tokenizer, head
+        self.task = task_of(model) if task is None else task
+        cuts = layer_taps(model) if taps is None else [Tap(each) if isinstance(each, str) else each for each in taps]
+        self.taps = Taps(model, cuts)
+        self.layers = len(cuts) - 1
+        self.width = _width(model, cuts)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | Path,
+        task: Task | None = None,
+        keep: Sequence[int] = (),
+        every: int = 1,
+        seed: int = 0,
+    ) -> Self:
+        """A transformers classifier by a hub's name or folder, with its tokenizer.
+
+        Args:
+            name: of a model, or the folder that `save` wrote.
+            task: for a head of its own; None keeps the head that was saved.
+            keep: the layers that are kept, from 0; none given keeps every `every`-th.
+            every: see `keep`.
+            seed: of the weights of a new head.
+
+        Raises:
+            ModelLoadError: it cannot be had, or is no classifier of sequences.
+            ConfigError: layers that are not there.
+        """
+        heads: dict[str, Any] = {}
+        if task is not None:
+            labels = {} if task.is_regression else {"id2label": dict(enumerate(task.labels))}
+            heads = {"num_labels": task.outputs, **labels, "ignore_mismatched_sizes": True}
+            heads |= {"label2id": {label: place for place, label in enumerate(task.labels)}} if labels else {}
+        try:
+            with torch.random.fork_rng(devices=[]):
+                torch.default_generator.manual_seed(seed)
+                model = AutoModelForSequenceClassification.from_pretrained(str(name), **heads)
+            tokenizer = AutoTokenizer.from_pretrained(str(name))
+        except (OSError, ValueError, RuntimeError) as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise ModelLoadError(
+                f"{name} does not load as a classifier of sequences ({reason}); give a name or folder with weights and a tokenizer"
+            ) from error
+        if keep or every > 1:
+            model = drop_layers(model, keep or every_layer(model.config.num_hidden_layers, every))
+        return cls(model, task, tokenizer=tokenizer)
+
+    def view(self, columns: Columns) -> Tensors:
+        """`input_ids` and `attention_mask` [N, tokens] int64, by the model's own tokenizer."""
+        if self.tokenizer is None:
+            raise ConfigError("this student has no tokenizer; give it one: TappedStudent(model, tokenizer=...)")
+        limit = min(
+            _TOKENS, self.tokenizer.model_max_length, getattr(self.model.config, "max_position_embeddings", _TOKENS)
+        )
+        found = self.tokenizer(
+            list(text_column(columns, "text")), padding=True, truncation=True, max_length=limit, return_tensors="pt"
+        )
+        return {name: found[name] for name in ("input_ids", "attention_mask")}
+
+    def forward(self, inputs: Tensors) -> torch.Tensor:
+        """The student alone."""
+        return self._logits(self.model(**inputs))
+
+    def trace(self, inputs: Tensors) -> Trace:
+        """Runs the model, and reads its taps."""
+        return self.traced(self.model(**inputs))
+
+    def traced(self, outputs: Any) -> Trace:
+        """What the model has just put out, with the states of the same forward."""
+        return Trace(self.taps.take(), self._logits(outputs))
+
+    def head(self, states: States) -> torch.Tensor:
+        """What the model's own head makes of states.
+
+        Raises:
+            ConfigError: it is not known for this model.
+        """
+        if self._head is not None:
+            return self._head(states)
+        kind = getattr(getattr(self.model, "config", None), "model_type", type(self.model).__name__)
+        if kind not in HEADS:
+            raise ConfigError(
+                f"the head of {kind} is not known; give it by TappedStudent(model, head=...), or set w_answer_task and "
+                "w_answer_labels to 0"
+            )
+        return self._logits(HEADS[kind](self.model, states))
+
+    def save(self, folder: Path) -> None:
+        """As `save_pretrained` does, to be loaded by any Auto class; of another module the weights alone."""
+        if isinstance(self.model, PreTrainedModel):
+            self.model.save_pretrained(folder)
+            if self.tokenizer is not None:
+                self.tokenizer.save_pretrained(folder)
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        write_weights(self.model, folder / "model.safetensors")
+
+    def _logits(self, outputs: Any) -> torch.Tensor:
+        if isinstance(outputs, Mapping):
+            outputs = outputs["logits"]
+        elif isinstance(outputs, tuple):
+            outputs = next(each for each in outputs if each.dim() > 0)
+        found: torch.Tensor = outputs
+        return found.squeeze(-1) if self.task.is_regression and found.dim() == 2 else found
+
+
+def task_of(model: nn.Module) -> Task:
+    """What a transformers model predicts, by its config.
+
+    Raises:
+        ConfigError: there is none, or it is no classification of one label and no regression.
+    """
+    config: Any = getattr(model, "config", None)
+    if config is None or getattr(config, "problem_type", None) == "multi_label_classification":
+        raise ConfigError(
+            f"task: {type(model).__name__} says nothing of one label or one number; give TappedStudent(model, task=Task(...))"
+        )
+    if config.num_labels == 1:
+        return Task("regression")
+    return Task("classification", tuple(str(config.id2label[place]) for place in range(config.num_labels)))
+
+
+def _width(model: nn.Module, cuts: Sequence[Tap]) -> int:
+    """Width of the states: the config's, or that of the last layer with one below the last tap."""
+    config = getattr(model, "config", None)
+    if config is not None:
+        return int(config.hidden_size)
+    widths = [
+        getattr(module, name)
+        for module in model.get_submodule(cuts[-1].module).modules()
+        for name in ("out_features", "out_channels", "embedding_dim")
+        if isinstance(getattr(module, name, None), int)
+    ]
+    if not widths:
+        raise ConfigError(f"taps: the width at {cuts[-1].module!r} cannot be seen; tap a module that ends in a layer")
+    return int(widths[-1])
