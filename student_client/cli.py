@@ -246,6 +246,8 @@ def _train(config: RunConfig, resume: bool, overwrite: bool, quiet: bool) -> Non
             if checkpoint_folders(config.output / "checkpoints"):
                 error.add_note(f"then go on with: student-client train --resume --output {config.output}")
             raise
+    if not trainer.ranks.is_first:
+        return
     if result is None:
         typer.echo(
             f"ended after step {trainer.position.step} of {trainer.total_steps}; "

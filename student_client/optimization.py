@@ -78,8 +78,12 @@ class JointOptimizer:
             for parameter in self._parameters():
                 parameter.grad = torch.full_like(parameter, math.inf)
 
-    def step(self, done: int) -> dict[str, float]:
+    def step(self, done: int, part: tuple[int, int] = (1, 1)) -> dict[str, float]:
         """Applies the gathered gradients of both sides as step `done` + 1; gives their norms before clipping.
+
+        Args:
+            done: steps done before.
+            part: rows of this rank and of all: with several ranks the mean over them is applied at each.
 
         Raises:
             NonFiniteError: a gradient that is no number, and there is no loss scale to lower.
@@ -87,6 +91,8 @@ class JointOptimizer:
         factor = schedule_factor(self._training, done, self._total_steps)
         scaler = self._accelerator.scaler
         scale = 1.0 if scaler is None else float(scaler.get_scale())
+        rows, whole = part
+        self._teachers.ranks.average(self._parameters(), rows / whole)
         norms = self._clip()
         for group in self._optimizer.param_groups:
             group["lr"] = self._training.lr * factor
@@ -94,9 +100,9 @@ class JointOptimizer:
         self._optimizer.zero_grad()
         limit = self._training.max_grad_norm
         if self._optimizer.step_was_skipped:
-            self._teachers.step(lr=0.0, grad_scale=0.0, max_grad_norm=limit)
+            self._teachers.step(lr=0.0, grad_scale=0.0, max_grad_norm=limit, rows=rows)
             return norms
-        return norms | self._teachers.step(self._teacher_lr * factor, grad_scale=1.0 / scale, max_grad_norm=limit)
+        return norms | self._teachers.step(self._teacher_lr * factor, 1.0 / scale, limit, rows)
 
     def let_go(self) -> None:
         """Forgets the student's gathered gradients."""

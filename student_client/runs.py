@@ -14,10 +14,12 @@ from filelock import Timeout as FileLockTimeout
 from student_client.acceleration import compute_threads
 from student_client.config import RunConfig, TeacherConfig
 from student_client.credentials import Credentials
+from student_client.division import check_divisible
 from student_client.members import NOT_YET
 from student_client.methods import Context, Method, build_methods, named, session_options
 from student_client.metrics import Facts
 from student_client.progress import Progress
+from student_client.ranks import Ranks, joined
 from student_client.recovery import Patience
 from student_client.remote import InProcessTeacher, RemoteTeacher, SessionOptions, Teacher
 from student_client.result import Result
@@ -75,11 +77,16 @@ def open_run(
     progress = progress or Progress("+".join(config.method.names))
     with ExitStack() as stack:
         stack.enter_context(compute_threads(config.training.threads))
-        stack.enter_context(_owned(config.output))
-        _claim(config.output, resume, overwrite)
-        data = load_data(config.data)
+        ranks = stack.enter_context(_ranks(config))
+        if not ranks.is_first:
+            config, progress = _unseen(config), Progress(progress.label, quiet=True)
+        with ranks.together():
+            if ranks.is_first:
+                stack.enter_context(_owned(config.output))
+                _claim(config.output, resume, overwrite)
+            data = load_data(config.data)
         student = build_student(config.student, data)
-        together = stack.enter_context(connected(config, data, teachers, progress, resume))
+        together = stack.enter_context(connected(config, data, teachers, progress, resume, ranks))
         method = build_methods(Context(config.method, student, together.cards, config.method.seed))
         trainer = Trainer(config, data, student, method, together, progress)
         trainer.watch = stack.enter_context(
@@ -94,7 +101,12 @@ def open_run(
 
 @contextmanager
 def connected(
-    config: RunConfig, data: TaskData, given: Sequence[TeacherVerbs], progress: Progress, resume: bool = False
+    config: RunConfig,
+    data: TaskData,
+    given: Sequence[TeacherVerbs],
+    progress: Progress,
+    resume: bool = False,
+    ranks: Ranks | None = None,
 ) -> Iterator[Teachers]:
     """Gives the teachers that the run's methods ask, with open sessions; none where no method asks one.
 
@@ -104,25 +116,43 @@ def connected(
         given: teachers in this process, as of `train`.
         progress: is told who is missing.
         resume: whether a run goes on, whose teachers are waited for.
+        ranks: the processes that share its sessions; None is this one alone.
 
     Raises:
         ConfigError: a method needs a teacher, and the configuration names none.
         TeachingError: a teacher refuses or cannot be reached.
     """
     wanted = named(config.method).values()
-    asked = [] if not any(method.needs_teacher for method in wanted) else _teachers(config, data, given)
+    ranks = ranks or Ranks()
+    asked = [] if not any(method.needs_teacher for method in wanted) else _teachers(config, data, given, ranks.count)
     if not any(method.asks_all for method in wanted):
         asked = asked[:1]
     served = teacher_ports(data.train)
     names = ["foundation", *(f"complementary {place}" for place in range(1, len(asked)))]
     members = [Member(each, served, place, names[place]) for place, each in enumerate(asked)]
     converse = any(method.converses_under(config.method) for method in wanted)
-    together = Teachers(members, converse, _absence(config, progress))
+    together = Teachers(members, converse, _absence(config, progress), ranks)
     with ExitStack() as stack:
         stack.callback(together.leave)
-        _enroll(together, resume)
+        ranks.only_first(lambda: _enroll(together, resume), None)
+        together.share()
         _check_everybody(together, wanted)
         yield together
+
+
+@contextmanager
+def _ranks(config: RunConfig) -> Iterator[Ranks]:
+    """The processes that train this student: those a launcher has started, or this one alone."""
+    patience_s = 0.0 if config.teacher is None else config.teacher.patience_s
+    with joined(config.training.rank_timeout_s, patience_s) as ranks:
+        check_divisible(config, ranks.count)
+        yield ranks
+
+
+def _unseen(config: RunConfig) -> RunConfig:
+    """A configuration that shows nothing of the run: rank 0 does."""
+    training = config.training.model_copy(update={"metrics_port": -1, "metrics_push": None})
+    return config.model_copy(update={"training": training})
 
 
 def _facts(trainer: Trainer) -> Facts:
@@ -226,7 +256,7 @@ def _claim(output: Path, resume: bool, overwrite: bool) -> None:
             path.unlink()
 
 
-def _teachers(config: RunConfig, data: TaskData, given: Sequence[TeacherVerbs]) -> list[Teacher]:
+def _teachers(config: RunConfig, data: TaskData, given: Sequence[TeacherVerbs], ranks: int = 1) -> list[Teacher]:
     """A session with each teacher of the run, the foundation first; none is enrolled yet."""
     if config.teacher is None and not given:
         raise ConfigError(
@@ -237,7 +267,7 @@ def _teachers(config: RunConfig, data: TaskData, given: Sequence[TeacherVerbs]) 
     wanted = [first, *config.complementary]
     wanted += [first] * (len(given) - len(wanted))
     return [
-        _session(config, data, each, place, given[place] if place < len(given) else None)
+        _session(config, data, each, place, given[place] if place < len(given) else None, ranks)
         for place, each in enumerate(wanted)
     ]
 
@@ -255,11 +285,12 @@ def _credentials(wanted: TeacherConfig) -> Credentials:
 
 
 def _session(
-    config: RunConfig, data: TaskData, wanted: TeacherConfig, place: int, teacher: TeacherVerbs | None
+    config: RunConfig, data: TaskData, wanted: TeacherConfig, place: int, teacher: TeacherVerbs | None, ranks: int
 ) -> Teacher:
     options = session_options(config.method, data.task.name, config.method.seed + place)
     options |= SessionOptions(
         optimizer=OptimizerSettings(name=wanted.optimizer, weight_decay=wanted.weight_decay),
+        world_size=ranks,
     )
     if wanted.entry is not None:
         options["entry"] = wanted.entry
