@@ -78,6 +78,8 @@ def open_run(
     with ExitStack() as stack:
         stack.enter_context(compute_threads(config.training.threads))
         ranks = stack.enter_context(_ranks(config))
+        if ranks.count > 1 and teachers:
+            raise ConfigError(f"received a teacher in this process and {ranks.count} ranks, which must share one; start teacher-server")
         if not ranks.is_first:
             config, progress = _unseen(config), Progress(progress.label, quiet=True)
         with ranks.together():

@@ -71,7 +71,9 @@ def load_teacher(
     _check_resized(image_size, shown, resizable=issubclass(family, GridFamily))
     if issubclass(family, GridFamily):
         _check_whole(spread, shown)
-    where = {"device_map": {"": place}} if spread is None else spread.options()
+    where = {"device_map": {"": place}}
+    if spread is not None:
+        where = spread.options(_without_weights(name, config, trust_remote_code))
     model = _model(name, config, place, **where, dtype=kind, trust_remote_code=trust_remote_code)
     if family.modality == "text":
         return FrozenTeacher(model, shown, tokenizer=_tokenizer(name, trust_remote_code))
@@ -96,16 +98,20 @@ def empty_teacher(
         return FrozenTeacher(_student(student, torch.device("cpu"), kind), shown)
     config = _config(name)
     family = family_class(str(config["model_type"]))
-    loader, _ = _loader(config)
-    with init_empty_weights(include_buffers=False):
-        whole = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
-        model = loader.from_config(whole) if hasattr(loader, "from_config") else loader(whole)
-    model = model.to(kind)
+    model = _without_weights(name, config, trust_remote_code).to(kind)
     model.tie_weights()  # which came apart when each was put on the meta device
     if family.modality == "text":
         return FrozenTeacher(model, shown)
     image = _image_settings(name, model)
     return FrozenTeacher(model, shown, image=image if image_size is None else replace(image, size=image_size))
+
+
+def _without_weights(name: str, config: dict[str, Any], trust_remote_code: bool) -> PreTrainedModel:
+    loader, _ = _loader(config)
+    with init_empty_weights(include_buffers=False):
+        whole = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+        model: PreTrainedModel = loader.from_config(whole) if hasattr(loader, "from_config") else loader(whole)
+    return model
 
 
 def spread_of(config: ServerConfig) -> Spread | None:

@@ -11,7 +11,7 @@ from typing import Any
 from accelerate.utils import get_balanced_memory, get_max_memory, infer_auto_device_map
 
 from teacher_server.split import FrozenTeacher
-from teacher_server.spreading import MAPS, Spread
+from teacher_server.spreading import MAPS, Spread, resolved
 from teaching_protocol.errors import ModelLoadError
 
 __all__ = ["Layout", "Share", "lay_out"]
@@ -70,7 +70,7 @@ def lay_out(teacher: FrozenTeacher, spread: Spread) -> Layout:
     model: Any = teacher.model
     limits = spread.limits() or None
     wanted = spread.map()
-    found = _inferred(model, wanted, limits) if isinstance(wanted, str) else wanted
+    found = _inferred(model, wanted, limits) if isinstance(wanted, str) else resolved(model, wanted)
     sizes, modules = Counter[str](), dict[str, list[str]]()
     for name, tensor in chain(model.named_parameters(), model.named_buffers()):
         place = _place_of(name, found)

@@ -34,6 +34,7 @@ Models = Callable[[str], Path]
 PLAIN = {
     "student__dropout": 0.0,
     "method__consistency": "cross",
+    "method__answer_dropout": 0.0,
     "data__labelled": 61,
     "data__unlabelled": 0,
     "training__labelled_share": None,

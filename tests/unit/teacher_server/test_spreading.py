@@ -146,7 +146,10 @@ def test_two_gpus_are_planned_without_one(model_folder: Models, tmp_path: Path) 
     assert not layout.offloads
     assert sum(share.size_bytes for share in layout.shares) >= whole
     path.write_text(json.dumps(names))
-    with pytest.raises(ModelLoadError, match=r"leaves model\.embed_tokens\.weight without a device"):
+    with pytest.raises(ModelLoadError, match=r"leaves model\.embed_tokens without a device"):
+        lay_out(teacher, Spread(str(path)))
+    path.write_text(json.dumps({"": 0, "model.layer.9": 1}))
+    with pytest.raises(ModelLoadError, match=r"the model has no 'model\.layer\.9'; its parts are model, lm_head"):
         lay_out(teacher, Spread(str(path)))
 
 
