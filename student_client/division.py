@@ -24,7 +24,7 @@ def part_of(batch: Batch, rank: int, count: int) -> Batch:
     """
     if count == 1:
         return batch
-    mine = torch.arange(rank, len(batch), count)
+    mine = torch.arange(len(batch))[rank::count]
     part = len(mine), len(batch)
     mine = mine if len(mine) else torch.zeros(1, dtype=torch.int64)
     return replace(

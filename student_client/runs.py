@@ -79,7 +79,9 @@ def open_run(
         stack.enter_context(compute_threads(config.training.threads))
         ranks = stack.enter_context(_ranks(config))
         if ranks.count > 1 and teachers:
-            raise ConfigError(f"received a teacher in this process and {ranks.count} ranks, which must share one; start teacher-server")
+            raise ConfigError(
+                f"received a teacher in this process and {ranks.count} ranks, which must share one; start teacher-server"
+            )
         if not ranks.is_first:
             config, progress = _unseen(config), Progress(progress.label, quiet=True)
         with ranks.together():

@@ -123,8 +123,8 @@ def plan(
 ) -> None:
     """Prints what a teacher will hold and how many students fit, without loading its weights; --measure adds how many it serves."""
     transformers_logging.disable_progress_bar()
-    flags = {"model": model, "dtype": dtype, "device": device, "threads": threads, "device_map": device_map}
-    flags["device_memory"] = device_memory or None
+    flags: dict[str, Any] = {"model": model, "dtype": dtype, "device": device, "threads": threads}
+    flags |= {"device_map": device_map, "device_memory": device_memory or None}
     found = load_config(config, flags)
     if found.threads:
         torch.set_num_threads(found.threads)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any
 
 from accelerate.utils import get_balanced_memory, get_max_memory, infer_auto_device_map
@@ -72,16 +71,19 @@ def lay_out(teacher: FrozenTeacher, spread: Spread) -> Layout:
     wanted = spread.map()
     found = _inferred(model, wanted, limits) if isinstance(wanted, str) else resolved(model, wanted)
     sizes, modules = Counter[str](), dict[str, list[str]]()
-    for name, tensor in chain(model.named_parameters(), model.named_buffers()):
-        place = _place_of(name, found)
-        sizes[str(found[place])] += tensor.numel() * tensor.element_size()
+    for name, tensor in model.named_parameters():
+        sizes[_device_of(name, found)] += tensor.numel() * tensor.element_size()
     for name, device in found.items():
         modules.setdefault(str(device), []).append(name or "all")
     computing = [str(device) for device in found.values() if str(device) not in _OFFLOADED]
+    main = computing[0] if computing else "cpu"
+    for name, tensor in model.named_buffers():  # accelerate leaves them where they are used
+        device = _device_of(name, found)
+        sizes[main if device in _OFFLOADED else device] += tensor.numel() * tensor.element_size()
     order = sorted(modules, key=lambda device: (_OFFLOADED.index(device) + 1 if device in _OFFLOADED else 0, device))
     known = {str(device): size for device, size in (limits or {}).items()}
     shares = tuple(Share(each, tuple(modules[each]), sizes[each], known.get(each)) for each in order)
-    return Layout(shares, computing[0] if computing else "cpu", _largest_layer(model))
+    return Layout(shares, main, _largest_layer(model))
 
 
 def _inferred(model: Any, name: str, limits: Mapping[int | str, int] | None) -> dict[str, int | str]:
@@ -107,9 +109,7 @@ def _largest_layer(model: Any) -> int:
     return max(sizes, default=0)
 
 
-def _place_of(name: str, found: Mapping[str, int | str]) -> str:
-    """The longest name in the map that a tensor's own begins with."""
+def _device_of(name: str, found: Mapping[str, int | str]) -> str:
+    """The device of the longest name in the map that a tensor's own begins with."""
     fitting = [each for each in found if not each or name == each or name.startswith(f"{each}.")]
-    if not fitting:
-        raise ModelLoadError(f"device_map: it leaves {name} without a device; name its module, or '' for all the rest")
-    return max(fitting, key=len)
+    return str(found[max(fitting, key=len)])

@@ -78,4 +78,5 @@ def rank_processes(config: RunConfig, count: int = 2, resume: bool = False) -> I
 def ended_with(config: RunConfig) -> dict[str, dict[str, torch.Tensor]]:
     """The tensors of a run's last checkpoint: the student's, its codec's, the teacher's side of the session."""
     last = max((config.output / "checkpoints").glob("step-*"))
-    return {name: load_file(last / f"{name}.safetensors") for name in ("student", "method", "session-0")}
+    files = [last / f"{name}.safetensors" for name in ("student", "method", "session-0")]
+    return {file.stem: load_file(file) for file in files if file.exists()}

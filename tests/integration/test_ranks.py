@@ -9,12 +9,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import torch
 
 from student_client.config import RunConfig
+from teaching_protocol.errors import ServiceError, TeachingError
+from tests.calls import Caller, attempt
 from tests.chaos.rank_world import ended_with, rank_log, rank_processes
 from tests.chaos.world import (
     Ended,
@@ -35,6 +39,7 @@ PLAIN = {
     "student__dropout": 0.0,
     "method__consistency": "cross",
     "method__answer_dropout": 0.0,
+    "method__message_dropout": 0.0,
     "data__labelled": 61,
     "data__unlabelled": 0,
     "training__labelled_share": None,
@@ -88,6 +93,7 @@ def test_torchrun_ends_as_one_process_with_the_whole_batch(model_folder: Models,
     assert result["test_loss"] == pytest.approx(one.result["test_loss"], abs=1e-4)
 
 
+@pytest.mark.slow
 def test_several_microbatches_a_step_weigh_by_their_rows(model_folder: Models, tmp_path: Path) -> None:
     """The last batch of an epoch meets a whole one in a step, and a rank has no row of a batch of one."""
     fields = {"training__accumulation": 2, "training__batch_size": 4}  # 61 rows: the 16th batch has one
@@ -173,3 +179,20 @@ def test_a_signal_to_one_rank_ends_both_after_the_same_step(model_folder: Models
                 assert each.exitcode == 1
     assert len(list((config.output / "checkpoints").glob("step-*"))) >= 1
     assert "RankLost" not in rank_log(config, 0).read_text()
+
+
+def test_a_server_that_ends_does_not_wait_for_a_rank_that_never_comes(model_folder: Models) -> None:
+    settings = {"rank_wait_s": 300.0, "handoff_s": 0.2, "drain_s": 5.0}
+    with TeacherProcess(model_folder("bert"), settings=settings, is_command=True) as teacher:
+        teacher.wait_until_it_serves()
+        caller, ended_well = Caller(teacher.address, "waits", world_size=2), False
+        with suppress(TeachingError), caller, ThreadPoolExecutor(1) as pool:  # at the end nobody is there to leave
+            step = pool.submit(attempt, lambda: caller.step(1, rank=0, rows=1))
+            time.sleep(0.3)  # it waits, or it comes too late: refused either way
+            began = time.monotonic()
+            teacher.terminate()
+            assert teacher.exit_code() == 0
+            assert time.monotonic() - began < 20
+            assert isinstance(step.result(20), ServiceError)
+            ended_well = True
+        assert ended_well
