@@ -24,13 +24,13 @@ __all__ = [
 ]
 
 
-def build_accelerator(training: TrainingConfig, folder: Path) -> Accelerator:
-    """An Accelerator of its own for a run; TensorBoard files go below `folder`.
+def build_accelerator(training: TrainingConfig, folder: Path, ranks: int = 1) -> Accelerator:
+    """An Accelerator of its own for a run of so many processes; TensorBoard files go below `folder`.
 
     Runs of one process come one after the other: accelerate keeps one state a process.
 
     Raises:
-        ConfigError: fp16 without a GPU, or more than one process.
+        ConfigError: fp16 without a GPU, or another number of processes.
     """
     # what accelerate shares between all Accelerators of a process would give a second run the first one's settings
     AcceleratorState._reset_state(reset_partial_state=True)
@@ -47,10 +47,10 @@ def build_accelerator(training: TrainingConfig, folder: Path) -> Accelerator:
             f"training.mixed_precision: received 'fp16', expected a GPU for it and found {accelerator.device}; "
             "use bf16, or no"
         )
-    if accelerator.num_processes > 1:
+    if accelerator.num_processes != ranks:
         raise ConfigError(
-            f"received {accelerator.num_processes} processes, expected one: a student trains in a process of its own; "
-            "start student-client without a launcher"
+            f"received {accelerator.num_processes} processes of a launcher, expected {ranks}; `student-client train` takes several "
+            "under torchrun or accelerate launch, all else runs in one, without a launcher"
         )
     return accelerator
 

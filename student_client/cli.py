@@ -260,11 +260,14 @@ def _train(config: RunConfig, resume: bool, overwrite: bool, quiet: bool) -> Non
                 error.add_note(f"then go on with: student-client train --resume --output {config.output}")
             raise
     if result is None:
-        typer.echo(
-            f"ended after step {trainer.position.step} of {trainer.total_steps}; "
-            f"go on with: student-client train --resume --output {config.output}"
-        )
+        if trainer.ranks.is_first:
+            typer.echo(
+                f"ended after step {trainer.position.step} of {trainer.total_steps}; "
+                f"go on with: student-client train --resume --output {config.output}"
+            )
         raise typer.Exit(128 + trainer.interrupts.signal)
+    if not trainer.ranks.is_first:
+        return
     typer.echo(
         f"{result.method}: test {result.metric} {result.test:.4f} (validation {result.validation:.4f}) after "
         f"{result.steps} steps, {result.wall_s:.0f} s, teacher {result.teacher_s:.0f} s; student in {config.output / 'student'}"

@@ -116,7 +116,7 @@ class TrainingConfig(BaseModel):
 
     epochs: int = Field(10, ge=1, description="Passes over the training rows, where `max_steps` is not given.")
     max_steps: int | None = Field(None, ge=1, description="Optimizer steps; given, `epochs` is not read.")
-    batch_size: int = Field(32, ge=1, description="Examples of one microbatch.")
+    batch_size: int = Field(32, ge=1, description="Examples of one microbatch, of all ranks together.")
     labelled_share: float | None = Field(
         0.5,
         ge=0.0,
@@ -172,6 +172,11 @@ class TrainingConfig(BaseModel):
     tensorboard: bool = Field(True, description="Whether TensorBoard files are written.")
     seed: int = Field(0, ge=0, description="Seed of the order of the rows and of dropout.")
     threads: int = Field(0, ge=0, description="Compute threads; 0 leaves torch's choice.")
+    rank_timeout_s: float = Field(
+        300.0,
+        gt=0.0,
+        description="Seconds the ranks of one student wait for each other before the run ends (torchrun).",
+    )
     deterministic: bool = Field(False, description="Use deterministic algorithms only; slower on a GPU.")
 
 
@@ -212,6 +217,7 @@ class RunConfig(BaseModel):
                 "metrics_push",
                 "tracing",
                 "threads",
+                "rank_timeout_s",
                 "pipeline",
                 "device",
             },

@@ -10,6 +10,7 @@ from student_client.config import RunConfig, TeacherConfig
 from student_client.credentials import Credentials
 from student_client.members import NOT_YET
 from student_client.methods import Method, named, session_options
+from student_client.ranks import Ranks
 from student_client.recovery import Patience
 from student_client.remote import InProcessTeacher, RemoteTeacher, SessionOptions, Teacher
 from student_client.teachers import Absence, Member, Teachers
@@ -25,7 +26,13 @@ Say = Callable[[str], None]
 
 @contextmanager
 def connected(
-    config: RunConfig, task: str, served: Sequence[str], given: Sequence[TeacherVerbs], say: Say, resume: bool = False
+    config: RunConfig,
+    task: str,
+    served: Sequence[str],
+    given: Sequence[TeacherVerbs],
+    say: Say,
+    resume: bool = False,
+    ranks: Ranks | None = None,
 ) -> Iterator[Teachers]:
     """Gives the teachers that the run's methods ask, with open sessions; none where no method asks one.
 
@@ -36,22 +43,25 @@ def connected(
         given: teachers in this process, as of `runs.train`.
         say: is told who is missing.
         resume: whether a run goes on, whose teachers are waited for.
+        ranks: the processes that share its sessions; None is this one alone.
 
     Raises:
         ConfigError: a method needs a teacher, and the configuration names none.
         TeachingError: a teacher refuses or cannot be reached.
     """
     wanted = named(config.method).values()
-    asked = [] if not any(method.needs_teacher for method in wanted) else _teachers(config, task, given)
+    ranks = ranks or Ranks()
+    asked = [] if not any(method.needs_teacher for method in wanted) else _teachers(config, task, given, ranks.count)
     if not any(method.asks_all for method in wanted):
         asked = asked[:1]
     names = ["foundation", *(f"complementary {place}" for place in range(1, len(asked)))]
     members = [Member(each, tuple(served), place, names[place]) for place, each in enumerate(asked)]
     converse = any(method.converses_under(config.method) for method in wanted)
-    together = Teachers(members, converse, _absence(config, say))
+    together = Teachers(members, converse, _absence(config, say), ranks)
     with ExitStack() as stack:
         stack.callback(together.leave)
-        _enroll(together, resume)
+        ranks.only_first(lambda: _enroll(together, resume), None)
+        together.share()
         _check_everybody(together, wanted)
         yield together
 
@@ -98,7 +108,7 @@ def _hurries(config: RunConfig, wanted: TeacherConfig) -> bool:
     return bool(wanted.addresses) or (_bears_missing(config) and config.method.committee.on_missing != "fail")
 
 
-def _teachers(config: RunConfig, task: str, given: Sequence[TeacherVerbs]) -> list[Teacher]:
+def _teachers(config: RunConfig, task: str, given: Sequence[TeacherVerbs], ranks: int) -> list[Teacher]:
     """A session with each teacher of the run, the foundation first; none is enrolled yet."""
     if config.teacher is None and not given:
         raise ConfigError(
@@ -109,7 +119,7 @@ def _teachers(config: RunConfig, task: str, given: Sequence[TeacherVerbs]) -> li
     wanted = [first, *config.complementary]
     wanted += [first] * (len(given) - len(wanted))
     return [
-        _session(config, task, each, place, given[place] if place < len(given) else None)
+        _session(config, task, each, place, given[place] if place < len(given) else None, ranks)
         for place, each in enumerate(wanted)
     ]
 
@@ -126,10 +136,13 @@ def _credentials(wanted: TeacherConfig) -> Credentials:
     )
 
 
-def _session(config: RunConfig, task: str, wanted: TeacherConfig, place: int, teacher: TeacherVerbs | None) -> Teacher:
+def _session(
+    config: RunConfig, task: str, wanted: TeacherConfig, place: int, teacher: TeacherVerbs | None, ranks: int
+) -> Teacher:
     options = session_options(config.method, task, config.method.seed + place)
     options |= SessionOptions(
         optimizer=OptimizerSettings(name=wanted.optimizer, weight_decay=wanted.weight_decay),
+        world_size=ranks,
     )
     if wanted.entry is not None:
         options["entry"] = wanted.entry

@@ -8,7 +8,7 @@ gone, and the step numbers of both sides stay equal.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import nn
@@ -69,6 +69,7 @@ class Conversation:
         teacher_lr: float | None = None,
         grad_scale: float = 1.0,
         max_grad_norm: float = 1.0,
+        rows: int = 0,
         is_skipped: bool = False,
     ) -> dict[str, float]:
         """Applies what the codecs of all sides have gathered since the last step; gives their norms before clipping.
@@ -78,6 +79,7 @@ class Conversation:
             teacher_lr: that of the teacher-side codecs; None is the same.
             grad_scale: what gathered gradients are multiplied with: 1 / loss scale.
             max_grad_norm: largest norm of each codec on its own; 0 clips nothing.
+            rows: of this rank, where several share the sessions.
             is_skipped: whether the student's step was skipped, so that this one does nothing but count.
 
         Raises:
@@ -86,10 +88,19 @@ class Conversation:
         """
         if is_skipped:
             self.let_go()
-            self.teachers.step(lr=0.0, grad_scale=0.0, max_grad_norm=max_grad_norm)
+            self.teachers.step(lr=0.0, grad_scale=0.0, max_grad_norm=max_grad_norm, rows=rows)
             return {}
         norms = self._step_codec(lr, grad_scale, max_grad_norm)
-        return norms | self.teachers.step(lr if teacher_lr is None else teacher_lr, grad_scale, max_grad_norm)
+        return norms | self.teachers.step(lr if teacher_lr is None else teacher_lr, grad_scale, max_grad_norm, rows)
+
+    def average(self, parameters: Sequence[nn.Parameter], share: float) -> None:
+        """Where several ranks train one student: the mean of their gradients in the place of each one's, codec and all.
+
+        Args:
+            parameters: of the student.
+            share: of this rank in the mean.
+        """
+        self.teachers.ranks.average([*parameters, *self.method.parameters()], share)
 
     def has_overflowed(self) -> bool:
         """Whether a gradient of the student-side codec is no number; waits for the device."""

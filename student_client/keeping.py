@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 
 from student_client.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
+from student_client.ranks import Ranks
 
 __all__ = ["Held", "Keeping"]
 
@@ -21,13 +23,15 @@ class Keeping:
         folder: of the checkpoints.
         identity: what a resumed run must share (`RunConfig.identity`).
         held: memory for the newest cut.
+        ranks: of the student. Each holds a cut of its own; rank 0 writes, for all, and all read.
 
     Attributes:
         step: that of the cut to go back to; -1 before there is one.
         saved_step: that of the newest checkpoint; -1 before there is one.
     """
 
-    def __init__(self, folder: Path, identity: Mapping[str, Any], held: Held) -> None:
+    def __init__(self, folder: Path, identity: Mapping[str, Any], held: Held, ranks: Ranks | None = None) -> None:
+        self._ranks = ranks or Ranks()
         self.step = self.saved_step = -1
         self._folder, self._identity, self._held = folder, identity, held
         self._newest: Checkpoint | None = None
@@ -39,7 +43,8 @@ class Keeping:
             ConfigError: it has to go to the disk, and cannot be written.
         """
         self._newest, self.step = self._held.hold(cut), cut.step
-        if self._newest is None:
+        if any(self._ranks.gather(self._newest is None)):
+            self._newest = None
             self.write(cut)
         return self.newest()
 
@@ -54,14 +59,36 @@ class Keeping:
             ConfigError: it cannot be written; those before it are whole.
         """
         if self.saved_step != cut.step:
-            save_checkpoint(self._folder, cut)
+            whole = self._with_all_random(cut)
+            self._ranks.only_first(lambda: save_checkpoint(self._folder, whole), self._folder)
             self.saved_step = cut.step
 
     def load(self) -> Checkpoint:
         """The newest whole checkpoint; errors as of `load_checkpoint`."""
         found = load_checkpoint(self._folder, self._identity)
         self.saved_step = found.step
-        return found
+        return self._with_own_random(found)
+
+    def _with_all_random(self, cut: Checkpoint) -> Checkpoint:
+        """The cut with the random state of every rank, those of the others as `rank<n>.<generator>`."""
+        if self._ranks.count == 1:
+            return cut
+        own = {
+            name: base64.b64encode(state.numpy().tobytes()).decode() for name, state in cut.tensors["random"].items()
+        }
+        random: dict[str, torch.Tensor] = {}
+        for rank, states in enumerate(self._ranks.gather(own)):
+            for name, state in states.items():
+                value = torch.frombuffer(bytearray(base64.b64decode(state)), dtype=torch.uint8)
+                random[f"rank{rank}.{name}" if rank else name] = value
+        return replace(cut, tensors={**cut.tensors, "random": random})
+
+    def _with_own_random(self, cut: Checkpoint) -> Checkpoint:
+        if self._ranks.is_first:
+            return cut
+        prefix, states = f"rank{self._ranks.rank}.", cut.tensors["random"]
+        own = {name.removeprefix(prefix): state for name, state in states.items() if name.startswith(prefix)}
+        return replace(cut, tensors={**cut.tensors, "random": own or states})
 
 
 class Held:

@@ -12,6 +12,7 @@ from typing import TypeVar
 import torch
 
 from student_client.remote import Teacher
+from student_client.session import Handle
 from task_data import Batch
 from teaching_protocol.errors import IncompatibleTeacher, ServiceError, SessionNotFound, StudentNameTaken, TeachingError
 from teaching_protocol.verbs import DescribeReply
@@ -179,6 +180,18 @@ class Member:
         except NOT_YET:
             self.teacher.move_on()
             raise
+
+    def adopt(self, handle: Handle, rank: int) -> None:
+        """Takes part, as this rank, in the session that rank 0 has opened.
+
+        Raises:
+            IncompatibleTeacher: another teacher serves there than before.
+            ServiceError: it cannot be reached.
+        """
+        self.lost = None
+        self.teacher.find(handle)
+        self._check_card()
+        self.teacher.adopt(handle, rank)
 
     def miss(self, error: Exception) -> None:
         """Notes that it cannot be asked; from now on `has_come_back` looks for it."""

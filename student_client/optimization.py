@@ -64,8 +64,12 @@ class JointOptimizer:
                 raise
             overflow(parameters_of(self._optimizer))
 
-    def step(self, done: int) -> dict[str, float]:
+    def step(self, done: int, part: tuple[int, int] = (1, 1)) -> dict[str, float]:
         """Applies the gathered gradients of both sides as step `done` + 1; gives their norms before clipping.
+
+        Args:
+            done: steps done before.
+            part: rows of this rank and of all: with several ranks the mean over them is applied at each.
 
         Raises:
             NonFiniteError: a gradient that is no number, and there is no loss scale to lower.
@@ -73,6 +77,8 @@ class JointOptimizer:
         factor = schedule_factor(self._training, done, self._total_steps)
         scaler = self._accelerator.scaler
         scale = 1.0 if scaler is None else float(scaler.get_scale())
+        rows, whole = part
+        self._conversation.average(parameters_of(self._optimizer), rows / whole)
         if scaler is not None and self._conversation.has_overflowed():
             overflow(parameters_of(self._optimizer))
         norms = self._clip()
@@ -85,6 +91,7 @@ class JointOptimizer:
             teacher_lr=self._teacher_lr * factor,
             grad_scale=1.0 / scale,
             max_grad_norm=self._training.max_grad_norm,
+            rows=rows,
             is_skipped=bool(self._optimizer.step_was_skipped),
         )
 

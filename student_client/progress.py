@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, Tim
 from rich.progress import Progress as Bar
 
 from student_client.files import replace_file
+from student_client.ranks import Ranks
 from teaching_protocol.errors import ConfigError
 
 __all__ = ["Journal", "Means", "Progress", "Records"]
@@ -144,9 +145,13 @@ class Records:
         journal: metrics.jsonl.
         progress: what the user sees.
         accelerator: with its trackers, if any.
+        ranks: the means are over all of them, and rank 0 writes.
     """
 
-    def __init__(self, journal: Journal, progress: Progress, accelerator: Accelerator) -> None:
+    def __init__(
+        self, journal: Journal, progress: Progress, accelerator: Accelerator, ranks: Ranks | None = None
+    ) -> None:
+        self.ranks = ranks or Ranks()
         self.journal, self.progress = journal, progress
         self.has_warned = False
         self.listener: Callable[[Record], None] = lambda record: None
@@ -160,6 +165,8 @@ class Records:
         Raises:
             ConfigError: the journal cannot be written.
         """
+        if not self.ranks.is_first:
+            return
         self.journal.rewind(step)
         for tracker in self._accelerator.trackers:
             _drop_after(step, tracker.tracker)
@@ -176,7 +183,7 @@ class Records:
 
     def write(self, step: int, facts: Record, validation: Mapping[str, float] | None) -> dict[str, float]:
         """Writes what was counted since the last record, with `facts` beside it; gives its monitors."""
-        means = self.means.take()
+        means = self.ranks.means(self.means.take())
         parts, monitors = _under("parts/", means), _under("monitors/", means)
         record: dict[str, Any] = {
             "step": step,
@@ -188,10 +195,11 @@ class Records:
         if validation is not None:
             record["validation"] = dict(validation)
             means |= {f"validation/{name}": value for name, value in validation.items()}
-        self.journal.write(record)
-        self.progress.show(record)
-        self.listener(record)
-        self._accelerator.log(means, step=step)
+        if self.ranks.is_first:
+            self.journal.write(record)
+            self.progress.show(record)
+            self.listener(record)
+            self._accelerator.log(means, step=step)
         return monitors
 
     def warn_of_collapse(self, monitors: Mapping[str, float]) -> None:

@@ -128,7 +128,7 @@ class Recovery:
             self._absence.say(
                 f"the teacher is lost after step {step} ({_noted(error)}); waiting up to {self._absence.patience_s:g} s for it"
             )
-        came = self._patience.persist(job, error)
+        came = self._reached(error, job)
         paused_s = time.monotonic() - began
         self.losses.paused_s += paused_s
         if came:
@@ -139,6 +139,20 @@ class Recovery:
                 f"{step - target} steps are made again"
             )
         return came
+
+    def _reached(self, error: TeachingError, job: Callable[[], None]) -> bool:
+        """Rank 0 persists, the others take part in what it has reached; one that cannot has rank 0 persist again."""
+        while self._persisted(error, job):
+            try:
+                self._teachers.share()
+            except LOST as again:
+                error = again
+            else:
+                return True
+        return False
+
+    def _persisted(self, error: TeachingError, job: Callable[[], None]) -> bool:
+        return self._teachers.ranks.first(lambda: self._patience.persist(job, error))
 
 
 def _noted(error: TeachingError) -> str:

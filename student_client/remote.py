@@ -13,7 +13,7 @@ from torch import nn
 from student_client.credentials import Credentials
 from student_client.exchange import Question, exchange, placed
 from student_client.sent import Sent
-from student_client.session import Session, SessionOptions
+from student_client.session import Handle, Session, SessionOptions
 from student_client.transport import GrpcTransport
 from teaching_protocol import verbs
 from teaching_protocol.int8 import Int8Rules
@@ -128,9 +128,29 @@ class Teacher(nn.Module):
         _, found = self._session.forward(inputs, tuple(outputs), False, ())
         return {name: placed(found[name], device) for name in outputs}
 
-    def step(self, lr: float, grad_scale: float = 1.0, max_grad_norm: float = 0.0) -> float:
-        """Applies the teacher-side codec's gathered gradients; gives their norm after `grad_scale`."""
-        return self._session.step(lr, grad_scale, max_grad_norm)
+    def step(self, lr: float, grad_scale: float = 1.0, max_grad_norm: float = 0.0, rows: int = 0) -> float:
+        """Applies the teacher-side codec's gathered gradients; gives their norm after `grad_scale`.
+
+        Of a session of several ranks (`world_size`) each calls it, and it returns when all have: `rows` weigh its gradients.
+
+        Raises:
+            RankLost: not all ranks called it in time.
+        """
+        return self._session.step(lr, grad_scale, max_grad_norm, rows)
+
+    @property
+    def handle(self) -> Handle:
+        """What other ranks take part in this session with. It opens the session: keep it secret."""
+        return self._session.handle
+
+    def adopt(self, handle: Handle, rank: int) -> Self:
+        """Takes part, as this rank, in a session that rank 0 has enrolled (or resumed, or imported a state to) and will leave."""
+        self._session.adopt(self._options, handle, rank)
+        return self
+
+    def find(self, handle: Handle) -> None:
+        """Connects to where a session is served."""
+        self._session.find(handle)
 
     def export_state(self) -> bytes:
         """The whole state of the session on the teacher's side, as safetensors bytes."""

@@ -13,9 +13,11 @@ from filelock import Timeout as FileLockTimeout
 from student_client.acceleration import compute_threads
 from student_client.config import RunConfig
 from student_client.connecting import connected
+from student_client.division import check_divisible
 from student_client.methods import Context, build_methods
 from student_client.metrics import Facts
 from student_client.progress import Progress
+from student_client.ranks import Ranks, joined
 from student_client.result import Result
 from student_client.students import build_student
 from student_client.trainer import Trainer
@@ -69,12 +71,21 @@ def open_run(
     progress = progress or Progress("+".join(config.method.names))
     with ExitStack() as stack:
         stack.enter_context(compute_threads(config.training.threads))
-        stack.enter_context(_owned(config.output))
-        _claim(config.output, resume, overwrite)
-        data = load_data(config.data)
+        ranks = stack.enter_context(_ranks(config))
+        if ranks.count > 1 and teachers:
+            raise ConfigError(
+                f"received a teacher in this process and {ranks.count} ranks, which must share one; start teacher-server"
+            )
+        if not ranks.is_first:
+            config, progress = _unseen(config), Progress(progress.label, quiet=True)
+        with ranks.together():
+            if ranks.is_first:
+                stack.enter_context(_owned(config.output))
+                _claim(config.output, resume, overwrite)
+            data = load_data(config.data)
         student = build_student(config.student, data)
         together = stack.enter_context(
-            connected(config, data.task.name, teacher_ports(data.train), teachers, progress.say, resume)
+            connected(config, data.task.name, teacher_ports(data.train), teachers, progress.say, resume, ranks)
         )
         method = build_methods(Context(config.method, student, together.cards, config.method.seed))
         trainer = Trainer(config, data, student, method, together, progress)
@@ -86,6 +97,21 @@ def open_run(
         if resume:
             trainer.resume()
         yield trainer
+
+
+@contextmanager
+def _ranks(config: RunConfig) -> Iterator[Ranks]:
+    """The processes that train this student: those a launcher has started, or this one alone."""
+    patience_s = 0.0 if config.teacher is None else config.teacher.patience_s
+    with joined(config.training.rank_timeout_s, patience_s) as ranks:
+        check_divisible(config, ranks.count)
+        yield ranks
+
+
+def _unseen(config: RunConfig) -> RunConfig:
+    """A configuration that shows nothing of the run: rank 0 does."""
+    training = config.training.model_copy(update={"metrics_port": -1, "metrics_push": None})
+    return config.model_copy(update={"training": training})
 
 
 def _facts(trainer: Trainer) -> Facts:

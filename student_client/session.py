@@ -20,7 +20,7 @@ from teaching_protocol import verbs
 from teaching_protocol.errors import IncompatibleTeacher, InputsNeeded, TeachingError
 from teaching_protocol.verbs import PROTOCOL_VERSION, Call, OptimizerSettings, SessionSettings, TeacherVerbs
 
-__all__ = ["Session", "SessionOptions"]
+__all__ = ["Handle", "Session", "SessionOptions"]
 
 Tensors = Mapping[str, torch.Tensor]
 T = TypeVar("T")
@@ -42,6 +42,16 @@ class SessionOptions(TypedDict, total=False):
     inject: str
     optimizer: OptimizerSettings
     seed: int
+    world_size: int
+
+
+class Handle(TypedDict):
+    """A session as other ranks of the student take part in it: its id and epoch, its last step, where it is served."""
+
+    session_id: str
+    epoch: int
+    step: int
+    address: str
 
 
 class Session:
@@ -54,6 +64,7 @@ class Session:
         seconds: seconds the teacher has computed for this session.
         wait_s: seconds this side has waited for Forward and Backward.
         rows: rows the teacher was asked about.
+        rank: who of the ranks that share the session this is; 0 enrols and leaves.
         has_gathered: whether a Backward was sent since the last Step, so that the state is not that between two steps.
         sent: notes what changes the session, for `tell_again`; None notes nothing.
     """
@@ -65,7 +76,7 @@ class Session:
         self.settings = SessionSettings()
         self.steps = 0
         self.seconds = self.wait_s = 0.0
-        self.rows = 0
+        self.rows = self.rank = 0
         self.has_gathered = False
         self.sent: Sent | None = None
         self._compression = compression
@@ -108,14 +119,33 @@ class Session:
                 f"the teacher takes the compressions {', '.join(card.compressions)}, but this student was told to send "
                 f"{self._compression}; set teacher.compression to one of them"
             )
-        fields: dict[str, Any] = {"entry": card.entry, "exit": card.exit, **options}
         call_id = self._enroll_id(state, resume)
-        request = verbs.EnrollRequest(self.student, SessionSettings(**fields), resume, state, call_id)
+        request = verbs.EnrollRequest(self.student, self._settings(card, options), resume, state, call_id)
         reply = self.transport.enroll(request, self._call())
         self._opening = None
         self.ref, self.steps, self.settings = reply.session, reply.step, reply.settings
         self.has_gathered = bool(resume)  # by whoever had it
         self._start_heartbeat(reply.lease_s)
+
+    @property
+    def handle(self) -> Handle:
+        """What another rank takes part in the session with."""
+        address = getattr(self.transport, "address", "")
+        return Handle(session_id=self.ref.session_id, epoch=self.ref.epoch, step=self.steps, address=address)
+
+    def find(self, handle: Handle) -> None:
+        """Connects to where the session is served."""
+        if isinstance(self.transport, GrpcTransport):
+            self.transport.go_to(handle["address"])
+
+    def adopt(self, options: SessionOptions, handle: Handle, rank: int) -> None:
+        """Takes part in a session that rank 0 has opened, and keeps alive, as another rank."""
+        card = self.card
+        if isinstance(self.transport, GrpcTransport):
+            self.transport.message_bytes = card.limits.message_bytes
+        self.rank, self.settings = rank, self._settings(card, options)
+        self.ref, self.steps = verbs.SessionRef(handle["session_id"], handle["epoch"]), handle["step"]
+        self.has_gathered = False
 
     def move_on(self) -> None:
         """Connects to the next address of the teacher; the session has to be opened there."""
@@ -131,7 +161,9 @@ class Session:
     def end(self) -> None:
         """`leave` that keeps the connection, for another session."""
         self._ending.set()
-        if self.ref.session_id:
+        if self.rank:
+            self.ref = verbs.SessionRef()
+        elif self.ref.session_id:
             ref, self.ref = self.ref, verbs.SessionRef()
             with contextlib.suppress(TeachingError):  # else the lease ends it
                 self.transport.leave(verbs.LeaveRequest(ref), Call(time.monotonic() + min(_LEAVE_S, self._deadline_s)))
@@ -146,7 +178,7 @@ class Session:
         """Sends a Forward; gives its call id and its outputs."""
         call_id = self._next_id()
         request = verbs.ForwardRequest(
-            self.ref, call_id, outputs, backward_follows, grad_inputs, inputs, self._compression
+            self.ref, call_id, outputs, backward_follows, grad_inputs, inputs, self._compression, self.rank
         )
         reply = self.transport.forward(request, self._call())
         self._count(reply.compute_s, rows=len(next(iter(inputs.values()))))
@@ -155,7 +187,7 @@ class Session:
     def backward(self, forward_id: str, grads: Tensors, again: Mapping[str, Any]) -> Tensors:
         """Sends a Backward; with the Forward `again` (outputs, grad_inputs, inputs) if the server has let go of it."""
         self.has_gathered = True
-        facts = {"forward_id": forward_id, "grads": grads, "compression": self._compression}
+        facts = {"forward_id": forward_id, "grads": grads, "compression": self._compression, "rank": self.rank}
         try:
             reply = self._send_backward(facts)
         except InputsNeeded:
@@ -172,9 +204,9 @@ class Session:
         self.wait_s += time.monotonic() - began
         return found
 
-    def step(self, lr: float, grad_scale: float, max_grad_norm: float) -> float:
+    def step(self, lr: float, grad_scale: float, max_grad_norm: float, rows: int = 0) -> float:
         """Sends the next Step; gives the gradient norm."""
-        request = verbs.StepRequest(self.ref, self.steps + 1, lr, grad_scale, max_grad_norm)
+        request = verbs.StepRequest(self.ref, self.steps + 1, lr, grad_scale, max_grad_norm, self.rank, rows)
         reply = self.transport.step(request, self._call())
         self.steps, self.has_gathered = reply.step, False
         if self.sent is not None:
@@ -207,6 +239,21 @@ class Session:
             self.ref = reply.session
         self.steps, self.has_gathered = reply.step, False
         return self.steps
+
+    def _settings(self, card: verbs.DescribeReply, options: SessionOptions) -> SessionSettings:
+        """What the session is enrolled with.
+
+        Raises:
+            IncompatibleTeacher: the teacher takes fewer ranks.
+        """
+        ranks = options.get("world_size", 1)
+        if ranks > max(1, card.limits.ranks):
+            raise IncompatibleTeacher(
+                f"the teacher lets {max(1, card.limits.ranks)} ranks share a session, but this student has {ranks}; start fewer, or "
+                "raise the server's session_permits"
+            )
+        fields: dict[str, Any] = {"entry": card.entry, "exit": card.exit, **options}
+        return SessionSettings(**fields)
 
     def _enroll_id(self, state: bytes, resume: str) -> str:
         """One id for all attempts at the same session: one whose reply was lost is not in the way, one that is late fences nobody off.

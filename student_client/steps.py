@@ -48,13 +48,14 @@ class Steps:
         teachers: Teachers,
         accelerator: Accelerator,
     ) -> None:
-        self.accelerator, self.teachers = accelerator, teachers
+        self.accelerator, self.teachers, self._ranks = accelerator, teachers, teachers.ranks
         self.student: Student = student.to(accelerator.device)
         self.method: Methods = method.to(accelerator.device)
         whole = method.uses_unlabelled
         training = config.training if whole else config.training.model_copy(update={"labelled_share": 1.0})
         ports = sorted({port for member in teachers.members for port in member.ports})
-        self.stream = Stream(train, student, training, ports, accelerator.device)
+        rank = self._ranks.rank, self._ranks.count
+        self.stream = Stream(train, student, training, ports, accelerator.device, rank)
         self.batches = Ahead(self.stream, teachers, method.observed)
         self.total = _total(config, self.stream.epoch_batches)
         """Steps of the whole run, which the schedule spans."""
@@ -83,12 +84,24 @@ class Steps:
                 outcome = microbatch.finish()
                 self._check(outcome, done)
                 with self.accelerator.accumulate(self.method):
-                    self.optimizer.backward(outcome.loss)
+                    self.optimizer.backward(self._weighed(outcome))
                 watch(outcome)
-        monitors = self.optimizer.step(done)
+        self._ranks.hear()  # before gradients are averaged
+        part = outcome.part if self._microbatches == 1 else (1, self._ranks.count)
+        monitors = self.optimizer.step(done, part)
         if self.teachers:
             monitors |= {"teacher_latency_s": self.teachers.wait_s - waited_s}
         return monitors
+
+    def _weighed(self, outcome: Outcome) -> torch.Tensor:
+        """The loss to go backward from: of several ranks' microbatches, each counts by its part of its whole batch.
+
+        With one microbatch the parts weigh where the ranks' gradients are averaged, at both sides.
+        """
+        if self._ranks.count == 1 or self._microbatches == 1:
+            return outcome.loss
+        rows, whole = outcome.part
+        return outcome.loss * (rows * self._ranks.count / whole)
 
     def let_go(self) -> None:
         """Forgets the gradients of a step that was begun and not finished."""

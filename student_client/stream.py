@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from student_client.config import TrainingConfig
+from student_client.division import part_of
 from student_models import Student
 from task_data import Batch, Split, batches, count_batches, teacher_view, token_lengths
 
@@ -31,12 +32,19 @@ class Stream:
         training: batch size, labelled share, seed, and whether batches are of rows of similar length.
         ports: input ports of teachers to bring along.
         device: where the student's inputs and the labels go; the teacher's view stays, it is packed from there.
+        rank: which of how many processes it is for; each gets its part of every batch.
     """
 
     def __init__(
-        self, split: Split, student: Student, training: TrainingConfig, ports: Sequence[str], device: torch.device
+        self,
+        split: Split,
+        student: Student,
+        training: TrainingConfig,
+        ports: Sequence[str],
+        device: torch.device,
+        rank: tuple[int, int] = (0, 1),
     ) -> None:
-        self.split = split
+        self.split, self._rank = split, rank
         self.place = Place()
         self.epoch_batches = count_batches(split, training.batch_size, training.labelled_share)
         """Batches of one epoch."""
@@ -58,7 +66,7 @@ class Stream:
             self._epoch = self._open()
         batch = next(self._epoch)
         self.place = replace(self.place, batch=self.place.batch + 1)
-        return self._placed(batch)
+        return self._placed(part_of(batch, *self._rank))
 
     def _open(self) -> Iterator[Batch]:
         training, place = self._training, self.place

@@ -16,6 +16,7 @@ import torch
 from student_client.exchange import Exchange, settled
 from student_client.members import NOT_YET, UNREACHABLE, Account, Member, reads
 from student_client.pausing import Overlap, Pausing, finished
+from student_client.ranks import Ranks
 from teaching_protocol.errors import StateMismatch, TeacherUnavailable, TeachingError
 from teaching_protocol.threads import side_threads
 from teaching_protocol.tracing import Tracing
@@ -59,10 +60,18 @@ class Teachers:
         members: the foundation first.
         converse: whether any method trains a codec at them, so that their steps and states matter.
         absence: what is done when one cannot be reached.
+        ranks: the processes that share the sessions; what opens, exports or puts back a session is rank 0's to call.
     """
 
-    def __init__(self, members: Sequence[Member] = (), converse: bool = True, absence: Absence | None = None) -> None:
+    def __init__(
+        self,
+        members: Sequence[Member] = (),
+        converse: bool = True,
+        absence: Absence | None = None,
+        ranks: Ranks | None = None,
+    ) -> None:
         self.members = tuple(members)
+        self.ranks = ranks or Ranks()
         self.converse = converse
         self.absence = absence or Absence()
         self.winds_back = False
@@ -108,6 +117,20 @@ class Teachers:
             TeachingError: one refuses, or cannot be reached and the rule allows it not.
         """
         self._each(lambda member: None if member.teacher.session.session_id else member.join())
+
+    def share(self) -> None:
+        """After rank 0 has opened the sessions anew: the other ranks take part in them. All ranks call it.
+
+        Raises:
+            TeachingError: a rank cannot reach a teacher.
+        """
+        if self.ranks.count == 1:
+            return
+        handles = self.ranks.first(lambda: [member.teacher.handle for member in self.members])
+        with self.ranks.together():
+            for member, handle in zip(self.members, handles, strict=True):
+                if not self.ranks.is_first:
+                    member.adopt(handle, self.ranks.rank)
 
     def trace(self, tracing: Tracing) -> None:
         """Has calls make spans from now on."""
@@ -190,11 +213,11 @@ class Teachers:
         finally:
             self._overlap = None
 
-    def step(self, lr: float, grad_scale: float = 1.0, max_grad_norm: float = 0.0) -> dict[str, float]:
-        """Steps every teacher-side codec; gives their gradient norms by name, and with `skip` how many are missing."""
+    def step(self, lr: float, grad_scale: float = 1.0, max_grad_norm: float = 0.0, rows: int = 0) -> dict[str, float]:
+        """Steps every teacher-side codec, this rank's gradients weighed by its `rows`; gives their gradient norms by name, and with `skip` how many are missing."""
         if not self.converse:
             return {}
-        norms = self._each(lambda member: member.teacher.step(lr, grad_scale, max_grad_norm))
+        norms = self._each(lambda member: member.teacher.step(lr, grad_scale, max_grad_norm, rows))
         found = {
             "teacher_grad_norm" if place == 0 else f"teacher_grad_norm.{place}": norm for place, norm in norms.items()
         }

@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
+from dataclasses import asdict, replace
 
 import torch
-from safetensors import SafetensorError
 
 from student_client.acceleration import build_accelerator, compute_threads, exact_algorithms
 from student_client.checkpoints import Checkpoint
 from student_client.config import RunConfig
 from student_client.cuts import Cuts, Mark
 from student_client.evaluate import Scores, evaluate
-from student_client.files import replace_file, replace_folder
+from student_client.files import replace_file
 from student_client.footprint import Footprint, count_parameters, of_student, of_teacher
 from student_client.interrupts import Interrupts
 from student_client.keeping import Held, Keeping
 from student_client.methods import Methods, Outcome
+from student_client.position import Position, place_best
 from student_client.progress import Journal, Progress, Records
 from student_client.recovery import LOST, Losses, Recovery
 from student_client.result import Result
@@ -33,22 +31,6 @@ from task_data import TaskData
 from teaching_protocol.errors import ConfigError, Draining, StateMismatch, TeachingError
 
 __all__ = ["Position", "Trainer"]
-
-
-@dataclass
-class Position:
-    """Where a run stands between two steps; all of it travels with the checkpoint.
-
-    `waited` validations have passed since the best one, which was `best` after step `best_step`.
-    """
-
-    step: int = 0
-    seconds: float = 0.0
-    account: Account = field(default_factory=Account)
-    best: float | None = None
-    best_step: int = 0
-    waited: int = 0
-    losses: Losses = field(default_factory=Losses)
 
 
 class Trainer:
@@ -76,17 +58,21 @@ class Trainer:
         self.teachers = Teachers() if teachers is None else teachers
         self.name = "+".join(config.method.names)
         self.progress = Progress(self.name) if progress is None else progress
-        self.accelerator = build_accelerator(config.training, config.output)
+        self.ranks = self.teachers.ranks
+        self.accelerator = build_accelerator(config.training, config.output, self.ranks.count)
+        self.ranks.align([student, method])
         self.steps = Steps(config, data.train, student, method, self.teachers, self.accelerator)
         self.student, self.method = self.steps.student, self.steps.method
         self.stream, self.batches, self.optimizer = self.steps.stream, self.steps.batches, self.steps.optimizer
         self.total_steps = self.steps.total
         self.position = Position()
         self.interrupts, self.watch = Interrupts(), Watch()
-        self.records = Records(Journal(config.output / "metrics.jsonl"), self.progress, self.accelerator)
-        self.cuts = Cuts(self.steps, self.records.means, config.identity())
+        journal = Journal(config.output / "metrics.jsonl")
+        self.records = Records(journal, self.progress, self.accelerator, self.ranks)
+        identity = config.identity() | ({"ranks": self.ranks.count} if self.ranks.count > 1 else {})
+        self.cuts = Cuts(self.steps, self.records.means, identity)
         held = Held(config.training.rewind_bytes, self.accelerator.device.type == "cuda")
-        self.keeping = Keeping(config.output / "checkpoints", config.identity(), held)
+        self.keeping = Keeping(config.output / "checkpoints", identity, held, self.ranks)
         self.recovery = Recovery(self.teachers, self.position.losses, lambda: bool(self.interrupts.signal))
         self.teachers.winds_back = True
         self._validation_view = student.view(data.validation.columns)
@@ -138,55 +124,67 @@ class Trainer:
         self.teachers.check_weights(found.facts.get("teachers", []))
         self._put_back(found)
         try:
-            self.teachers.import_states(found.sessions)
+            self.ranks.only_first(lambda: self.teachers.import_states(found.sessions), None)
+            self.teachers.share()
         except LOST as error:
             self.recovery.come_back(error, found.step, found.step, found.sessions)
         self._sessions = (found.step, found.sessions)
         if found.best is not None:
             best = found.best
-            self._place_best(lambda draft: shutil.copytree(best, draft))
+            self.ranks.only_first(
+                lambda: place_best(self.config.output, lambda draft: shutil.copytree(best, draft)), None
+            )
         self.progress.say(f"goes on after step {found.step} of {self.total_steps}")
 
     def _goes_on(self, stop: int) -> bool:
-        return not (self.is_done or self.interrupts.signal or self.position.step >= stop)
+        if self.is_done or self.position.step >= stop:
+            return False
+        self.interrupts.signal = max(self.ranks.gather(self.interrupts.signal))  # one rank's is all ranks'
+        return not self.interrupts.signal
 
     def _advance(self, stop: int) -> None:
         """One step and its report, or the checkpoint at the end; if a teacher is lost in it, back to where both sides agree."""
         mark = self.cuts.mark(self.position.step)
         try:
-            if self.teachers and self.keeping.step < 0:
-                self.keeping.keep(self._cut())
-            if self._goes_on(stop):
-                self._step()
-                self._report()
-            else:
-                self.save()
+            with self.ranks.together():
+                if self.teachers and self.keeping.step < 0:
+                    self.keeping.keep(self._cut())
+                if self._goes_on(stop):
+                    self._step()
+                    self._report()
+                else:
+                    self.save()
         except LOST as error:
             self._recover(error, mark)
 
     def _open(self) -> None:
-        output, training = self.config.output, self.config.training
-        try:
-            output.mkdir(parents=True, exist_ok=True)
-            replace_file(output / "config.json", self.config.model_dump_json(indent=2) + "\n")
-            self.records.journal.rewind(self.position.step)
-        except OSError as error:
-            raise ConfigError(f"output: received {output}, expected a folder to write to ({error})") from error
+        training = self.config.training
+        self.ranks.only_first(self._open_files, None)
         if training.tensorboard:
             # lets go of what a process before this one wrote behind its last checkpoint
             fresh = {"purge_step": self.position.step + 1}
             self.accelerator.init_trackers("tensorboard", init_kwargs={"tensorboard": fresh})
         if self.position.step == 0:
-            torch.manual_seed(training.seed)
+            torch.manual_seed(training.seed + self.ranks.rank)
         self.student.train()
         self.method.train()
         self._clock_start = time.monotonic() - self.position.seconds
         self._account_start = self.teachers.account - self.position.account
         self.progress.start(self.total_steps, self.position.step)
 
+    def _open_files(self) -> None:
+        output = self.config.output
+        try:
+            output.mkdir(parents=True, exist_ok=True)
+            replace_file(output / "config.json", self.config.model_dump_json(indent=2) + "\n")
+            self.records.journal.rewind(self.position.step)
+        except OSError as error:
+            raise ConfigError(f"output: received {output}, expected a folder to write to ({error})") from error
+
     def _step(self) -> None:
         with self.watch.step(self.position.step + 1):
             self.records.watch(self.steps.take(self.position.step, self._watch))
+            self.ranks.hear()  # that every rank has stepped
         self.position.step += 1
 
     def _watch(self, outcome: Outcome) -> None:
@@ -226,7 +224,7 @@ class Trainer:
     def _states(self) -> tuple[bytes, ...]:
         """The state of every session after this step, asked for once."""
         if self._sessions[0] != self.position.step:
-            self._sessions = (self.position.step, self.teachers.export_states())
+            self._sessions = (self.position.step, self.ranks.only_first(self.teachers.export_states, ()))
         return self._sessions[1]
 
     def _cut(self, mark: Mark | None = None, sessions: tuple[bytes, ...] | None = None) -> Checkpoint:
@@ -260,6 +258,8 @@ class Trainer:
 
     def _handed_over(self, error: TeachingError, mark: Mark) -> Checkpoint | None:
         """The cut before the step that failed, where teachers have no state, or drain and tell it; else None."""
+        if self.ranks.count > 1:
+            return None  # one rank may have gathered what another has not
         if mark.step != self.position.step or not (isinstance(error, Draining) or not self.teachers.converse):
             return None
         with suppress(TeachingError):
@@ -285,33 +285,24 @@ class Trainer:
         self._sessions = (cut.step, cut.sessions)
 
     def _validate(self) -> Scores:
-        scores = evaluate(self.student, self._validation_view, self.data.validation)
+        found = self.ranks.first(lambda: asdict(evaluate(self.student, self._validation_view, self.data.validation)))
+        scores = Scores(**found)
         self.position.waited += 1
         if scores.better_than(self.position.best):
             self.position.best, self.position.best_step, self.position.waited = scores.value, self.position.step, 0
-            self._place_best(self.student.save)
+            self.ranks.only_first(lambda: place_best(self.config.output, self.student.save), None)
         return scores
-
-    def _place_best(self, write: Callable[[Path], object]) -> None:
-        """Puts the best student, which `write` writes to a folder, in its place."""
-        draft = self.config.output / ".student"
-        try:
-            shutil.rmtree(draft, ignore_errors=True)
-            write(draft)
-            replace_folder(draft, self.config.output / "student")
-        except (OSError, SafetensorError) as error:
-            shutil.rmtree(draft, ignore_errors=True)
-            reason = error.args[0][0][-1] if isinstance(error, shutil.Error) else error
-            raise ConfigError(
-                f"the student cannot be written to {self.config.output}: {reason}; free space, then go on with --resume"
-            ) from error
 
     def _finish(self) -> Result:
         """Scores the best student on the test split, this once, and writes result.json."""
+        spent = self.ranks.gather(asdict(self.position.account))
+        account = sum((Account(**each) for each in spent), Account())
+        return Result(**self.ranks.first(lambda: asdict(self._result(account))))
+
+    def _result(self, account: Account) -> Result:
         best = load_student(self.config.output / "student").to(self.accelerator.device)
         scores = evaluate(best, best.view(self.data.test.columns), self.data.test)
         self._look_at_clocks()
-        account = self.position.account
         result = Result(
             method=self.name,
             metric=scores.metric,

@@ -135,8 +135,16 @@ class GrpcTransport:
     def move_on(self) -> None:
         """Opens a new connection: to the next of its addresses, round and round, or to the only one. Calls under way are cancelled."""
         self.close()
-        self.address = self.addresses[(self.addresses.index(self.address) + 1) % len(self.addresses)]
+        place = self.addresses.index(self.address) if self.address in self.addresses else -1
+        self.address = self.addresses[(place + 1) % len(self.addresses)]
         self._connect()
+
+    def go_to(self, address: str) -> None:
+        """Opens a new connection to an address, unless calls go there already. Calls under way are cancelled."""
+        if address != self.address:
+            self.close()
+            self.address = address
+            self._connect()
 
     def describe(self, request: verbs.DescribeRequest, call: Call) -> verbs.DescribeReply:
         """The teacher's card. Where it says that the teacher is on this host, memory is shared from now on."""

@@ -23,6 +23,7 @@ _WINDOW = 50  # batches that are sorted together: enough for even lengths, and a
 class Batch:
     """B examples: `rows` [B] int64 in their split, the student's `inputs` and the teachers', both B first.
 
+    `part` says that these are so many rows of a batch of so many, which several processes have divided; equal numbers are all.
     `labels` [B] and `labelled` [B] bool are as in `Split`. `known` is what was observed of a teacher ahead of
     time: output ports by the teacher's place.
     """
@@ -33,6 +34,7 @@ class Batch:
     labels: torch.Tensor
     labelled: torch.Tensor
     known: Mapping[int, Tensors] = field(default_factory=dict)
+    part: tuple[int, int] = (1, 1)
 
     def __len__(self) -> int:
         return len(self.rows)

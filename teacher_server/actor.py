@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
+from functools import partial
 from typing import Any
 
 import torch
@@ -103,11 +104,18 @@ class TeacherActor:
         return timed
 
     def step(self, request: verbs.StepRequest, call: Call) -> verbs.StepReply:
-        """Applies the gathered codec gradients once for each step number."""
+        """Applies the gathered codec gradients once for each step number; those of several ranks when all have sent their Step."""
         session = self.sessions.get(request.session, call.identity)
-        checks.check_step(request)
-        reply: verbs.StepReply = self._work("Step", session, request, call)[0]
-        return reply
+        checks.check_step(request, session.settings)
+        ranks = session.settings.world_size
+        if ranks > 1:
+            deadline = call.deadline or time.monotonic() + self._live.now.call_limit_s
+            limits = self._live.now.rank_wait_s, deadline
+            joint = Call(deadline, identity=call.identity)  # outlives who of them goes away
+            with self.sessions.working(session):
+                apply = partial(self._stepped, session, call=joint)
+                return session.roll.meet(request, lambda: session.step, ranks, limits, apply)
+        return self._stepped(session, request, call)
 
     def export(self, request: verbs.ExportRequest, call: Call) -> verbs.ExportReply:
         """The session's whole state, between two of its calls."""
@@ -159,6 +167,10 @@ class TeacherActor:
             if not is_let_in(session.owner):
                 self.end(session, "revoked")
 
+    def _stepped(self, session: Session, request: verbs.StepRequest, call: Call) -> verbs.StepReply:
+        reply: verbs.StepReply = self._work("Step", session, request, call)[0]
+        return reply
+
     def _sample(self, direction: str, message: torch.Tensor) -> None:
         """Notes how much a message on the host varies: a conversation that has collapsed says the same of every row."""
         if message.device.type != "cpu":
@@ -195,7 +207,7 @@ class TeacherActor:
                 f"a codec of message_width {settings.message_width}, depth {settings.codec_depth} and {settings.message_tokens} "
                 f"tokens has {size:,} parameters, the limit is {self._live.now.max_codec_parameters:,}; ask for a smaller one"
             )
-        held_bytes = state_bytes(size, settings.optimizer)
+        held_bytes = state_bytes(size, settings.optimizer, settings.world_size)
         self.sessions.check_room(account_of(owner, student), held_bytes, owner)
         codec = TeacherCodec(shape, settings.seed).to(self._engine.teacher.device)
         optimizer = build_optimizer(codec.parameters(), settings.optimizer)
@@ -256,5 +268,6 @@ def build_card(engine: Engine, config: ServerConfig) -> verbs.DescribeReply:
             config.max_message_width,
             config.max_codec_depth,
             config.lease_s,
+            config.session_permits,
         ),
     )

@@ -33,7 +33,7 @@ from teacher_server.split import FrozenTeacher
 from teacher_server.web.snapshot import State
 from teacher_server.web.status import status_server
 from teaching_protocol.channel import server_options
-from teaching_protocol.errors import ConfigError, InvalidSetting, PortInUse, TeachingError
+from teaching_protocol.errors import ConfigError, Draining, InvalidSetting, PortInUse, TeachingError
 from teaching_protocol.tracing import start_tracing
 
 __all__ = ["TeacherApp"]
@@ -141,6 +141,8 @@ class TeacherApp:
         if not finished:
             _log.warning("the drain limit of %.0f s came before the last job was done", self.live.now.drain_s)
         self._hand_off()
+        for session in self.actor.sessions.live():
+            session.roll.call_off(Draining("the server shut down while this Step waited for other ranks"))
         self._server.stop(grace=1.0 if finished else 0.0).wait()
         self._scheduler.stop()
         self._engine.close()

@@ -24,6 +24,7 @@ __all__ = ["check_backward", "check_forward", "check_id", "check_settings", "che
 _NAME_CHARACTERS = 128
 _NUMBER_DIGITS = 10
 _ID_CHARACTERS = 128
+_MOST_ROWS = 2**40
 _POOLINGS = ("mean", "cls", "attention")
 _SOURCES = ("message", "message_and_input")
 _INJECTIONS = ("replace", "add", "prefix")
@@ -62,6 +63,7 @@ def check_settings(settings: SessionSettings, card: DescribeReply) -> None:
     _between("codec_depth", settings.codec_depth, 1, limits.codec_depth)
     _between("entry", settings.entry, 0, card.layers - 1)
     _between("exit", settings.exit, settings.entry + 1, card.layers)
+    _between("world_size", settings.world_size, 0, limits.ranks)
     _one_of("pooling", settings.pooling, _POOLINGS)
     _one_of("answer_from", settings.answer_from, _SOURCES)
     _one_of("inject", settings.inject, _INJECTIONS)
@@ -82,6 +84,7 @@ def check_forward(request: ForwardRequest, settings: SessionSettings, card: Desc
         UnknownPort, InvalidTensor, NonFiniteError, InvalidSetting: with what to do.
     """
     check_id("call_id", request.call_id)
+    _check_rank(request.rank, settings)
     if not request.call_id and request.backward_follows:
         raise InvalidSetting("call_id is empty; give each call an id of its own")
     for name in request.inputs:
@@ -110,6 +113,7 @@ def check_backward(request: BackwardRequest, settings: SessionSettings, card: De
     """Refuses a Backward without gradients, or with NaN or infinity in one."""
     check_id("call_id", request.call_id)
     check_id("forward_id", request.forward_id)
+    _check_rank(request.rank, settings)
     if not request.call_id or not request.forward_id:
         raise InvalidSetting("call_id or forward_id is empty; a Backward names its own id and its Forward's")
     if not request.grads:
@@ -122,11 +126,17 @@ def check_backward(request: BackwardRequest, settings: SessionSettings, card: De
         check_forward(again, settings, card)
 
 
-def check_step(request: StepRequest) -> None:
-    """Refuses a Step with numbers no optimizer can use."""
+def check_step(request: StepRequest, settings: SessionSettings) -> None:
+    """Refuses a Step with numbers no optimizer can use, or of a rank that is none."""
+    _check_rank(request.rank, settings)
+    _between("rows", request.rows, 0, _MOST_ROWS)
     _between("lr", request.lr, 0.0, 1e6)
     _between("grad_scale", request.grad_scale, 0.0, 1e30)
     _between("max_grad_norm", request.max_grad_norm, 0.0, 1e30)
+
+
+def _check_rank(rank: int, settings: SessionSettings) -> None:
+    _between("rank", rank, 0, max(0, settings.world_size - 1))
 
 
 def _check_output(name: str, card: DescribeReply) -> None:

@@ -45,6 +45,22 @@ Model = Annotated[
     typer.Option(help="Hugging Face model name, a packaged teacher's name, a model folder, or a run folder."),
 ]
 
+DeviceMap = Annotated[
+    str | None,
+    typer.Option(help="Spread the weights: auto, balanced, sequential, or a JSON file of modules and devices."),
+]
+DeviceMemory = Annotated[
+    list[str] | None, typer.Option(help="What a device may hold of the weights, 0=20GiB or cpu=60GiB; may be repeated.")
+]
+OffloadFolder = Annotated[
+    Path | None, typer.Option(help="Folder for weights that lie on the disk until they are used.")
+]
+SharedMemory = Annotated[
+    bool | None,
+    typer.Option(
+        "--shared-memory/--no-shared-memory", help="Large messages of students on this host through shared memory."
+    ),
+]
 Settings = Annotated[
     list[str] | None, typer.Option("--set", help="Any field, as permits=512; may be repeated; goes before other flags.")
 ]
@@ -59,6 +75,9 @@ def serve(
     image_size: Annotated[int | None, typer.Option(help="Side of a convolutional teacher's images, in pixels.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = None,
+    device_map: DeviceMap = None,
+    device_memory: DeviceMemory = None,
+    offload_folder: OffloadFolder = None,
     host: Annotated[str | None, typer.Option(help="Address to bind; loopback unless you say otherwise.")] = None,
     port: Annotated[int | None, typer.Option(help="gRPC port; 0 takes a free one.")] = None,
     metrics_host: Annotated[
@@ -72,12 +91,7 @@ def serve(
     compile: Annotated[
         bool | None, typer.Option("--compile", help="Compile the teacher's layers before serving (minutes).")
     ] = None,
-    shared_memory: Annotated[
-        bool | None,
-        typer.Option(
-            "--shared-memory/--no-shared-memory", help="Large messages of students on this host through shared memory."
-        ),
-    ] = None,
+    shared_memory: SharedMemory = None,
     linger: Annotated[
         bool | None, typer.Option("--linger/--no-linger", help="Wait briefly for students about to call.")
     ] = None,
@@ -104,6 +118,7 @@ def serve(
     """Serves a teacher until SIGTERM or Ctrl-C, which drain it; SIGHUP reads the configuration again."""
     flags = dict(locals())
     path = flags.pop("config")
+    flags["device_memory"] = device_memory or None
     flags |= _given(flags.pop("settings"))
     found = effective_config(path, os.environ, flags).config
     start_log(found.log_json, found.log_level)

@@ -63,6 +63,15 @@ class ServerConfig(BaseModel):
     )
     dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="Dtype of the teacher's weights.")
     device: str = Field("auto", description="Device of the teacher: auto, cpu, cuda, cuda:1, mps.")
+    device_map: str | None = Field(
+        None, description="Spread the weights: auto, balanced, sequential, or a JSON file of modules and devices."
+    )
+    device_memory: tuple[str, ...] = Field(
+        (), description="What each device may hold of the weights, DEVICE=SIZE: 0=20GiB, cpu=60GiB."
+    )
+    offload_folder: Path | None = Field(
+        None, description="Folder for weights that lie on the disk until they are used."
+    )
     trust_remote_code: bool = Field(False, description="Whether a model folder may bring Python code of its own.")
     deterministic: bool = Field(
         False, description="One student per batch and fixed shapes: the same bits alone or among many."
@@ -111,6 +120,11 @@ class ServerConfig(BaseModel):
     permits: int = Field(256, ge=1, description="Calls that may wait or run at once; one more is refused.")
     max_sessions: int = Field(512, ge=1, description="Sessions that may live at once.")
     lease_s: float = Field(60.0, gt=0, description="Seconds a session lives without a call.")
+    rank_wait_s: float = Field(
+        60.0,
+        gt=0,
+        description="Seconds in which all ranks of one student must have sent a Step, from the first that did.",
+    )
     call_limit_s: float = Field(600.0, gt=0, description="Deadline of a call that brings none.")
     drain_s: float = Field(30.0, ge=0, description="Seconds a drain waits for what was admitted.")
     handoff_s: float = Field(2.0, ge=0, description="Seconds a drain then leaves for students to export and leave.")
@@ -161,6 +175,18 @@ class ServerConfig(BaseModel):
             raise ValueError(
                 "compile with deterministic: which kernels run depends on the sizes seen before; leave one of them away"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _one_place_or_several(self) -> Self:
+        if self.device_map is None and (self.device_memory or self.offload_folder):
+            raise ValueError(
+                "device_memory or offload_folder without device_map: give it, auto or another, or leave them away"
+            )
+        if self.device_map is not None and self.device != "auto":
+            raise ValueError("device with device_map: the map says which devices; leave one of them away")
+        if self.device_map is not None and self.compile:
+            raise ValueError("compile with device_map: weights that move are not compiled; leave one of them away")
         return self
 
 

@@ -81,9 +81,9 @@ class Job:
 
     @property
     def begins(self) -> bool:
-        """Whether it begins something new, which a draining server refuses: a step that has gathered gradients goes on."""
+        """Whether it begins something new, which a draining server refuses: a begun step goes on."""
         if isinstance(self.request, ForwardRequest):
-            return self.session is None or not self.session.gathered
+            return self.session is None or not self.session.is_mid_step
         return isinstance(self.request, ImportRequest)
 
     def is_dead(self, now: float) -> bool:

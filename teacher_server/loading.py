@@ -24,13 +24,15 @@ from transformers import (
 from transformers.utils import cached_file
 
 from student_models import Student, load_student
+from teacher_server.config import ServerConfig
 from teacher_server.families import ImageSettings, family_class, head_of
 from teacher_server.families.cnn import GridFamily
 from teacher_server.packaged import packaged_folder
 from teacher_server.split import FrozenTeacher
+from teacher_server.spreading import Spread
 from teaching_protocol.errors import ModelLoadError, TeachingError
 
-__all__ = ["empty_teacher", "load_teacher"]
+__all__ = ["empty_teacher", "load_teacher", "spread_of"]
 
 
 def load_teacher(
@@ -39,6 +41,7 @@ def load_teacher(
     device: str = "auto",
     trust_remote_code: bool = False,
     image_size: int | None = None,
+    spread: Spread | None = None,
 ) -> FrozenTeacher:
     """Loads, places and freezes a teacher; with its head where its config names one that gives logits.
 
@@ -49,6 +52,7 @@ def load_teacher(
         device: auto (the first GPU, or else the CPU), or a torch device.
         trust_remote_code: whether code that comes with the model may run.
         image_size: side in pixels that a convolutional teacher's images are brought to; None is the model's own.
+        spread: over which devices the weights are spread, in place of `device`; None puts all on one.
 
     Raises:
         UnsupportedFamily: a model type without an adapter.
@@ -60,11 +64,17 @@ def load_teacher(
     student = _student_folder(Path(name))
     if student is not None:
         _check_resized(image_size, shown, resizable=False)
+        _check_whole(spread, shown)
         return FrozenTeacher(_student(student, place, kind), shown)
     config = _config(name)
     family = family_class(str(config["model_type"]))
     _check_resized(image_size, shown, resizable=issubclass(family, GridFamily))
-    model = _model(name, config, place, dtype=kind, trust_remote_code=trust_remote_code)
+    if issubclass(family, GridFamily):
+        _check_whole(spread, shown)
+    where = {"device_map": {"": place}}
+    if spread is not None:
+        where = spread.options(_without_weights(name, config, trust_remote_code))
+    model = _model(name, config, place, **where, dtype=kind, trust_remote_code=trust_remote_code)
     if family.modality == "text":
         return FrozenTeacher(model, shown, tokenizer=_tokenizer(name, trust_remote_code))
     image = _image_settings(name, model)
@@ -88,16 +98,34 @@ def empty_teacher(
         return FrozenTeacher(_student(student, torch.device("cpu"), kind), shown)
     config = _config(name)
     family = family_class(str(config["model_type"]))
-    loader, _ = _loader(config)
-    with init_empty_weights(include_buffers=False):
-        whole = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
-        model = loader.from_config(whole) if hasattr(loader, "from_config") else loader(whole)
-    model = model.to(kind)
+    model = _without_weights(name, config, trust_remote_code).to(kind)
     model.tie_weights()  # which came apart when each was put on the meta device
     if family.modality == "text":
         return FrozenTeacher(model, shown)
     image = _image_settings(name, model)
     return FrozenTeacher(model, shown, image=image if image_size is None else replace(image, size=image_size))
+
+
+def _without_weights(name: str, config: dict[str, Any], trust_remote_code: bool) -> PreTrainedModel:
+    loader, _ = _loader(config)
+    with init_empty_weights(include_buffers=False):
+        whole = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+        model: PreTrainedModel = loader.from_config(whole) if hasattr(loader, "from_config") else loader(whole)
+    return model
+
+
+def spread_of(config: ServerConfig) -> Spread | None:
+    """How a configuration has the weights spread; None puts them on one device."""
+    if config.device_map is None:
+        return None
+    return Spread(config.device_map, config.device_memory, config.offload_folder)
+
+
+def _check_whole(spread: Spread | None, shown: str) -> None:
+    if spread is not None:
+        raise ModelLoadError(
+            f"device_map: {shown} is a trained student or a convolutional model, which is small and lies on one device; leave it away"
+        )
 
 
 def _check_resized(image_size: int | None, shown: str, resizable: bool) -> None:
@@ -174,7 +202,7 @@ def _config(name: str) -> dict[str, Any]:
 def _model(name: str, config: dict[str, Any], place: torch.device, **options: Any) -> PreTrainedModel:
     """Weights a checkpoint lacks are drawn from a fixed seed, so that loading twice gives the same model."""
     loader, head = _loader(config)
-    options |= {"device_map": {"": place}, "use_safetensors": True, "output_loading_info": True}
+    options |= {"use_safetensors": True, "output_loading_info": True}
     try:
         with torch.random.fork_rng([place] if place.type == "cuda" else []):
             torch.manual_seed(0)

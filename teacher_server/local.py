@@ -9,7 +9,7 @@ from teacher_server.actor import TeacherActor, build_card
 from teacher_server.config import ServerConfig
 from teacher_server.engine.engine import Engine
 from teacher_server.live import LiveSettings
-from teacher_server.loading import load_teacher
+from teacher_server.loading import load_teacher, spread_of
 from teacher_server.metrics import Metrics
 from teacher_server.scheduling.scheduler import InlineScheduler
 from teacher_server.split import FrozenTeacher
@@ -34,7 +34,10 @@ def local_teacher(model: str | Path | FrozenTeacher, **settings: Any) -> Teacher
 def make_engine(config: ServerConfig, metrics: Metrics, teacher: FrozenTeacher | None = None) -> Engine:
     """Loads the configured model, unless one is given, and builds the engine around it."""
     if teacher is None:
-        teacher = load_teacher(config.model, config.dtype, config.device, config.trust_remote_code, config.image_size)
+        spread = spread_of(config)
+        teacher = load_teacher(
+            config.model, config.dtype, config.device, config.trust_remote_code, config.image_size, spread
+        )
     if config.compile:
         teacher.compile(config.compile_backend)
     return Engine(teacher, config, metrics)

@@ -12,14 +12,16 @@ import secrets
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Hashable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
 
+from teacher_server.calls import Extent, Grads, OpenCall, added
 from teacher_server.codecs import TeacherCodec
 from teacher_server.replies import Replies
+from teacher_server.roll import Roll
 from teacher_server.usage import Usage
 from teaching_protocol.errors import (
     DeadlineExceeded,
@@ -32,7 +34,7 @@ from teaching_protocol.errors import (
 )
 from teaching_protocol.verbs import ForwardRequest, SessionRef, SessionSettings
 
-__all__ = ["Extent", "OpenCall", "Session", "Sessions", "account_of", "new_session_id"]
+__all__ = ["Extent", "Grads", "OpenCall", "Session", "Sessions", "account_of", "added", "new_session_id"]
 
 Quota = Callable[[str, int, "Collection[Session]", str], None]
 
@@ -42,28 +44,9 @@ _RISEN = 16
 _REST_S = 60.0
 
 
-@dataclass(frozen=True)
-class Extent:
-    """Rows and padded area of a call, and the bucket in which it may meet others'; None runs alone."""
-
-    rows: int = 0
-    tokens: int = 0
-    bucket: Hashable | None = None
-
-
-@dataclass
-class OpenCall:
-    """A Forward whose Backward is to come: `request` is None once its inputs were let go."""
-
-    request: ForwardRequest | None
-    size_bytes: int
-    finished: bool = False
-    stale: bool = False
-
-
 @dataclass
 class Session:
-    """One student's session. `gathered` holds the codec gradients since the last Step, `risen` the epochs that calls began.
+    """One student's session. `gathered_by` holds the codec gradients since the last Step by rank, `risen` the epochs that calls began.
 
     `size_bytes` is what its codec, gathered gradients and optimizer take. No lease runs out while `at_work` of its
     calls wait or run: a student is not lost for the server's being busy. Nobody but the `owner` reaches it; an empty one is
@@ -87,7 +70,8 @@ class Session:
     lease_until: float = 0.0
     at_work: int = 0
     calls: OrderedDict[str, OpenCall] = field(default_factory=OrderedDict)
-    gathered: list[torch.Tensor | None] = field(default_factory=list)
+    gathered_by: dict[int, Grads] = field(default_factory=dict)
+    roll: Roll = field(default_factory=Roll, repr=False)
     extents: OrderedDict[str, Extent] = field(default_factory=OrderedDict)
     at_rest: threading.Lock = field(default_factory=threading.Lock, repr=False)
     usage: Usage = field(default_factory=Usage, repr=False)
@@ -111,6 +95,22 @@ class Session:
         return tuple(self.codec.parameters())  # a walk over all modules
 
     @property
+    def gathered(self) -> Grads:
+        """Rank 0's codec gradients since the last Step: all there are, unless several ranks share the session."""
+        return self.gathered_by.get(0, [])
+
+    @gathered.setter
+    def gathered(self, grads: Grads) -> None:
+        self.gathered_by = {0: grads} if grads else {}
+
+    @property
+    def is_mid_step(self) -> bool:
+        """Whether a step is begun: gradients are gathered or, of several ranks, one has a Backward to come."""
+        if self.settings.world_size <= 1 or self.gathered_by:
+            return bool(self.gathered_by)
+        return any(not call.finished and not call.stale for call in list(self.calls.values()))
+
+    @property
     def input_bytes(self) -> int:
         """Bytes of inputs kept for Backwards to come."""
         return sum(call.size_bytes for call in list(self.calls.values()) if call.request is not None)
@@ -126,6 +126,7 @@ class Session:
             self.risen[call_id] = self.epoch
         if len(self.risen) > _RISEN:
             self.risen.popitem(last=False)
+        self.roll.call_off(StaleEpoch(f"the session came to epoch {self.epoch} while this Step waited for other ranks"))
 
     def answers_to(self, epoch: int, call_id: str = "") -> bool:
         """Whether a call sent under this epoch may reach it: the present one, or the repeat of the Import that began it."""
@@ -272,6 +273,7 @@ class Sessions:
             if self._live.pop(session.id, None) is None:
                 return False
             session.closed = True
+            session.roll.call_off(SessionNotFound("the session ended while this Step waited for other ranks"))
             self._ended[session.id] = cause
             if len(self._ended) > _REMEMBERED_ENDS:
                 self._ended.popitem(last=False)

@@ -6,7 +6,6 @@ import functools
 import hashlib
 import json
 from collections.abc import Hashable, Mapping, Sequence
-from itertools import chain
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
 from teacher_server.families import ImageSettings, LayerSpan, family_for
+from teacher_server.spreading import is_offloaded, is_spread, main_device, whole_tensors
 from teacher_server.turns import Turns
 from teaching_protocol.errors import InvalidSetting, InvalidTensor, UnknownPort
 
@@ -49,6 +49,9 @@ class FrozenTeacher:
         self._turns = Turns()
         self.model = freeze(model)
         self.family = family_for(model, tokenizer, image)
+        self.is_spread, self._device = is_spread(model), main_device(model)
+        if is_offloaded(model):
+            self.family.run_again()
         self._inputs = self.family.build_inputs()
 
     @property
@@ -58,8 +61,8 @@ class FrozenTeacher:
 
     @property
     def device(self) -> torch.device:
-        """The device states enter on."""
-        return next(self.model.parameters()).device
+        """The device states enter on, and come back to."""
+        return self._device if self.is_spread else next(self.model.parameters()).device
 
     @property
     def input_ports(self) -> tuple[str, ...]:
@@ -91,7 +94,7 @@ class FrozenTeacher:
     def model_hash(self) -> str:
         """SHA-256 over the name, dtype, shape and bytes of every parameter and buffer, as hex digits."""
         digest = hashlib.sha256()
-        for name, tensor in sorted(chain(self.model.named_parameters(), self.model.named_buffers())):
+        for name, tensor in whole_tensors(self.model):
             digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
         return digest.hexdigest()
@@ -177,11 +180,13 @@ class FrozenTeacher:
         outputs: dict[str, torch.Tensor] = {}
         with torch.no_grad(), self._turns.alone():  # the family hooks the model itself
             if with_logits:
-                outputs["logits"], found = self.family.logits(inputs, cuts)
+                logits, found = self.family.logits(inputs, cuts)
+                outputs["logits"] = logits.to(self.device)
             else:
                 found = self.family.climb(inputs, cuts)
+            found = {layer: state.to(self.device) for layer, state in found.items()}
             if with_pooled:
-                finished = self.family.finish(found[self.family.layers])
+                finished = self.family.finish(found[self.family.layers]).to(self.device)
                 outputs["pooled"] = self.family.pool(finished, self.family.own_mask(inputs, finished))
         return outputs | {f"hidden.{layer}": found[layer] for layer in layers}
 
@@ -196,8 +201,9 @@ class FrozenTeacher:
         """
         self._check_states(states, mask, span)
         mask = None if mask is None else mask.to(self.device, torch.bool)
-        with self._turns.together():
-            return self.family.run(states.to(self.device, self.dtype), mask, span)
+        # weights that move are of one thread at a time
+        with self._turns.alone() if self.is_spread else self._turns.together():
+            return self.family.run(states.to(self.device, self.dtype), mask, span).to(self.device)
 
     def _check_ports(self, layers: Sequence[int], with_logits: bool) -> None:
         for layer in layers:

@@ -15,15 +15,18 @@ from pydantic import BaseModel, ConfigDict, Field
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from teacher_server.sessions import Session
+from teacher_server.sessions import Grads, Session
 from teaching_protocol.errors import StateMismatch
 
 __all__ = ["export_state", "import_state"]
 
 _VERSION = 1
+_FREE = ("seed", "world_size")  # settings that a state and its session need not share
 _HEADER_BYTES = 8
 _LONGEST_HEADER = 2**20
-_ROOM = 4 * 4  # float32 weights, gathered gradients and two moments: no state holds more for each parameter
+_COPIES = (
+    3  # float32 weights and two moments, and gathered gradients of each rank: no state holds more for each parameter
+)
 _MOMENTS = {
     "adam": {"step", "exp_avg", "exp_avg_sq"},
     "adamw": {"step", "exp_avg", "exp_avg_sq"},
@@ -39,15 +42,16 @@ def export_state(session: Session, model_hash: str) -> bytes:
         tensors |= {
             f"optimizer.{place}.{name}": torch.as_tensor(value) for name, value in moments.items() if value is not None
         }
-    for place, grad in enumerate(session.gathered):
-        if grad is not None:
-            tensors[f"gathered.{place}"] = grad
+    for rank, grads in session.gathered_by.items():
+        for place, grad in enumerate(grads):
+            if grad is not None:
+                tensors[f"gathered.{place}.{rank}" if rank else f"gathered.{place}"] = grad
     facts = {
         "version": _VERSION,
         "step": session.step,
         "model_hash": model_hash,
         "settings": dataclasses.asdict(session.settings),
-        "gathered": bool(session.gathered),
+        "gathered": bool(session.gathered_by),
     }
     tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     return bytes(save(tensors, {"teaching": json.dumps(facts, sort_keys=True)}))
@@ -61,19 +65,25 @@ def import_state(session: Session, blob: bytes, model_hash: str) -> None:
             tensors that do not fit.
     """
     parameters = session.parameters()
-    _check_size(blob, _ROOM * sum(parameter.numel() for parameter in parameters))
+    ranks = max(1, session.settings.world_size)
+    _check_size(blob, 4 * (_COPIES + ranks) * sum(parameter.numel() for parameter in parameters))
     tensors, facts = _opened(blob)
     _check_facts(session, facts, model_hash)
     parts = _parted(tensors)
     _check_tensors(session.codec.state_dict(), parts.codec)
     _check_moments(parts.optimizer, session.settings.optimizer.name)
     moments = {place: _fitting(parameters, place, each) for place, each in parts.optimizer.items()}
-    grads = {place: _fitting(parameters, place, {"grad": grad})["grad"] for place, grad in parts.gathered.items()}
-    gathered = [grads.get(place) for place in range(len(parameters))] if facts.gathered else []
+    gathered = {rank: _placed(parameters, grads) for rank, grads in parts.gathered.items()}
+    if any(rank >= ranks for rank in gathered):
+        raise StateMismatch(
+            f"the state holds gradients of rank {max(gathered)}, this session has {ranks}; import one between two steps"
+        )
+    if facts.gathered and not gathered:
+        gathered = {0: [None] * len(parameters)}  # Backwards that found no gradient
     groups = session.optimizer.state_dict()["param_groups"]
     session.optimizer.load_state_dict({"state": moments, "param_groups": groups})
     session.codec.load_state_dict(parts.codec)
-    session.gathered = [None if grad is None else grad.to(parameters[0].device) for grad in gathered]
+    session.gathered_by = gathered if facts.gathered else {}
     session.step = facts.step
 
 
@@ -91,11 +101,11 @@ class _Facts(BaseModel):
 
 @dataclasses.dataclass(frozen=True)
 class _Parts:
-    """The tensors of a state by what they belong to; places are those of the codec's parameters."""
+    """The tensors of a state by what they belong to; places are those of the codec's parameters. `gathered` is by rank, then place."""
 
     codec: dict[str, torch.Tensor]
     optimizer: dict[int, dict[str, torch.Tensor]]
-    gathered: dict[int, torch.Tensor]
+    gathered: dict[int, dict[int, torch.Tensor]]
 
 
 def _check_size(blob: bytes, room_bytes: int) -> None:
@@ -142,11 +152,18 @@ def _parted(tensors: dict[str, torch.Tensor]) -> _Parts:
             parts.codec[rest] = value
         elif kind == "optimizer" and place.isdecimal() and moment:
             parts.optimizer.setdefault(int(place), {})[moment] = value
-        elif kind == "gathered" and rest.isdecimal():
-            parts.gathered[int(rest)] = value
+        elif kind == "gathered" and place.isdecimal() and (moment.isdecimal() or rest == place):
+            parts.gathered.setdefault(int(moment or 0), {})[int(place)] = value
         else:
             raise StateMismatch(f"the state holds a tensor {name!r}, which belongs to no part of a session")
     return parts
+
+
+def _placed(parameters: list[torch.nn.Parameter], found: dict[int, torch.Tensor]) -> Grads:
+    """Gathered gradients in the parameters' order, on their device."""
+    fitting = {place: _fitting(parameters, place, {"grad": grad})["grad"] for place, grad in found.items()}
+    grads = [fitting.get(place) for place in range(len(parameters))]
+    return [None if grad is None else grad.to(parameters[0].device) for grad in grads]
 
 
 def _fitting(
@@ -173,7 +190,7 @@ def _check_facts(session: Session, facts: _Facts, model_hash: str) -> None:
         )
     ours = json.loads(json.dumps(dataclasses.asdict(session.settings)))
     theirs = facts.settings
-    different = sorted(name for name in ours if name != "seed" and ours[name] != theirs.get(name))
+    different = sorted(name for name in ours if name not in _FREE and ours[name] != theirs.get(name))
     if different:
         named = ", ".join(f"{name} {theirs.get(name)!r} (session has {ours[name]!r})" for name in different)
         raise StateMismatch(f"the state has other settings: {named}; enrol with the settings of the state")

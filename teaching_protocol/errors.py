@@ -19,6 +19,7 @@ TeachingError
 │   ├── StaleCall                Backward for a Forward made before the last Step
 │   ├── InputsNeeded             the server let go of the inputs; send them again
 │   ├── StepOutOfOrder           Step with another number than the next one
+│   ├── RankLost                 a process of a student of several failed, or did not come in time
 │   ├── StateMismatch            exported state that does not fit this session or teacher
 │   ├── IncompatibleTeacher      the teacher does not serve what the student needs
 │   ├── Quarantined              the student's calls failed too often; refused for `retry_after_s`
@@ -66,6 +67,7 @@ __all__ = [
     "PortInUse",
     "Quarantined",
     "QuotaExceeded",
+    "RankLost",
     "ServiceError",
     "SessionNotFound",
     "SharedMemoryLost",
@@ -186,6 +188,12 @@ class StepOutOfOrder(CallerError):
     """Step with another number than the next one."""
 
     status = "FAILED_PRECONDITION"
+
+
+class RankLost(CallerError):
+    """One of the processes that train one student failed, or did not come in time; the others cannot go on without it."""
+
+    status = "ABORTED"
 
 
 class StateMismatch(CallerError):

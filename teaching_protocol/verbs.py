@@ -14,6 +14,8 @@ from typing import Protocol
 
 import torch
 
+from teaching_protocol.settings import Limits, OptimizerSettings, SessionRef, SessionSettings
+
 __all__ = [
     "PROTOCOL_VERSION",
     "BackwardReply",
@@ -58,26 +60,6 @@ def has_gradient(port: str) -> bool:
 
 
 @dataclass(frozen=True)
-class SessionRef:
-    """Which session a call belongs to; `epoch` is its fencing number. Its `repr` shows no id, which opens the session."""
-
-    session_id: str = field(default="", repr=False)
-    epoch: int = 0
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What a server accepts: bytes of a request, rows, tokens of a row, widths, seconds."""
-
-    message_bytes: int = 256 * 2**20
-    rows: int = 1024
-    tokens: int = 512
-    message_width: int = 4096
-    codec_depth: int = 8
-    lease_s: float = 60.0
-
-
-@dataclass(frozen=True)
 class DescribeRequest:
     """Asks for the teacher's card."""
 
@@ -110,39 +92,6 @@ class DescribeReply:
     same_host: str = ""
     parameters: int = 0
     weight_bytes: int = 0
-
-
-@dataclass(frozen=True)
-class OptimizerSettings:
-    """The optimizer of a session's codec; the learning rate comes with each Step."""
-
-    name: str = "adamw"
-    weight_decay: float = 0.01
-    beta1: float = 0.9
-    beta2: float = 0.999
-    eps: float = 1e-8
-    momentum: float = 0.0
-
-
-@dataclass(frozen=True)
-class SessionSettings:
-    """What one student's session is: the shape of its messages, the span, the codec, the seed.
-
-    `message_tokens` 0 leaves as many tokens as the student sends; otherwise the teacher's own
-    states are pooled to that number by `pooling` (mean | cls | attention).
-    """
-
-    task: str = ""
-    message_width: int = 128
-    message_tokens: int = 0
-    pooling: str = "mean"
-    entry: int = 0
-    exit: int = 0
-    codec_depth: int = 2
-    answer_from: str = "message"
-    inject: str = "replace"
-    optimizer: OptimizerSettings = OptimizerSettings()
-    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -181,6 +130,7 @@ class ForwardRequest:
     grad_inputs: tuple[str, ...] = ()
     inputs: Tensors = field(default_factory=lambda: _NO_TENSORS)
     compression: str = "none"
+    rank: int = 0
 
 
 @dataclass(frozen=True)
@@ -204,6 +154,7 @@ class BackwardRequest:
     grad_inputs: tuple[str, ...] = ()
     inputs: Tensors = field(default_factory=lambda: _NO_TENSORS)
     compression: str = "none"
+    rank: int = 0
 
 
 @dataclass(frozen=True)
@@ -217,13 +168,18 @@ class BackwardReply:
 
 @dataclass(frozen=True)
 class StepRequest:
-    """Applies the gathered codec gradients times `grad_scale`, clipped to `max_grad_norm` (0: not)."""
+    """Applies the gathered codec gradients times `grad_scale`, clipped to `max_grad_norm` (0: not).
+
+    With several ranks each sends its own, and the mean of their gradients, weighted by `rows`, is applied when all are in.
+    """
 
     session: SessionRef = SessionRef()
     step: int = 0
     lr: float = 0.0
     grad_scale: float = 1.0
     max_grad_norm: float = 0.0
+    rank: int = 0
+    rows: int = 0
 
 
 @dataclass(frozen=True)

@@ -64,11 +64,12 @@ class Terms:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The loss to go backward from, its parts as numbers before weighting, and monitors."""
+    """The loss to go backward from, its parts as numbers before weighting, and monitors; `part` is that of its batch."""
 
     loss: torch.Tensor
     parts: Mapping[str, torch.Tensor]
     monitors: Mapping[str, float]
+    part: tuple[int, int] = (1, 1)
 
 
 class Method(nn.Module, ABC):
@@ -199,7 +200,7 @@ class Methods(nn.Module):
             for name, (weight, term) in terms.losses.items():
                 loss = loss + weight * term
                 parts[name] = term.detach()
-        return Outcome(loss, parts, monitors)
+        return Outcome(loss, parts, monitors, batch.part)
 
     def _active(self) -> Sequence[Method]:
         return [method for method in self.methods.values() if isinstance(method, Method) and method.is_active]

@@ -14,7 +14,7 @@ from teacher_server.engine.merging import owned
 from teacher_server.engine.transfers import Transfers
 from teacher_server.faults import noted
 from teacher_server.metrics import Metrics
-from teacher_server.sessions import OpenCall, Session
+from teacher_server.sessions import Grads, OpenCall, Session, added
 from teaching_protocol.errors import CallFinished, InputsNeeded, InvalidTensor, NonFiniteError, StaleCall, UnknownCall
 from teaching_protocol.verbs import BackwardReply, BackwardRequest, ForwardRequest, Tensors
 
@@ -22,17 +22,17 @@ __all__ = ["Backwards"]
 
 Asked = tuple[Session, BackwardRequest]
 Outcomes = dict[Key, BackwardReply | Exception]
-Grads = list[torch.Tensor | None]
 
 
 @dataclass(frozen=True, eq=False)
 class _Way:
-    """One call's way through a graph: gradients `sent` for its outputs, by name; what they are wanted for."""
+    """One call's way through a graph: gradients `sent` for its outputs, by name; what they are wanted for, and whose they are."""
 
     session: Session
     call: OpenCall
     sent: Tensors
     member: Member
+    rank: int
 
     @property
     def wanted(self) -> dict[str, torch.Tensor]:
@@ -93,7 +93,7 @@ class Backwards:
                 session, request = calls[key]
                 with noted(outcomes, key):
                     sent = _placed_grads(request.grads, member.outputs, self._transfers)
-                    ways[key] = _Way(session, session.calls[request.forward_id], sent, member)
+                    ways[key] = _Way(session, session.calls[request.forward_id], sent, member, request.rank)
             yield ways
 
     def _are_finite(self, found: Sequence[Grads]) -> Sequence[bool]:
@@ -179,13 +179,7 @@ def _gathered(way: _Way, found: Grads, is_finite: bool) -> BackwardReply:
     if not is_finite:
         raise NonFiniteError("the gradients came out as NaN or infinity and were not applied; lower the loss scale")
     wanted, session = way.wanted, way.session
-    session.gathered = _sum(session.gathered, found[len(wanted) :])
+    session.gathered_by[way.rank] = added(session.gathered_by.get(way.rank, []), found[len(wanted) :])
     way.call.finished, way.call.request = True, None
     given = zip(wanted.items(), found, strict=False)
     return BackwardReply(grads={name: torch.zeros_like(leaf) if grad is None else grad for (name, leaf), grad in given})
-
-
-def _sum(gathered: Grads, found: Grads) -> Grads:
-    if not gathered:
-        return found
-    return [new if old is None else old if new is None else old + new for old, new in zip(gathered, found, strict=True)]

@@ -221,7 +221,7 @@ class Engine:
 
 def _workers(teacher: FrozenTeacher, config: ServerConfig) -> int:
     """How many threads may each run a part of a batch: a processor's, where no bits and no kernels depend on who is in it."""
-    if teacher.device.type != "cpu" or config.deterministic or config.compile:
+    if teacher.device.type != "cpu" or teacher.is_spread or config.deterministic or config.compile:
         return 1
     return config.threads or torch.get_num_threads()
 

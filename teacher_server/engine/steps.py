@@ -13,7 +13,8 @@ from teacher_server.faults import noted
 from teacher_server.metrics import Metrics
 from teacher_server.optimizers import Update, update_together
 from teacher_server.replies import fingerprint
-from teacher_server.sessions import Session
+from teacher_server.roll import RankedStep
+from teacher_server.sessions import Grads, Session, added
 from teaching_protocol.errors import NonFiniteError, StepOutOfOrder
 from teaching_protocol.verbs import StepReply, StepRequest
 
@@ -68,7 +69,7 @@ class Steps:
     def _done(self, session: Session, request: StepRequest, norm: float) -> StepReply:
         session.step += 1
         session.usage.stepped()
-        session.gathered = []
+        session.gathered_by = {}
         forget_calls(session, self._graphs)
         self._metrics.session_steps.inc()
         if request.grad_scale:
@@ -100,10 +101,24 @@ def _total_norm(session: Session, request: StepRequest) -> torch.Tensor:
     """Puts a session's scaled gradients into place and gives their norm, a number on the device."""
     parameters = session.parameters()
     if request.grad_scale:
-        for parameter, grad in zip(parameters, session.gathered, strict=bool(session.gathered)):
+        gathered = _averaged(session, request)
+        for parameter, grad in zip(parameters, gathered, strict=bool(gathered)):
             parameter.grad = None if grad is None else grad * request.grad_scale
     grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
     return torch.nn.utils.get_total_norm(grads) if grads else torch.zeros((), device=parameters[0].device)
+
+
+def _averaged(session: Session, request: StepRequest) -> Grads:
+    """The gathered gradients; of several ranks their mean by rows, summed in the order of the ranks: the same bits each time."""
+    if not isinstance(request, RankedStep):
+        return session.gathered
+    mean: Grads = []
+    for rank, rows in enumerate(request.rows_by_rank):
+        if rows and rank in session.gathered_by:
+            share = rows / request.rows
+            part = [None if grad is None else grad * share for grad in session.gathered_by[rank]]
+            mean = added(mean, part)
+    return mean
 
 
 def _check_finite(norm: float) -> None:

@@ -108,6 +108,14 @@ class Family(ABC):
         """
         raise InvalidSetting(f"compile: the layers of a {self.name} are small and are not compiled; leave compile away")
 
+    def run_again(self) -> None:
+        """Has each block run again in backward, so that a graph holds none of the weights; for weights that come and go.
+
+        Raises:
+            InvalidSetting: a family whose weights stay where they are.
+        """
+        raise InvalidSetting(f"device_map: a {self.name} is small and lies on one device; leave device_map away")
+
     def finish(self, states: torch.Tensor) -> torch.Tensor:
         """From the states at the last cut to the base model's `last_hidden_state`, [batch, tokens, width]."""
         return states

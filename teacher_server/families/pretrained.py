@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -42,6 +43,7 @@ class PretrainedFamily(Family):
         self.config = self.base.config
         self.blocks: Sequence[nn.Module] = self._blocks()
         self._runs: Sequence[Callable[..., Any]] = self.blocks
+        self._is_compiled = False
         if getattr(model.config, "use_cache", False):
             model.config.use_cache = False
 
@@ -81,7 +83,7 @@ class PretrainedFamily(Family):
             InvalidTensor: states that this family cannot lay out (see the family).
         """
         raw = self._lay_out(states)
-        if self._runs is not self.blocks:
+        if self._is_compiled:
             _allow_graphs()
         for block, arguments in zip(
             self._runs[span.start : span.stop], self._arguments(states, mask, span), strict=True
@@ -92,6 +94,14 @@ class PretrainedFamily(Family):
     def compile(self, backend: str) -> None:
         """Has torch.compile make kernels of the blocks; equal blocks share them, and sizes stay open."""
         self._runs = [torch.compile(block, dynamic=True, backend=backend) for block in self.blocks]
+        self._is_compiled = True
+
+    def run_again(self) -> None:
+        """Has each block run again in backward, one after the other: a graph holds their inputs and none of their weights.
+
+        So weights that are on their device only while they are used are not all there at once because a graph holds them.
+        """
+        self._runs = [partial(_again, block) for block in self.blocks]
 
     def logits(
         self, inputs: Mapping[str, torch.Tensor], cuts: Sequence[int]
@@ -143,6 +153,30 @@ class PretrainedFamily(Family):
     def _flatten(self, raw: torch.Tensor) -> torch.Tensor:
         """What a block gives -> [batch, tokens, width]."""
         return raw
+
+
+class _Again(torch.autograd.Function):
+    """A block that leaves no graph behind: backward runs it again, from its input, and goes through that."""
+
+    @staticmethod
+    def forward(ctx: Any, block: nn.Module, arguments: Mapping[str, Any], raw: torch.Tensor) -> torch.Tensor:
+        ctx.block, ctx.arguments = block, arguments
+        ctx.save_for_backward(raw)
+        return _first(block(raw, **arguments))
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[None, None, torch.Tensor]:
+        raw = ctx.saved_tensors[0].detach().requires_grad_()
+        with torch.enable_grad():
+            output = _first(ctx.block(raw, **ctx.arguments))
+        return None, None, torch.autograd.grad(output, raw, grad)[0]
+
+
+def _again(block: nn.Module, raw: torch.Tensor, **arguments: Any) -> torch.Tensor:
+    if not (torch.is_grad_enabled() and raw.requires_grad):
+        return _first(block(raw, **arguments))
+    found: torch.Tensor = _Again.apply(block, arguments, raw)  # type: ignore[no-untyped-call]
+    return found
 
 
 def _allow_graphs() -> None:

@@ -51,5 +51,5 @@ class T5(TextFamily):
         self, states: torch.Tensor, mask: torch.Tensor | None, span: LayerSpan
     ) -> Sequence[Mapping[str, Any]]:
         tokens = states.shape[1]
-        bias = self.base.block[0].layer[0].SelfAttention.compute_bias(tokens, tokens)
+        bias = self.base.block[0].layer[0].SelfAttention.compute_bias(tokens, tokens, device=states.device)
         return [{"attention_mask": self._attention_mask(states, mask), "position_bias": bias}] * len(span)

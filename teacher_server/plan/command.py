@@ -17,8 +17,9 @@ from rich.table import Table
 from transformers.utils import logging as transformers_logging
 
 from teacher_server.config import ServerConfig, load_config
-from teacher_server.loading import empty_teacher
+from teacher_server.loading import empty_teacher, spread_of
 from teacher_server.plan.graphs import StepShape, graph_bytes, session_bytes
+from teacher_server.plan.layout import Layout, lay_out
 from teacher_server.plan.measuring import measure
 from teacher_server.plan.sizing import Measured, Room, Sizes, students_served
 from teacher_server.plan.weights import file_bytes, served_bytes
@@ -45,6 +46,7 @@ class Plan:
         files, weights: bytes by dtype, in the files and as served.
         room: what fits.
         measured: seconds of steps; empty without --measure.
+        layout: of the weights over devices; None where one has them all.
     """
 
     model: str
@@ -54,6 +56,7 @@ class Plan:
     weights: dict[str, int]
     room: Room
     measured: tuple[Measured, ...] = ()
+    layout: Layout | None = None
 
     def served(self, every_s: float) -> tuple[int, int]:
         """Students that may ask every so many seconds: one by one, and merged."""
@@ -79,6 +82,10 @@ class Plan:
             "students_fit": {"sessions": room.sessions, "kept": room.kept, "kept_by_budget": room.kept_by_budget},
             "measured": [dataclasses.asdict(each) for each in self.measured],
         }
+        if self.layout is not None:
+            found["layout"] = {"main": self.layout.main, "offloads": self.layout.offloads} | {
+                "devices": [dataclasses.asdict(each) for each in self.layout.shares]
+            }
         if self.measured:
             named = [(each, *self.served(each)) for each in every_s]
             found["served"] = [{"every_s": each, "alone": alone, "merged": merged} for each, alone, merged in named]
@@ -90,6 +97,14 @@ def plan(
     config: Annotated[Path | None, typer.Option("--config", help="YAML or TOML file, as given to serve.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1.")] = None,
+    device_map: Annotated[
+        str | None,
+        typer.Option(help="Spread the weights, as given to serve: auto, balanced, sequential, or a JSON file."),
+    ] = None,
+    device_memory: Annotated[
+        list[str] | None,
+        typer.Option(help="What a device may hold of the weights, 0=20GiB or cpu=60GiB; may be repeated."),
+    ] = None,
     threads: Annotated[int | None, typer.Option(help="Compute threads to measure with.")] = None,
     rows: Annotated[int, typer.Option(min=1, help="Rows of one student's step.")] = 32,
     tokens: Annotated[int, typer.Option(min=1, help="Message tokens of a row.")] = 64,
@@ -108,7 +123,8 @@ def plan(
 ) -> None:
     """Prints what a teacher will hold and how many students fit, without loading its weights; --measure adds how many it serves."""
     transformers_logging.disable_progress_bar()
-    flags = {"model": model, "dtype": dtype, "device": device, "threads": threads}
+    flags: dict[str, Any] = {"model": model, "dtype": dtype, "device": device, "threads": threads}
+    flags |= {"device_map": device_map, "device_memory": device_memory or None}
     found = load_config(config, flags)
     if found.threads:
         torch.set_num_threads(found.threads)
@@ -133,18 +149,24 @@ def make_plan(
     """
     teacher = empty_teacher(config.model, config.dtype, config.trust_remote_code, config.image_size)
     weights = served_bytes(teacher)
+    spread = spread_of(config)
+    layout = None if spread is None else lay_out(teacher, spread)
+    if layout is not None and layout.offloads:
+        teacher.family.run_again()
     shape = StepShape(rows, tokens, _spanned(settings, teacher, config))
+    if layout is not None:
+        config = config.model_copy(update={"device": "cpu" if layout.main == "cpu" else f"cuda:{layout.main}"})
     kind = torch.device("cuda" if config.device == "auto" and torch.cuda.is_available() else _kind(config.device)).type
     is_here = kind == "cpu"
     graph = graph_bytes(teacher, shape, kind if is_here or torch.cuda.is_available() else "cpu")
     replies = min(config.session_replay_bytes, 256 * 2 * shape.message_bytes)
     sizes = Sizes(
-        sum(weights.values()), session_bytes(teacher, shape.settings), graph, shape.message_bytes, replies,
+        sum(weights.values()) if layout is None else layout.main_bytes, session_bytes(teacher, shape.settings), graph, shape.message_bytes, replies,
         config.knowledge_cache_bytes, config.graph_cache_bytes, config.state_bytes,
     )  # fmt: skip
     memory = _memory(kind) if memory_gib is None else int(memory_gib * _GIB)
     room = Room(memory, sizes, config.max_sessions, is_here)
-    return Plan(config.model, kind, shape, file_bytes(config.model), weights, room)
+    return Plan(config.model, kind, shape, file_bytes(config.model), weights, room, layout=layout)
 
 
 def _kind(device: str) -> str:
@@ -190,10 +212,27 @@ def _print(made: Plan, every_s: Sequence[float]) -> None:
         ("memory", room.memory, "to plan for"),
     ):
         table.add_row(what, f"{size / _MIB:,.1f}", how)
+    if made.layout is not None:
+        _print_layout(console, made.layout)
     console.print(table)
     _print_fit(console, made)
     if made.measured:
         _print_served(console, made, every_s)
+
+
+def _print_layout(console: Console, layout: Layout) -> None:
+    table = Table(title="where the weights would lie")
+    for name in ("device", "MiB", "may hold"):
+        table.add_column(name, justify="right")
+    table.add_column("modules", overflow="fold")
+    for share in layout.shares:
+        limit = "" if share.limit_bytes is None else f"{share.limit_bytes / _MIB:,.1f}"
+        table.add_row(share.device, f"{share.size_bytes / _MIB:,.1f}", limit, ", ".join(share.modules))
+    console.print(table)
+    moves = (
+        f"; what is offloaded comes there to compute, a layer of up to {layout.largest_bytes / _MIB:,.1f} MiB at a time"
+    )
+    console.print(f"states enter on {layout.main}, and sessions lie there{moves if layout.offloads else ''}")
 
 
 def _print_fit(console: Console, made: Plan) -> None:

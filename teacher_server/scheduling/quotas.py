@@ -25,9 +25,9 @@ def quota_of(student: str, quotas: Collection[Quota]) -> Quota:
     return next((quota for quota in quotas if fnmatchcase(student, quota.students)), _ANY)
 
 
-def state_bytes(parameters: int, optimizer: OptimizerSettings) -> int:
-    """Bytes a session holds for its codec: weights, gathered gradients and the optimizer's moments, float32."""
-    return 4 * parameters * (2 + _MOMENTS.get(optimizer.name, 2))
+def state_bytes(parameters: int, optimizer: OptimizerSettings, ranks: int = 1) -> int:
+    """Bytes a session holds for its codec: weights, gathered gradients of each rank and the optimizer's moments, float32."""
+    return 4 * parameters * (1 + max(1, ranks) + _MOMENTS.get(optimizer.name, 2))
 
 
 def identity_quota_of(identity: str, quotas: Collection[IdentityQuota]) -> IdentityQuota:

@@ -16,20 +16,22 @@ class SessionRef(_message.Message):
     def __init__(self, session_id: _Optional[str] = ..., epoch: _Optional[int] = ...) -> None: ...
 
 class Limits(_message.Message):
-    __slots__ = ("message_bytes", "rows", "tokens", "message_width", "codec_depth", "lease_s")
+    __slots__ = ("message_bytes", "rows", "tokens", "message_width", "codec_depth", "lease_s", "ranks")
     MESSAGE_BYTES_FIELD_NUMBER: _ClassVar[int]
     ROWS_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_WIDTH_FIELD_NUMBER: _ClassVar[int]
     CODEC_DEPTH_FIELD_NUMBER: _ClassVar[int]
     LEASE_S_FIELD_NUMBER: _ClassVar[int]
+    RANKS_FIELD_NUMBER: _ClassVar[int]
     message_bytes: int
     rows: int
     tokens: int
     message_width: int
     codec_depth: int
     lease_s: float
-    def __init__(self, message_bytes: _Optional[int] = ..., rows: _Optional[int] = ..., tokens: _Optional[int] = ..., message_width: _Optional[int] = ..., codec_depth: _Optional[int] = ..., lease_s: _Optional[float] = ...) -> None: ...
+    ranks: int
+    def __init__(self, message_bytes: _Optional[int] = ..., rows: _Optional[int] = ..., tokens: _Optional[int] = ..., message_width: _Optional[int] = ..., codec_depth: _Optional[int] = ..., lease_s: _Optional[float] = ..., ranks: _Optional[int] = ...) -> None: ...
 
 class DescribeRequest(_message.Message):
     __slots__ = ()
@@ -98,7 +100,7 @@ class OptimizerSettings(_message.Message):
     def __init__(self, name: _Optional[str] = ..., weight_decay: _Optional[float] = ..., beta1: _Optional[float] = ..., beta2: _Optional[float] = ..., eps: _Optional[float] = ..., momentum: _Optional[float] = ...) -> None: ...
 
 class SessionSettings(_message.Message):
-    __slots__ = ("task", "message_width", "message_tokens", "pooling", "entry", "exit", "codec_depth", "answer_from", "inject", "optimizer", "seed")
+    __slots__ = ("task", "message_width", "message_tokens", "pooling", "entry", "exit", "codec_depth", "answer_from", "inject", "optimizer", "seed", "world_size")
     TASK_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_WIDTH_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -110,6 +112,7 @@ class SessionSettings(_message.Message):
     INJECT_FIELD_NUMBER: _ClassVar[int]
     OPTIMIZER_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
+    WORLD_SIZE_FIELD_NUMBER: _ClassVar[int]
     task: str
     message_width: int
     message_tokens: int
@@ -121,7 +124,8 @@ class SessionSettings(_message.Message):
     inject: str
     optimizer: OptimizerSettings
     seed: int
-    def __init__(self, task: _Optional[str] = ..., message_width: _Optional[int] = ..., message_tokens: _Optional[int] = ..., pooling: _Optional[str] = ..., entry: _Optional[int] = ..., exit: _Optional[int] = ..., codec_depth: _Optional[int] = ..., answer_from: _Optional[str] = ..., inject: _Optional[str] = ..., optimizer: _Optional[_Union[OptimizerSettings, _Mapping]] = ..., seed: _Optional[int] = ...) -> None: ...
+    world_size: int
+    def __init__(self, task: _Optional[str] = ..., message_width: _Optional[int] = ..., message_tokens: _Optional[int] = ..., pooling: _Optional[str] = ..., entry: _Optional[int] = ..., exit: _Optional[int] = ..., codec_depth: _Optional[int] = ..., answer_from: _Optional[str] = ..., inject: _Optional[str] = ..., optimizer: _Optional[_Union[OptimizerSettings, _Mapping]] = ..., seed: _Optional[int] = ..., world_size: _Optional[int] = ...) -> None: ...
 
 class EnrollRequest(_message.Message):
     __slots__ = ("student", "settings", "resume", "state", "call_id")
@@ -152,7 +156,7 @@ class EnrollReply(_message.Message):
     def __init__(self, session: _Optional[_Union[SessionRef, _Mapping]] = ..., lease_s: _Optional[float] = ..., step: _Optional[int] = ..., parameters: _Optional[int] = ..., settings: _Optional[_Union[SessionSettings, _Mapping]] = ...) -> None: ...
 
 class ForwardRequest(_message.Message):
-    __slots__ = ("session", "call_id", "outputs", "backward_follows", "grad_inputs", "inputs", "compression")
+    __slots__ = ("session", "call_id", "outputs", "backward_follows", "grad_inputs", "inputs", "compression", "rank")
     class InputsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -167,6 +171,7 @@ class ForwardRequest(_message.Message):
     GRAD_INPUTS_FIELD_NUMBER: _ClassVar[int]
     INPUTS_FIELD_NUMBER: _ClassVar[int]
     COMPRESSION_FIELD_NUMBER: _ClassVar[int]
+    RANK_FIELD_NUMBER: _ClassVar[int]
     session: SessionRef
     call_id: str
     outputs: _containers.RepeatedScalarFieldContainer[str]
@@ -174,7 +179,8 @@ class ForwardRequest(_message.Message):
     grad_inputs: _containers.RepeatedScalarFieldContainer[str]
     inputs: _containers.MessageMap[str, _tensor_pb2.Tensor]
     compression: _tensor_pb2.Compression
-    def __init__(self, session: _Optional[_Union[SessionRef, _Mapping]] = ..., call_id: _Optional[str] = ..., outputs: _Optional[_Iterable[str]] = ..., backward_follows: _Optional[bool] = ..., grad_inputs: _Optional[_Iterable[str]] = ..., inputs: _Optional[_Mapping[str, _tensor_pb2.Tensor]] = ..., compression: _Optional[_Union[_tensor_pb2.Compression, str]] = ...) -> None: ...
+    rank: int
+    def __init__(self, session: _Optional[_Union[SessionRef, _Mapping]] = ..., call_id: _Optional[str] = ..., outputs: _Optional[_Iterable[str]] = ..., backward_follows: _Optional[bool] = ..., grad_inputs: _Optional[_Iterable[str]] = ..., inputs: _Optional[_Mapping[str, _tensor_pb2.Tensor]] = ..., compression: _Optional[_Union[_tensor_pb2.Compression, str]] = ..., rank: _Optional[int] = ...) -> None: ...
 
 class ForwardReply(_message.Message):
     __slots__ = ("queue_s", "compute_s", "outputs")
@@ -194,7 +200,7 @@ class ForwardReply(_message.Message):
     def __init__(self, queue_s: _Optional[float] = ..., compute_s: _Optional[float] = ..., outputs: _Optional[_Mapping[str, _tensor_pb2.Tensor]] = ...) -> None: ...
 
 class BackwardRequest(_message.Message):
-    __slots__ = ("session", "call_id", "forward_id", "grads", "outputs", "grad_inputs", "inputs", "compression")
+    __slots__ = ("session", "call_id", "forward_id", "grads", "outputs", "grad_inputs", "inputs", "compression", "rank")
     class GradsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -217,6 +223,7 @@ class BackwardRequest(_message.Message):
     GRAD_INPUTS_FIELD_NUMBER: _ClassVar[int]
     INPUTS_FIELD_NUMBER: _ClassVar[int]
     COMPRESSION_FIELD_NUMBER: _ClassVar[int]
+    RANK_FIELD_NUMBER: _ClassVar[int]
     session: SessionRef
     call_id: str
     forward_id: str
@@ -225,7 +232,8 @@ class BackwardRequest(_message.Message):
     grad_inputs: _containers.RepeatedScalarFieldContainer[str]
     inputs: _containers.MessageMap[str, _tensor_pb2.Tensor]
     compression: _tensor_pb2.Compression
-    def __init__(self, session: _Optional[_Union[SessionRef, _Mapping]] = ..., call_id: _Optional[str] = ..., forward_id: _Optional[str] = ..., grads: _Optional[_Mapping[str, _tensor_pb2.Tensor]] = ..., outputs: _Optional[_Iterable[str]] = ..., grad_inputs: _Optional[_Iterable[str]] = ..., inputs: _Optional[_Mapping[str, _tensor_pb2.Tensor]] = ..., compression: _Optional[_Union[_tensor_pb2.Compression, str]] = ...) -> None: ...
+    rank: int
+    def __init__(self, session: _Optional[_Union[SessionRef, _Mapping]] = ..., call_id: _Optional[str] = ..., forward_id: _Optional[str] = ..., grads: _Optional[_Mapping[str, _tensor_pb2.Tensor]] = ..., outputs: _Optional[_Iterable[str]] = ..., grad_inputs: _Optional[_Iterable[str]] = ..., inputs: _Optional[_Mapping[str, _tensor_pb2.Tensor]] = ..., compression: _Optional[_Union[_tensor_pb2.Compression, str]] = ..., rank: _Optional[int] = ...) -> None: ...
 
 class BackwardReply(_message.Message):
     __slots__ = ("queue_s", "compute_s", "grads")
@@ -245,18 +253,22 @@ class BackwardReply(_message.Message):
     def __init__(self, queue_s: _Optional[float] = ..., compute_s: _Optional[float] = ..., grads: _Optional[_Mapping[str, _tensor_pb2.Tensor]] = ...) -> None: ...
 
 class StepRequest(_message.Message):
-    __slots__ = ("session", "step", "lr", "grad_scale", "max_grad_norm")
+    __slots__ = ("session", "step", "lr", "grad_scale", "max_grad_norm", "rank", "rows")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
     LR_FIELD_NUMBER: _ClassVar[int]
     GRAD_SCALE_FIELD_NUMBER: _ClassVar[int]
     MAX_GRAD_NORM_FIELD_NUMBER: _ClassVar[int]
+    RANK_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
     session: SessionRef
     step: int
     lr: float
     grad_scale: float
     max_grad_norm: float
-    def __init__(self, session: _Optional[_Union[SessionRef, _Mapping]] = ..., step: _Optional[int] = ..., lr: _Optional[float] = ..., grad_scale: _Optional[float] = ..., max_grad_norm: _Optional[float] = ...) -> None: ...
+    rank: int
+    rows: int
+    def __init__(self, session: _Optional[_Union[SessionRef, _Mapping]] = ..., step: _Optional[int] = ..., lr: _Optional[float] = ..., grad_scale: _Optional[float] = ..., max_grad_norm: _Optional[float] = ..., rank: _Optional[int] = ..., rows: _Optional[int] = ...) -> None: ...
 
 class StepReply(_message.Message):
     __slots__ = ("step", "grad_norm")

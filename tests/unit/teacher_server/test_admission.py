@@ -102,6 +102,7 @@ def test_the_first_pattern_that_fits_holds() -> None:
 def test_state_is_weights_gradients_and_moments() -> None:
     assert state_bytes(10, OptimizerSettings("adamw")) == 160
     assert state_bytes(10, OptimizerSettings("sgd")) == 120
+    assert state_bytes(10, OptimizerSettings("sgd"), 3) == 200, "each rank gathers gradients of its own"
 
 
 def test_sessions_and_bytes_of_a_quota() -> None:

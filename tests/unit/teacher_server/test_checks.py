@@ -30,7 +30,7 @@ def test_the_good_ones_pass() -> None:
     forward = forward_request(REF)
     check_forward(forward, SETTINGS, CARD)
     check_backward(backward_request(forward), SETTINGS, CARD)
-    check_step(verbs.StepRequest(REF, 1, 0.0))
+    check_step(verbs.StepRequest(REF, 1, 0.0), SETTINGS)
 
 
 def test_inputs_sent_again_are_checked_like_a_forward() -> None:
@@ -90,7 +90,7 @@ def test_a_step_takes_finite_numbers_only(lr: float, scale: float, norm: float) 
     good = all(math.isfinite(value) and value >= 0 for value in (lr, scale, norm)) and lr <= 1e6
     good = good and max(scale, norm) <= 1e30
     try:
-        check_step(request)
+        check_step(request, SETTINGS)
     except InvalidSetting:
         assert not good
     else:
