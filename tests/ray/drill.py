@@ -11,7 +11,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -27,23 +27,27 @@ from tests.chaos.world import assert_same, chaos_config, ended, log_of, student_
 from tests.integration.gate import poll
 
 PLACES = ("replica-0", "replica-1")
-STEPS = {"short": 60, "long": 700}
+STEPS = {"short": 45, "long": 700}
 LIMIT_S = 120.0
 
 
 @contextmanager
-def fleet(model: Path, folder: Path, *words: str) -> Iterator[str]:
-    """The command itself; gives the directory's address."""
+def fleet(model: Path, folder: Path, *words: str) -> Iterator[Callable[[], str]]:
+    """The command itself, begun; gives what waits for it and gives the directory's address."""
     fixed = ["--set", "entry=1", "--set", "exit=3", "--set", "device=cpu", "--set", "threads=1", "--set", "lease_s=10"]
     command = [sys.executable, "-m", "teacher_server", "fleet", "--model", str(model), "--deterministic", "--port", "0"]
     with (folder / "fleet.log").open("w") as log:
         process = subprocess.Popen(
             [*command, "--cpus", "0.5", *fixed, *words], stdout=subprocess.PIPE, stderr=log, text=True
         )
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        assert line.startswith("serving"), (folder / "fleet.log").read_text()[-4000:]
-        yield line.split()[1]
+
+        def address() -> str:
+            assert process.stdout is not None
+            line = process.stdout.readline()
+            assert line.startswith("serving"), (folder / "fleet.log").read_text()[-4000:]
+            return line.split()[1]
+
+        yield address
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0, (folder / "fleet.log").read_text()[-4000:]
 
@@ -79,8 +83,8 @@ def sessions(directory: str) -> dict[str, int]:
 
 def drill(model: Path, folder: Path, form: str) -> None:
     steps = STEPS[form]
-    whole = unbroken(model, folder, steps)
-    with fleet(model, folder) as directory, ExitStack() as stack:
+    with fleet(model, folder) as address, ExitStack() as stack:
+        whole, directory = unbroken(model, folder, steps), address()
         configs = [
             chaos_config(folder, name, directory, steps, teacher__student=name, teacher__settle_s=1.0)
             for name in names()
@@ -96,9 +100,9 @@ def drill(model: Path, folder: Path, form: str) -> None:
         found = [ended(config, student) for config, student in zip(configs, students, strict=True)]
     for config, broken in zip(configs, found, strict=True):
         assert_same(broken, whole, steps)
-        print(
-            config.output.name, "recoveries", broken.result["recoveries"], "replayed", broken.result["replayed_steps"]
-        )
+        told = broken.result
+        said = f"{told['recoveries']} recoveries, {told['replayed_steps']} steps made again"
+        sys.stdout.write(f"{config.output.name}: {said}\n")
     for broken in found[:2]:  # those of the killed one
         assert broken.result["recoveries"] >= 1
         assert broken.result["replayed_steps"] <= 2 * configs[0].training.rewind_steps
