@@ -111,8 +111,11 @@ def world(model_folder: Callable[[str], Path]) -> Iterator[Callable[..., World]]
         each.supervisor.end(20.0)
 
 
-def test_one_more_begins_and_takes_its_students_and_one_leaves_again(world: Callable[..., World]) -> None:
+def test_one_more_begins_and_takes_its_students_and_one_leaves_again(
+    world: Callable[..., World], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Calls that wait at all are too many here: a second teacher joins, and a student that belongs there moves."""
+    monkeypatch.setattr("teacher_server.fleet.replica._WINDOW_S", 2.0)
     found = world(Bounds(least=1, most=2, up_s=1e-9, down_s=1e-12, up_after_s=0.0, down_after_s=0.0), 1)
     found.until(lambda: found.serving == ["replica-0"], "one serves")
     assert found.supervisor.is_complete
@@ -136,7 +139,7 @@ def test_one_more_begins_and_takes_its_students_and_one_leaves_again(world: Call
         )
         for teacher in teachers:
             teacher.leave()
-    # nobody calls any more: the mean of the last ten seconds falls to nothing
+    # nobody calls any more: the mean of the last seconds falls to nothing
     found.until(lambda: len(found.serving) == 1, "one is enough")
 
 
