@@ -19,12 +19,13 @@ from tests.integration.gate import poll
 from tests.unit.student_client.run_setup import run_config
 
 LIMIT_S = 120.0
-STEPS = 600
+STEPS = 200
 
 
 def common(folder: Path, steps: int) -> dict[str, Any]:
     """A run's configuration without its folder."""
-    config = run_config(folder, "unused", training__max_steps=steps, training__checkpoint_every=10)
+    few = {"training__max_steps": steps, "training__checkpoint_every": 10, "training__evaluate_every": steps // 2}
+    config = run_config(folder, "unused", **few)
     return config.model_dump(mode="json", exclude={"output", "teacher"})
 
 
@@ -57,7 +58,12 @@ def pupils(folder: Path) -> None:
         client("fleet", fleet_file(folder), "--on", "ray"), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     bob = folder / "runs" / "bob"
-    poll(lambda: any((bob / "checkpoints").glob("*")), "bob has a checkpoint", LIMIT_S)
+
+    def has_begun() -> bool:
+        assert fleet.poll() is None, fleet.communicate()[0]
+        return any((bob / "checkpoints").glob("*"))
+
+    poll(has_begun, "bob has a checkpoint", LIMIT_S)
     process = student_process(bob)
     assert process is not None
     process.send_signal(signal.SIGKILL)
