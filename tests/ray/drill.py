@@ -28,7 +28,7 @@ from tests.integration.gate import poll
 
 PLACES = ("replica-0", "replica-1")
 STEPS = {"short": 45, "long": 700}
-LIMIT_S = 120.0
+LIMIT_S = 200.0
 
 
 @contextmanager

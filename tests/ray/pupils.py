@@ -18,7 +18,7 @@ import yaml
 from tests.integration.gate import poll
 from tests.unit.student_client.run_setup import run_config
 
-LIMIT_S = 120.0
+LIMIT_S = 200.0
 STEPS = 200
 
 
