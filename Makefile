@@ -11,7 +11,7 @@ PIP_FLAGS := --disable-pip-version-check --no-warn-script-location
 SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -c
 
-.PHONY: setup parts demo test test-slow check-images test-gpu chaos soak lint type proto bench bench-gpu fuzz lock audit licences settings serve clean
+.PHONY: setup parts demo test test-slow test-ray check-images test-gpu chaos soak lint type proto bench bench-gpu fuzz lock audit licences settings serve clean
 
 setup: $(STAMP)
 
@@ -41,6 +41,9 @@ test-slow: setup ## learning tests, minutes each
 check-images: setup ## what the Dockerfiles do, in clean virtual environments, and all of docs/deploy.md: about eight minutes
 	$(BIN)/python -m pytest -m slow tests/deploy
 
+test-ray: setup ## fleets under a real Ray, in a network namespace (as root): about four minutes
+	$(BIN)/python -m pytest -m '' --durations=0 tests/ray
+
 test-gpu: setup ## what needs a CUDA device; one at a time, as they share it
 	$(BIN)/python -m pytest -m gpu tests/gpu tests/unit
 
@@ -62,7 +65,7 @@ proto: setup ## regenerates teaching_protocol/v1 from protos/
 	$(BIN)/python -m grpc_tools.protoc -I protos --python_out=. --pyi_out=. protos/teaching_protocol/v1/*.proto
 
 # Each benchmark has the machine to itself; figures go to benchmarks/results, plots to benchmarks/plots, what they mean to LOG.md.
-BENCHES := step students peers tensors fairness sessions merge waiting observe ahead pipeline lengths committee edges threads status
+BENCHES := step students peers tensors fairness sessions merge waiting observe ahead pipeline lengths committee edges threads status fleet
 
 bench: $(BENCHES:%=bench-%) ## all of them, one after the other (about an hour); `make bench-NAME` runs one
 

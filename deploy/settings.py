@@ -12,10 +12,11 @@ from student_client.config import RunConfig
 from student_client.fleet.settings import FleetConfig
 from teacher_server.config import ENVIRONMENT as TEACHER
 from teacher_server.config import ServerConfig
+from teacher_server.fleet.settings import FleetSettings
 from teacher_server.live import LIVE_FIELDS
 
 ROOT = Path(__file__).parent.parent
-PAGES = (ROOT / "docs" / "configuration.md", ROOT / "docs" / "fleet.md")
+PAGES = (ROOT / "docs" / "configuration.md", ROOT / "docs" / "fleet.md", ROOT / "docs" / "scale.md")
 LONGEST = 60
 
 
@@ -40,6 +41,7 @@ TABLES = {
     "teacher-server": lambda: table(ServerConfig, TEACHER, LIVE_FIELDS),
     "student-client": lambda: table(RunConfig, STUDENT),
     "fleet": lambda: table(FleetConfig, ""),
+    "teachers": lambda: table(FleetSettings, ""),
 }
 
 

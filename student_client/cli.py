@@ -16,6 +16,7 @@ from command_config import as_json as config_as_json
 from command_config import as_table
 from student_client.checkpoints import checkpoint_folders
 from student_client.compare.command import compare
+from student_client.compare.search import search
 from student_client.config import RunConfig
 from student_client.credentials import Credentials
 from student_client.demo import Demo, run_demo
@@ -93,7 +94,7 @@ def build_app() -> typer.Typer:
         add_completion=False,
         pretty_exceptions_enable=False,
     )
-    for command in (train, fleet, select, evaluate, export, compare, ping, doctor, demo):
+    for command in (train, fleet, select, evaluate, export, compare, search, ping, doctor, demo):
         app.command()(command)
     app.command("check-config")(check_config)
     return app

@@ -26,7 +26,7 @@ ENVIRONMENT = "STUDENT_CLIENT_"
 """What the names of variables that set fields begin with."""
 
 _CONNECTION = {
-    *("address", "addresses", "patience_s", "student", "deadline_s"),
+    *("address", "addresses", "spread", "settle_s", "patience_s", "student", "deadline_s"),
     *("ca", "cert", "key", "token_file", "tls", "server_name", "insecure"),
 }
 """Fields of a teacher that say how it is reached and change nothing that is learned."""
@@ -69,9 +69,22 @@ class TeacherConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    address: str = Field("127.0.0.1:50051", min_length=1, description="`host:port` of the teacher server.")
+    address: str = Field(
+        "127.0.0.1:50051",
+        min_length=1,
+        description="`host:port` of the teacher server, or of a fleet's directory; `dns:///NAME:PORT` is every address of a name.",
+    )
     addresses: tuple[str, ...] = Field(
         (), description="Where else the same teacher serves: asked in turn when it is lost."
+    )
+    spread: bool = Field(
+        False,
+        description="Rank the addresses by the student's name, as those of a fleet are; else the first is preferred.",
+    )
+    settle_s: float = Field(
+        30.0,
+        ge=0.0,
+        description="Seconds after a replica of a fleet failed before the session goes back to it; they double each time.",
     )
     patience_s: float = Field(
         300.0, ge=0.0, description="Seconds a lost teacher is waited for without progress; 0 ends the run at once."

@@ -13,6 +13,7 @@ from student_client.methods import Method, named, session_options
 from student_client.ranks import Ranks
 from student_client.recovery import Patience
 from student_client.remote import InProcessTeacher, RemoteTeacher, SessionOptions, Teacher
+from student_client.route import Route
 from student_client.teachers import Absence, Member, Teachers
 from teaching_protocol.errors import ConfigError
 from teaching_protocol.verbs import OptimizerSettings, TeacherVerbs
@@ -151,13 +152,15 @@ def _session(
     name = wanted.student or f"{config.output.name}-{uuid.uuid4().hex[:8]}"
     if teacher is not None:
         return InProcessTeacher(teacher, student=name, deadline_s=wanted.deadline_s, **options)
+    credentials = _credentials(wanted)
+    route = Route((wanted.address, *wanted.addresses), name, credentials, wanted.spread, wanted.settle_s)
     return RemoteTeacher(
-        (wanted.address, *wanted.addresses),
+        route,
         student=name,
         compression=wanted.compression,
         shared_memory=wanted.shared_memory,
         int8_error=wanted.int8_error,
-        credentials=_credentials(wanted),
+        credentials=credentials,
         deadline_s=wanted.deadline_s,
         patience_s=_SHORT_PATIENCE_S if _hurries(config, wanted) else _PATIENCE_S,
         **options,

@@ -172,6 +172,7 @@ class Member:
         self._settle()
         self.lost, self.state = None, state
         try:
+            self.teacher.move_if_better()
             self._check_card()
             if not self._resumes():
                 self.teacher.enroll(state)

@@ -12,6 +12,7 @@ from torch import nn
 
 from student_client.credentials import Credentials
 from student_client.exchange import Question, exchange, placed
+from student_client.route import Route
 from student_client.sent import Sent
 from student_client.session import Handle, Session, SessionOptions
 from student_client.transport import GrpcTransport
@@ -95,6 +96,14 @@ class Teacher(nn.Module):
     def move_on(self) -> None:
         """Connects to the teacher's next address, or anew to the only one; the session has to be opened there."""
         self._session.move_on()
+
+    def has_better_place(self) -> bool:
+        """Whether a replica serves by now to which this session belongs rather than to the one it is at."""
+        return self._session.has_better_place()
+
+    def move_if_better(self) -> None:
+        """Leaves the replica for the better one that was found last, if any; the session has to be opened there."""
+        self._session.move_if_better()
 
     def enroll(self, state: bytes = b"", resume: str = "") -> Self:
         """Opens the session, from exported state where given, or takes over the live session of id `resume`."""
@@ -182,7 +191,8 @@ class RemoteTeacher(Teacher):
     """A teacher behind gRPC.
 
     Args:
-        address: `host:port` of a teacher server; after the first, others that serve the same teacher, for `move_on`.
+        address: `host:port` of a teacher server or of a fleet's directory; after the first, others that serve the same teacher,
+            for `move_on`; or a route among them.
         student: this student's name, one live session each.
         compression: how float ports travel: bf16 (default), fp16, int8 (rows with a scale each), or none for float32.
         deadline_s: seconds any one call may take.
@@ -195,7 +205,7 @@ class RemoteTeacher(Teacher):
 
     def __init__(
         self,
-        address: str | Sequence[str],
+        address: str | Sequence[str] | Route,
         *,
         student: str,
         compression: str = "bf16",
@@ -206,9 +216,16 @@ class RemoteTeacher(Teacher):
         credentials: Credentials | None = None,
         **options: Unpack[SessionOptions],
     ) -> None:
-        first, *elsewhere = [address] if isinstance(address, str) else address
+        written = [address] if isinstance(address, str) else address
+        route = written if isinstance(written, Route) else Route(written, student, credentials)
         transport = GrpcTransport(
-            first, compression, patience_s, shared_memory, int8_error, credentials=credentials, elsewhere=elsewhere
+            route.place.address,
+            compression,
+            patience_s,
+            shared_memory,
+            int8_error,
+            credentials=credentials,
+            route=route,
         )
         super().__init__(Session(transport, student, compression, deadline_s), options)
 

@@ -152,6 +152,16 @@ class Session:
         if isinstance(self.transport, GrpcTransport):
             self.transport.move_on()
 
+    def has_better_place(self) -> bool:
+        """Whether the session belongs to another replica by now."""
+        return isinstance(self.transport, GrpcTransport) and self.transport.route.look()
+
+    def move_if_better(self) -> None:
+        """Ends the session here and connects to where it belongs, if `has_better_place` found that last."""
+        if isinstance(self.transport, GrpcTransport) and self.transport.route.has_better:
+            self.end()
+            self.transport.move_if_better()
+
     def leave(self) -> None:
         """Ends the session and the heartbeat; harmless when repeated or when the teacher is gone."""
         self.end()

@@ -17,7 +17,7 @@ from student_client.exchange import Exchange, settled
 from student_client.members import NOT_YET, UNREACHABLE, Account, Member, reads
 from student_client.pausing import Overlap, Pausing, finished
 from student_client.ranks import Ranks
-from teaching_protocol.errors import StateMismatch, TeacherUnavailable, TeachingError
+from teaching_protocol.errors import Draining, StateMismatch, TeacherUnavailable, TeachingError
 from teaching_protocol.threads import side_threads
 from teaching_protocol.tracing import Tracing
 from teaching_protocol.verbs import DescribeReply
@@ -263,6 +263,18 @@ class Teachers:
         for member in self.members:
             member.lost = None
         self._each(lambda member: member.go_back(known[member.place]))
+
+    def look_for_places(self) -> None:
+        """Asks whether any session belongs to another replica by now, to be called when both sides agree.
+
+        Raises:
+            Draining: one does; `go_back` takes it there.
+        """
+        for member in self.members:
+            if not member.is_missing and member.teacher.has_better_place():
+                raise Draining(
+                    f"the session with {member.name!r} belongs to another replica, which serves by now; it moves"
+                )
 
     def hand_off(self, step: int) -> tuple[bytes, ...] | None:
         """The state of every session while its server drains, ended there; None where it is not the state after `step`."""

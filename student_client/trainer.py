@@ -220,6 +220,8 @@ class Trainer:
             self.keeping.keep(self._cut())
         if saves:
             self.save()
+        if cuts and not ends:
+            self.teachers.look_for_places()
 
     def _states(self) -> tuple[bytes, ...]:
         """The state of every session after this step, asked for once."""

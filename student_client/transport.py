@@ -7,28 +7,26 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import grpc
 import tenacity
 
 from student_client.credentials import Credentials
+from student_client.route import Route
 from student_client.same_host import SharedBlocks
+from student_client.statuses import typed
 from teaching_protocol import verbs
-from teaching_protocol.channel import CLOCK_KEY, channel_options, error_from
+from teaching_protocol.channel import CLOCK_KEY, channel_options
 from teaching_protocol.errors import (
     CallCancelled,
-    DeadlineExceeded,
     InternalError,
-    MessageTooLarge,
     Overloaded,
     ServiceError,
     SharedMemoryLost,
     TeacherUnavailable,
-    TeachingError,
-    Unauthenticated,
 )
 from teaching_protocol.int8 import Int8Rules
 from teaching_protocol.shared_memory import SHARED_KEY
@@ -40,19 +38,14 @@ __all__ = ["GrpcTransport", "Int8Account"]
 
 _log = logging.getLogger(__name__)
 
+T = TypeVar("T")
 Stub = Any  # grpc's callable of one RPC
 Metadata = tuple[tuple[str, str], ...]
 
 _RETRIED = (Overloaded, SharedMemoryLost, TeacherUnavailable)
-# what gRPC says of a TLS handshake that failed for good
-_DISTRUST = (
-    "CERTIFICATE_VERIFY_FAILED",
-    "Hostname Verification",
-    "CERTIFICATE_REQUIRED",
-    "ALERT_",
-    "WRONG_VERSION_NUMBER",
-)
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.05, 2.0
+_CALL_S = 60.0  # of a call that brings no deadline
+_SHORT_PATIENCE_S = 1.0  # where another replica can be asked
 _CHANNEL_BYTES = 2**31 - 1  # the server's own limit is on its card
 
 
@@ -96,7 +89,7 @@ class GrpcTransport:
         shared_memory: whether large messages may go through shared memory, where the teacher is on this host.
         int8_error: largest relative error of a tensor sent as int8; one that has more goes as bf16.
         credentials: who this is and whom it trusts; None is no TLS, and the token of `TEACHER_TOKEN`, if any.
-        elsewhere: further addresses of the same teacher, for `move_on`.
+        route: the way among replicas of the same teacher; None goes to `address` alone, or whom that knows of.
 
     Attributes:
         address: where calls go now.
@@ -114,10 +107,10 @@ class GrpcTransport:
         shared_memory: bool = True,
         int8_error: float = Int8Rules.error_limit,
         credentials: Credentials | None = None,
-        elsewhere: Sequence[str] = (),
+        route: Route | None = None,
     ) -> None:
-        self.address = address
-        self.addresses = (address, *elsewhere)
+        self.route = route or Route((address,), credentials=credentials)
+        self.address = self.route.place.address
         self.compression = compression
         self.patience_s = patience_s
         self.message_bytes = _CHANNEL_BYTES
@@ -133,21 +126,31 @@ class GrpcTransport:
         self._connect()
 
     def move_on(self) -> None:
-        """Opens a new connection: to the next of its addresses, round and round, or to the only one. Calls under way are cancelled."""
-        self.close()
-        place = self.addresses.index(self.address) if self.address in self.addresses else -1
-        self.address = self.addresses[(place + 1) % len(self.addresses)]
-        self._connect()
+        """Opens a new connection: to the next replica of its route, or to the only one. Calls under way are cancelled.
+
+        Raises:
+            CallerError: a directory refuses this student.
+        """
+        self.route.move_on()
+        self._go()
+
+    def move_if_better(self) -> bool:
+        """Connects to the replica that `route.look` has found to be better, if it has; calls under way are cancelled."""
+        if not self.route.take_better():
+            return False
+        self._go()
+        return True
 
     def go_to(self, address: str) -> None:
         """Opens a new connection to an address, unless calls go there already. Calls under way are cancelled."""
+        self.route.stay_at(address)
         if address != self.address:
-            self.close()
-            self.address = address
-            self._connect()
+            self._go()
 
     def describe(self, request: verbs.DescribeRequest, call: Call) -> verbs.DescribeReply:
         """The teacher's card. Where it says that the teacher is on this host, memory is shared from now on."""
+        if self._persist(self.route.find, _deadline(call)):
+            self._go()
         card = cast(verbs.DescribeReply, self._send("describe", request, call))
         if self.shared_memory:
             is_shared = self._blocks.connect(card.same_host)
@@ -161,7 +164,9 @@ class GrpcTransport:
 
     def enroll(self, request: verbs.EnrollRequest, call: Call) -> verbs.EnrollReply:
         """Opens or resumes a session."""
-        return cast(verbs.EnrollReply, self._send("enroll", request, call))
+        reply = cast(verbs.EnrollReply, self._send("enroll", request, call))
+        self.route.arrived()
+        return reply
 
     def forward(self, request: verbs.ForwardRequest, call: Call) -> verbs.ForwardReply:
         """Named inputs to named outputs."""
@@ -196,6 +201,12 @@ class GrpcTransport:
         self._blocks.close()
         self._channel.close()
 
+    def _go(self) -> None:
+        """A new connection, to where the route leads now."""
+        self.close()
+        self.address = self.route.place.address
+        self._connect()
+
     def _connect(self) -> None:
         self._channel = self._credentials.channel(self.address, channel_options(_CHANNEL_BYTES))
         self._stubs = {method.verb: self._stub(method) for method in METHODS}
@@ -205,21 +216,27 @@ class GrpcTransport:
 
     def _send(self, verb: str, request: Any, call: Call) -> Any:
         method, stub = self._stubs[verb]
-        deadline = call.deadline if call.deadline is not None else time.monotonic() + 60.0
+        deadline = _deadline(call)
         with self.tracing.call(method.name) as traced:
             data = pieces(request, self.compression, self.message_bytes, self._int8)
-            patience = time.monotonic() + self.patience_s
-            for attempt in tenacity.Retrying(
-                retry=tenacity.retry_if_exception_type(_RETRIED),
-                wait=_wait,
-                stop=lambda state: (
-                    time.monotonic() + _wait(state) > (deadline if _overloaded(state) else min(deadline, patience))
-                ),
-                reraise=True,
-            ):
-                with attempt:
-                    reply = self._exchange(verb, stub, data, deadline, traced)
+            reply = self._persist(lambda: self._exchange(verb, stub, data, deadline, traced), deadline)
             return read(method.reply, reply)
+
+    def _persist(self, job: Callable[[], T], deadline: float) -> T:
+        """What a job gives, tried again while that may help: a teacher that is down for as long as its patience lasts."""
+        patience_s = min(self.patience_s, _SHORT_PATIENCE_S) if self.route.has_others else self.patience_s
+        patience = time.monotonic() + patience_s
+        for attempt in tenacity.Retrying(
+            retry=tenacity.retry_if_exception_type(_RETRIED),
+            wait=_wait,
+            stop=lambda state: (
+                time.monotonic() + _wait(state) > (deadline if _overloaded(state) else min(deadline, patience))
+            ),
+            reraise=True,
+        ):
+            with attempt:
+                found = job()
+        return found
 
     def _exchange(self, verb: str, stub: Stub, data: list[Piece], deadline: float, traced: Metadata) -> Piece:
         size_bytes = sum(map(len, data))
@@ -251,41 +268,13 @@ class GrpcTransport:
                 self.clock_s = _clock(told[CLOCK_KEY])
             return reply, told.get(SHARED_KEY, "0") if metadata else "0"
         except grpc.RpcError as error:
-            raise self._typed(error) from error
+            raise typed(error, self.address, self._credentials.uses_tls) from error
         except ValueError as error:  # gRPC's word for a channel that was closed
             raise CallCancelled(f"the connection to {self.address} is closed; make a new teacher") from error
 
-    def _typed(self, error: Any) -> TeachingError:
-        details = error.details() or ""
-        known = error_from(tuple(error.trailing_metadata() or ()), details)
-        if known is not None:
-            return known
-        code = error.code()
-        if code is grpc.StatusCode.DEADLINE_EXCEEDED:
-            return DeadlineExceeded(
-                f"the teacher at {self.address} did not answer in time; it may be busy, or raise deadline_s"
-            )
-        if code is grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in details:
-            return MessageTooLarge(
-                f"the teacher at {self.address} refused the size: {details}; send fewer rows or tokens"
-            )
-        if code is grpc.StatusCode.UNAVAILABLE and any(mark in details for mark in _DISTRUST):
-            return Unauthenticated(
-                f"the teacher at {self.address} and this student do not trust each other's certificates ({details[-300:]}); "
-                "check teacher.ca, the name in the teacher's certificate (or teacher.server_name), the dates, and whether "
-                "it asks for a certificate of yours (teacher.cert, teacher.key)"
-            )
-        if code is grpc.StatusCode.UNAVAILABLE:
-            # a server that refuses a client's certificate hangs up as one that goes away does
-            hint = "; if one is there, it refuses your certificate (teacher.cert)" if self._credentials.uses_tls else ""
-            return TeacherUnavailable(
-                f"no teacher answers at {self.address} ({details}); start one there, or check the address{hint}"
-            )
-        if code is grpc.StatusCode.CANCELLED:
-            return CallCancelled(f"the call to {self.address} was cancelled: {details}")
-        if code is grpc.StatusCode.UNIMPLEMENTED:
-            return InternalError(f"what answers at {self.address} is no teacher of this protocol: {details}")
-        return InternalError(f"the teacher at {self.address} failed with {code.name}: {details}")
+
+def _deadline(call: Call) -> float:
+    return call.deadline if call.deadline is not None else time.monotonic() + _CALL_S
 
 
 def _size(text: str) -> int:

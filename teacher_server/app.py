@@ -16,6 +16,7 @@ from prometheus_client import disable_created_metrics
 from teacher_server.actor import TeacherActor, build_card
 from teacher_server.config import ServerConfig
 from teacher_server.debugging import add_debugging
+from teacher_server.directory import Listing, add_directory, nobody
 from teacher_server.gauges import look_up
 from teacher_server.health import Health
 from teacher_server.interceptors import CallInterceptor
@@ -27,7 +28,7 @@ from teacher_server.same_host import SameHost
 from teacher_server.scheduling.scheduler import ThreadScheduler
 from teacher_server.scheduling.threads import CallThreads
 from teacher_server.security.authority import Authority
-from teacher_server.security.tls import check_bind, server_credentials
+from teacher_server.security.tls import bind, check_bind, server_credentials
 from teacher_server.service import add_service
 from teacher_server.split import FrozenTeacher
 from teacher_server.web.snapshot import State
@@ -44,9 +45,15 @@ _SIGNAL_S = 0.5
 
 
 class TeacherApp:
-    """One teacher server. `start` returns when it serves; use as a context manager, or `close` it."""
+    """One teacher server. `start` returns when it serves; use as a context manager, or `close` it.
 
-    def __init__(self, config: ServerConfig, teacher: FrozenTeacher | None = None) -> None:
+    Args:
+        config: of the server.
+        teacher: a loaded one; None loads that of the configuration.
+        listing: the replicas that it tells students of.
+    """
+
+    def __init__(self, config: ServerConfig, teacher: FrozenTeacher | None = None, listing: Listing = nobody) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self.config = config
         self.live = LiveSettings(config)
@@ -54,7 +61,7 @@ class TeacherApp:
         self.metrics.config_reloaded.set(time.time())
         self.port = 0
         self.metrics_port = 0
-        self._teacher = teacher
+        self._teacher, self._listing = teacher, listing
         self._health = Health()
         self._same_host = SameHost(config.shared_memory_bytes if config.shared_memory else 0, config.max_sessions)
         self._closing = threading.Event()
@@ -186,20 +193,10 @@ class TeacherApp:
             options=server_options(self.config.message_bytes),
         )
         add_service(server, self.actor, self.metrics, self.live, self._same_host, self._authority, self._tracing)
+        add_directory(server, self._listing, self._authority)
         self._health.add_to(server)
         add_debugging(server, reflection=self.config.reflection, channelz=self.config.channelz)
-        host = f"[{self.config.host}]" if ":" in self.config.host else self.config.host
-        address = f"{host}:{self.config.port}"
-        try:
-            if self._credentials is None:
-                self.port = server.add_insecure_port(address)
-            else:
-                self.port = server.add_secure_port(address, self._credentials)
-        except RuntimeError as error:
-            raise PortInUse(
-                f"{host}:{self.config.port} cannot be bound: it is in use, or no address of this machine; "
-                "choose another --port, or 0 for a free one"
-            ) from error
+        self.port = bind(server, self.config.host, self.config.port, self._credentials)
         return server
 
     def _start_web(self) -> None:

@@ -23,6 +23,7 @@ from teacher_server.config import ServerConfig, effective_config
 from teacher_server.describing import ask_for_card
 from teacher_server.doctor.command import doctor
 from teacher_server.finetuning.command import finetune
+from teacher_server.fleet.command import fleet, replace
 from teacher_server.logs import start_log
 from teacher_server.plan.command import plan
 from teacher_server.security.command import tokens
@@ -197,7 +198,7 @@ def describe(
     Console().print(table)
 
 
-for _command in (finetune, plan, doctor):
+for _command in (finetune, plan, doctor, fleet, replace):
     app.command()(_command)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import grpc
 
+from teaching_protocol.directory import DIRECTORY
 from teaching_protocol.errors import ConfigError
 from teaching_protocol.wire import SERVICE
 
@@ -19,7 +20,7 @@ def add_debugging(server: grpc.Server, *, reflection: bool, channelz: bool) -> N
     if reflection:
         from grpc_reflection.v1alpha import reflection as service
 
-        service.enable_server_reflection((SERVICE, "grpc.health.v1.Health", service.SERVICE_NAME), server)
+        service.enable_server_reflection((SERVICE, DIRECTORY, "grpc.health.v1.Health", service.SERVICE_NAME), server)
     if channelz:
         try:
             from grpc_channelz.v1 import channelz as channels

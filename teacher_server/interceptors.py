@@ -14,6 +14,7 @@ from teacher_server.metrics import Metrics
 from teacher_server.scheduling.threads import CONTROL, CallThreads, on
 from teacher_server.security.authority import Authority
 from teaching_protocol.channel import error_metadata
+from teaching_protocol.directory import DIRECTORY
 from teaching_protocol.errors import NonFiniteError, Overloaded, TeachingError
 from teaching_protocol.wire import SERVICE
 
@@ -55,7 +56,7 @@ class CallInterceptor(grpc.ServerInterceptor):
         if handler is None:
             return None
         _, service, method = handler_call_details.method.rsplit("/", 2)
-        if service != SERVICE:
+        if service not in (SERVICE, DIRECTORY):
             return self._standard(handler, service)
         try:
             is_new = self._authority.needs_hash(handler_call_details.invocation_metadata)

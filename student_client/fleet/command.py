@@ -16,13 +16,16 @@ from rich.console import Console
 from rich.table import Table
 
 from student_client.fleet.elsewhere import PLACES, Job
+from student_client.fleet.on_ray import RayStudents
 from student_client.fleet.plan import Planned, last_checkpoint, plan, start_of
 from student_client.fleet.records import write_records
 from student_client.fleet.restarts import Restarts
 from student_client.fleet.seats import Seat, seats
 from student_client.fleet.settings import FleetConfig, read_fleet
+from student_client.fleet.starting import Launch, launch
 from student_client.fleet.supervisor import Supervisor
 from student_client.fleet.view import View, state_counts, summary
+from student_client.ray_cluster import RayCluster
 from teaching_protocol.errors import ConfigError
 
 __all__ = ["fleet"]
@@ -40,6 +43,12 @@ def fleet(
     place: Annotated[
         str | None, typer.Option("--print", help=f"Print how to do the same on {', '.join(PLACES)}.")
     ] = None,
+    on: Annotated[str | None, typer.Option("--on", help="ray: train on a Ray cluster instead of this machine.")] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option("--ray", help="Address of the cluster, or auto; else RAY_ADDRESS, or Ray started here."),
+    ] = None,
+    gpus: Annotated[float, typer.Option(help="GPUs that Ray keeps for each student.", min=0.0)] = 0.0,
     image: Annotated[str, typer.Option(help="Image with student-client, for --print kubernetes.")] = _IMAGE,
 ) -> None:
     """Trains many students on this machine; Ctrl-C ends all after their step, the same command goes on with what is left.
@@ -52,6 +61,8 @@ def fleet(
         sys.stdout.write(_printed(place, Job(found, file, file.read_text(encoding="utf-8"), len(students), image)))
         return
     chosen = students if index is None else _one(students, index)
+    if on is not None:
+        raise typer.Exit(_run_on_ray(on, found, chosen, "" if index is None else f"-{index}", ray, gpus))
     cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
     wanted = found.at_once or len(cores) - found.free_cores
     there = seats(cores, max(0, min(wanted, len(chosen))), found.free_cores, found.threads, found.pin)
@@ -62,11 +73,31 @@ def fleet(
     raise typer.Exit(_run(found, chosen, there, console, "" if index is None else f"-{index}"))
 
 
-def _run(found: FleetConfig, students: Sequence[Planned], there: Sequence[Seat], console: Console, suffix: str) -> int:
+def _run_on_ray(
+    place: str, found: FleetConfig, students: Sequence[Planned], suffix: str, address: str | None, gpus: float
+) -> int:
+    """Runs the fleet on a cluster: as many students at once as were said, or as it has CPUs for."""
+    if place != "ray":
+        raise ConfigError(f"--on: received {place!r}, expected ray")
+    with RayCluster(address) as cluster:
+        threads = found.threads or 1
+        wanted = found.at_once or max(1, int(cluster.cpus // threads))
+        there = [Seat(number, (), threads) for number in range(min(wanted, len(students)))]
+        return _run(found, students, there, Console(), suffix, RayStudents(cluster, gpus).launch)
+
+
+def _run(
+    found: FleetConfig,
+    students: Sequence[Planned],
+    there: Sequence[Seat],
+    console: Console,
+    suffix: str,
+    start: Launch = launch,
+) -> int:
     """Runs the fleet to its end; gives its exit code."""
     with _claimed(found.root, suffix), View(console) as view:
         restarts = Restarts(found.restarts, found.first_pause_s, found.longest_pause_s)
-        supervisor = Supervisor(students, there, restarts, found.grace_s, show=view.show, say=view.say)
+        supervisor = Supervisor(students, there, restarts, found.grace_s, show=view.show, say=view.say, launch=start)
 
         def changed(record: Any) -> None:
             write_records(found.root / f"fleet{suffix}.json", found.name, supervisor.records)

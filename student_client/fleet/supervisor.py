@@ -6,30 +6,27 @@ with this one, however this one ends.
 
 from __future__ import annotations
 
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from student_client.files import replace_file
 from student_client.fleet.child import NEVER
 from student_client.fleet.plan import Planned, last_checkpoint, start_of
 from student_client.fleet.records import Record, State
 from student_client.fleet.restarts import Restarts
 from student_client.fleet.seats import Seat
-from student_client.processes import last_line, python, start
+from student_client.fleet.starting import LOG, Launch, Running, launch, threads_of
+from student_client.processes import last_line
 from student_client.result import Result
 from teaching_protocol.errors import ConfigError, TeachingError
 
 __all__ = ["Supervisor"]
 
 _MOMENT_S = 0.2
-LOG = "student.log"
 
 
 @dataclass
@@ -41,7 +38,7 @@ class _Student:
     due: float = 0.0
     saved_step: int = 0
     seat: Seat | None = None
-    process: subprocess.Popen[str] | None = None
+    process: Running | None = None
 
 
 @dataclass
@@ -56,6 +53,7 @@ class Supervisor:
         changed: called with a record whenever a student's state has changed.
         show: called with all records at every turn.
         say: called with a sentence for whoever watches.
+        launch: starts a student's process, here or elsewhere.
     """
 
     plan: Sequence[Planned]
@@ -65,6 +63,7 @@ class Supervisor:
     changed: Callable[[Record], None] = lambda record: None
     show: Callable[[Sequence[Record]], None] = lambda records: None
     say: Callable[[str], None] = lambda sentence: None
+    launch: Launch = launch
     signals: list[int] = field(default_factory=list)
     """Signals that asked to end, in their order: the first ends students cleanly, the second kills them."""
 
@@ -137,13 +136,13 @@ class Supervisor:
                 self._crash(student, f"another process trains in {folder}")
                 return False
             student.saved_step = last_checkpoint(folder)
-            student.process = _launch(planned, seat, how == "resume")
+            student.process = self.launch(planned, seat, how == "resume")
         except (TeachingError, OSError) as error:
             self._become(student, "failed", str(error))
             return False
         student.seat = seat
         record = student.record
-        record.seat, record.cores, record.threads = seat.number, seat.cores, _threads(planned, seat)
+        record.seat, record.cores, record.threads = seat.number, seat.cores, threads_of(planned, seat)
         record.pid, record.attempts = student.process.pid, record.attempts + 1
         self._become(student, "running")
         return True
@@ -209,29 +208,6 @@ class Supervisor:
 def _record(planned: Planned) -> Record:
     steps = (planned.config.training.max_steps or 0) if planned.config is not None else 0
     return Record(planned.name, str(planned.folder), steps=steps)
-
-
-def _threads(planned: Planned, seat: Seat) -> int:
-    """A student's own number of threads, where it has one; else its seat's."""
-    assert planned.config is not None
-    return planned.config.training.threads or seat.threads
-
-
-def _launch(planned: Planned, seat: Seat, resume: bool) -> subprocess.Popen[str]:
-    """Starts the process of a student; its configuration, whole, lies beside its log."""
-    assert planned.config is not None
-    threads, folder = _threads(planned, seat), planned.folder
-    training = planned.config.training.model_copy(update={"threads": threads})
-    config = planned.config.model_copy(update={"training": training})
-    replace_file(folder / "student.json", config.model_dump_json(indent=2) + "\n")
-    log = folder / LOG
-    with log.open("a", encoding="utf-8") as file:
-        how = "goes on" if resume else "begins"
-        file.write(
-            f"--- {datetime.now(UTC):%Y-%m-%d %H:%M:%S} {planned.name} {how}: cores {seat.cores}, {threads} threads\n"
-        )
-    command = python("student_client.fleet.child", folder / "student.json", *(["--resume"] if resume else []))
-    return start(command, log, stdin=subprocess.PIPE, threads=threads, cores=seat.cores, apart=True)
 
 
 def _is_free(folder: Path) -> bool:

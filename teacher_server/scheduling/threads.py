@@ -13,7 +13,7 @@ from teaching_protocol.threads import side_threads
 
 __all__ = ["CONTROL", "CallThreads", "on"]
 
-CONTROL = ("Describe", "Renew", "Leave")
+CONTROL = ("Describe", "Renew", "Leave", "Resolve")
 _SPARE, _CONTROL, _REFUSALS, _NEWCOMERS = 512, 8, 2, 4
 _MORE = 256  # permits that a running server may add: half of what is spare
 

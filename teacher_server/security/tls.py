@@ -10,9 +10,9 @@ import grpc
 
 from teacher_server.config import ServerConfig
 from teacher_server.security.watched import Watched
-from teaching_protocol.errors import ConfigError, InvalidSetting
+from teaching_protocol.errors import ConfigError, InvalidSetting, PortInUse
 
-__all__ = ["check_bind", "is_loopback", "server_credentials"]
+__all__ = ["bind", "check_bind", "is_loopback", "server_credentials"]
 
 
 def is_loopback(host: str) -> bool:
@@ -67,6 +67,23 @@ def _check_metrics_bind(config: ServerConfig) -> None:
             f"page; missing {' and '.join(missing)}. Give that, or --metrics-host 127.0.0.1, or --metrics-port -1, or "
             "say --insecure if the network is trusted"
         )
+
+
+def bind(server: grpc.Server, host: str, port: int, credentials: grpc.ServerCredentials | None) -> int:
+    """Binds a server's port, with TLS where there are credentials; gives the port that it got.
+
+    Raises:
+        PortInUse: it cannot be bound.
+    """
+    address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    try:
+        if credentials is None:
+            return server.add_insecure_port(address)
+        return server.add_secure_port(address, credentials)
+    except RuntimeError as error:
+        raise PortInUse(
+            f"{address} cannot be bound: it is in use, or no address of this machine; choose another --port, or 0 for a free one"
+        ) from error
 
 
 def server_credentials(config: ServerConfig) -> grpc.ServerCredentials | None:

@@ -203,11 +203,11 @@ def test_a_refusal_is_not_tried_again(
     who: str, town: Town, secrets: dict[str, Credentials | None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("TEACHER_TOKEN", raising=False)
-    before = town.address.metric("teacher_requests_total", method="Describe", code="UNAUTHENTICATED")
+    before = town.address.metric("teacher_requests_total", code="UNAUTHENTICATED")
     transport = GrpcTransport(town.address.name, patience_s=5.0, credentials=secrets[who])
     with pytest.raises(Unauthenticated, match="token add NAME"):
         transport.describe(verbs.DescribeRequest(), in_s(10))
-    assert town.address.metric("teacher_requests_total", method="Describe", code="UNAUTHENTICATED") == before + 1
+    assert town.address.metric("teacher_requests_total", code="UNAUTHENTICATED") == before + 1, "its Resolve"
     transport.close()
 
 

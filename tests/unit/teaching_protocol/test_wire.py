@@ -161,7 +161,7 @@ def test_every_rpc_and_every_dtype_is_known() -> None:
 
 def test_generated_code_is_what_protoc_gives(tmp_path: Path) -> None:
     protos = sorted((ROOT / "protos").rglob("*.proto"))
-    assert len(protos) == 2
+    assert len(protos) == 3
     command = [sys.executable, "-m", "grpc_tools.protoc", f"-I{ROOT / 'protos'}", f"--python_out={tmp_path}"]
     command += [f"--pyi_out={tmp_path}", *map(str, protos)]
     subprocess.run(command, check=True, timeout=60)

@@ -1,0 +1,1 @@
+"""Several replicas of one teacher under Ray: placed, watched, replaced, more of them when calls wait; no data passes through Ray."""
