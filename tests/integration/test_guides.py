@@ -25,6 +25,9 @@ SMALLER = {
     "unlabelled: 1500": "unlabelled: 40",
     "validation: 200": "validation: 30",
     "test: 200": "test: 30",
+    "--labelled 300 --set data.validation=200 --set data.test=200": (
+        "--labelled 60 --set data.validation=30 --set data.test=30 --epochs 1"
+    ),
     "--labelled 300": "--labelled 60 --size tiny --set data.validation=30 --set data.test=30",
     "--unlabelled 1500": "--unlabelled 40",
     "--config mails.yaml": "--config mails.yaml --set training.device=cpu",
@@ -109,10 +112,10 @@ def test_own_family(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("page", "said", "left"),
     [
-        ("quickstart", "text_student\n", "runs/taught/student/student.json"),
+        ("quickstart", "the film was good", "runs/taught/student/student.json"),
         ("own_family", "opt", "tiny-opt/config.json"),
-        ("committee", "complementary 1", "runs/committee/result.json"),
-        ("selection", "selection", "runs/selected/result.json"),
+        ("committee", "committee: test accuracy", "runs/committee/result.json"),
+        ("selection", "selection: test accuracy", "runs/selected/result.json"),
         ("remote_node", "round trip", "runs/remote/result.json"),
     ],
 )
