@@ -92,7 +92,9 @@ def wanted(extra: str) -> set[str]:
             found.add(name)
             for line in metadata.requires(name) or []:
                 further = Requirement(line)
-                if any(further.marker is None or further.marker.evaluate({"extra": each}) for each in (*each.extras, "")):
+                if any(
+                    further.marker is None or further.marker.evaluate({"extra": each}) for each in (*each.extras, "")
+                ):
                     todo.append(line)
     return found
 
@@ -118,7 +120,11 @@ OPTIONAL = {"teacher_server.finetuning", "student_client.demo", "student_client.
 def test_each_side_is_imported_without_what_the_other_needs(extra: str) -> None:
     """Every module of one side, where nothing can be imported but what its extra brings."""
     brings = wanted(extra)
-    own = {name for name, owners in metadata.packages_distributions().items() if brings & set(map(canonicalize_name, owners))}
+    own = {
+        name
+        for name, owners in metadata.packages_distributions().items()
+        if brings & set(map(canonicalize_name, owners))
+    }
     blocked = {name for name in metadata.packages_distributions() if name not in own and name not in PACKAGES}
     blocked |= {OTHER[extra]}
     assert {"client": "starlette", "server": "sklearn"}[extra] in blocked
@@ -146,7 +152,9 @@ def test_clean_environments_with_one_extra_each_talk(
         words += ["--constraint", str(ROOT / "constraints.txt"), f"{file}[{extra}]"]
         done = subprocess.run(words, capture_output=True, text=True, timeout=1200)
         assert done.returncode == 0, done.stderr[-2000:]
-        packages = metadata.distributions(path=[str(next((tmp_path / extra / "lib").glob("python*")) / "site-packages")])
+        packages = metadata.distributions(
+            path=[str(next((tmp_path / extra / "lib").glob("python*")) / "site-packages")]
+        )
         installed = {canonicalize_name(each.metadata["Name"]) for each in packages}
         assert ("starlette" in installed) == (extra == "server")
         assert ("scikit-learn" in installed) == (extra == "client")
@@ -160,7 +168,14 @@ def test_clean_environments_with_one_extra_each_talk(
     try:
         poll(lambda: "serving" in log.read_text() or teacher.poll() is not None, "the teacher serves", 120)
         address = next(line.split()[1] for line in log.read_text().splitlines() if line.startswith("serving"))
-        words = [str(tmp_path / "client/bin/student-client"), "train", "--data", str(write_csv(tmp_path)), "--size", "tiny"]
+        words = [
+            str(tmp_path / "client/bin/student-client"),
+            "train",
+            "--data",
+            str(write_csv(tmp_path)),
+            "--size",
+            "tiny",
+        ]
         words += ["--labelled", "60", "--unlabelled", "40", "--set", "data.validation=30", "--set", "data.test=30"]
         words += ["--method", "talking", "--max-steps", "3", "--teacher", address, "--output", "run"]
         done = subprocess.run(words, cwd=tmp_path, env=kept, capture_output=True, text=True, timeout=200)

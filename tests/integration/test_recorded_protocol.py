@@ -50,7 +50,8 @@ def recorded_files() -> list[descriptor_pb2.FileDescriptorProto]:
 def compare(place: str, then: Any, now: Any) -> None:
     """Every field that was set then says the same now; lists may have more at any place."""
     if then.DESCRIPTOR.name == "Tensor":
-        return compare_tensors(place, then, now)
+        compare_tensors(place, then, now)
+        return
     for field, value in then.ListFields():
         other, name = getattr(now, field.name), f"{place}.{field.name}"
         if field.name in FREE:
