@@ -109,6 +109,7 @@ def test_own_family(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     ("page", "said", "left"),
     [
@@ -123,7 +124,7 @@ def test_the_long_ones(
     page: str, said: str, left: str, model_folder: Callable[[str], Path], servers: dict[str, Address], tmp_path: Path
 ) -> None:
     variables = {"MODEL": str(model_folder("bert")), "DATA": str(write_csv(tmp_path)), "TEACHER": servers["bert"].name}
-    printed = follow(page, tmp_path, **variables)
+    printed = follow(page, tmp_path, limit_s=550, **variables)
     assert (tmp_path / left).exists(), printed
     assert said in printed, printed
 
