@@ -11,7 +11,7 @@ PIP_FLAGS := --disable-pip-version-check --no-warn-script-location
 SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -c
 
-.PHONY: setup parts demo test test-slow test-ray check-images test-gpu chaos soak lint type proto bench bench-gpu fuzz lock audit licences settings serve clean
+.PHONY: setup parts demo test test-slow test-ray check-images test-gpu chaos soak lint type proto bench bench-gpu fuzz lock audit licences settings docs serve clean
 
 setup: $(STAMP)
 
@@ -110,8 +110,12 @@ licences: setup ## docs/licences.md: under which licences everything is that get
 settings: setup ## the tables of fields in docs/configuration.md and docs/fleet.md
 	$(BIN)/python deploy/settings.py
 
+docs: setup ## the documentation as a site in site/, warnings are errors; read it by `python -m http.server --directory site`
+	$(BIN)/python -m docs.pictures
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 serve: setup ## MODEL=name or folder
 	$(BIN)/teacher-server serve --model $(MODEL) $(SERVE_FLAGS)
 
 clean:
-	rm -rf $(VENV) $(PEERS) .parts runs .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(PEERS) .parts runs site .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -16,6 +16,7 @@ from teaching_protocol.errors import InvalidSetting, InvalidTensor
 __all__ = ["CodecShape", "Pooling", "StudentCodec"]
 
 Pooling = Literal["mean", "cls", "attention"]
+"""How states become message tokens."""
 
 
 @dataclass(frozen=True)

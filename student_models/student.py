@@ -18,6 +18,7 @@ Columns = Mapping[str, Sequence[str] | torch.Tensor]
 """The student's raw view of N examples: `text`, `user` and `item`, or `image` (see `task_data.Split`)."""
 
 Tensors = Mapping[str, torch.Tensor]
+"""Input tensors by name, N examples first."""
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,10 @@ DataName = Literal[
     "fashion_mnist",
     "file",
 ]
+"""Data sets by name; `file` is a table or folder of your own."""
 
 GlueTask = Literal["cola", "mnli", "mrpc", "qnli", "qqp", "rte", "sst2"]
+"""Tasks of GLUE."""
 
 
 class DataConfig(BaseModel):

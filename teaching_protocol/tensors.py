@@ -22,6 +22,7 @@ from teaching_protocol.v1 import tensor_pb2 as pb
 __all__ = ["COMPRESSIONS", "DTYPES", "MAX_RANK", "PackedTensor", "is_finite", "pack", "unpack"]
 
 MAX_RANK = 8
+"""Most dimensions of a tensor."""
 
 DTYPES: dict[torch.dtype, int] = {
     torch.float32: pb.DTYPE_FLOAT32,
@@ -32,6 +33,7 @@ DTYPES: dict[torch.dtype, int] = {
     torch.bool: pb.DTYPE_BOOL,
     torch.uint8: pb.DTYPE_UINT8,
 }
+"""What travels, by its number on the wire."""
 _SCALE = torch.float32
 _INT8 = Int8Rules()
 _TORCH_DTYPES = {number: dtype for dtype, number in DTYPES.items()}

@@ -47,8 +47,10 @@ __all__ = [
 ]
 
 PROTOCOL_VERSION = 1
+"""The version on a teacher's card; a client refuses another one."""
 
 Tensors = Mapping[str, torch.Tensor]
+"""Tensors by port."""
 
 _WITHOUT_GRADIENT = ("attention_mask", "hidden", "logits", "pooled")
 _NO_TENSORS: Tensors = MappingProxyType({})

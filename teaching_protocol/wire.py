@@ -28,12 +28,14 @@ __all__ = ["LARGEST", "METHODS", "SERVICE", "Method", "Piece", "pieces", "read",
 V = TypeVar("V")
 
 Piece = bytes | memoryview
+"""Bytes of a message, or the memory where they lie."""
 LARGEST = 2**31 - 1
 """Bytes of the largest message that protobuf and gRPC can carry."""
 
 _INT8 = Int8Rules()
 
 SERVICE = teacher_pb2.DESCRIPTOR.services_by_name["Teacher"].full_name
+"""Full name of the service."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +64,7 @@ METHODS: tuple[Method, ...] = (
     Method("Renew", "renew", verbs.RenewRequest, verbs.RenewReply),
     Method("Leave", "leave", verbs.LeaveRequest, verbs.LeaveReply),
 )
+"""Every RPC, in the order of the service."""
 
 _LEN = 2  # protobuf's wire type for length-delimited fields
 _VARINT_BYTES = 10  # of a 64-bit number
