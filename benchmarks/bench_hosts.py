@@ -25,8 +25,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 import psutil
 from loads import median, minilm, quantile, served
 from recording import Record, parser
+from scale.cases import Scenario
 from scale.costs import CALIBRATION, measured
-from scale.world import Scenario, simulate
+from scale.world import simulate
 from workers import Worker, Workers, window
 
 from tests.chaos.proxy import Proxy

@@ -16,13 +16,15 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import psutil
 from recording import Record, parser
+from scale.cases import Scenario
 from scale.costs import CALIBRATION, AssumedGpu, Costs, measured, to_figures
 from scale.sweeps import GPU_SETTINGS, run_sweeps, show
-from scale.world import Scenario, simulate
+from scale.world import simulate
 
 
 def calibrate(arguments: argparse.Namespace) -> None:
     from scale import measuring
+    from scale.own_work import student_work
 
     threads = psutil.cpu_count() or 1
     with Record("scale-calibration", arguments) as record:
@@ -33,7 +35,7 @@ def calibrate(arguments: argparse.Namespace) -> None:
         record.table("calls", rows)
         local, spread = {"none": none}, 0.0
         for size in ("tiny", "small", "complementary"):
-            local[size], spread = measuring.student_work(size, 8, 64 if size != "tiny" else 32, 5 * arguments.rounds)
+            local[size], spread = student_work(size, 8, 64 if size != "tiny" else 32, 5 * arguments.rounds)
         machine = f"measured on {record.machine['cores']} cores, {record.machine['cpu']}"
         costs = Costs(engine, ends, wake_s, local, spread, machine)
         record.figures |= {"costs": to_figures(costs), "samples": dataclasses.asdict(samples)}

@@ -6,7 +6,6 @@ work; and the lines put through what was found. Wants the machine to itself for 
 
 from __future__ import annotations
 
-import itertools
 import statistics
 import tempfile
 import time
@@ -22,14 +21,10 @@ from bench_merge import Student, jobs_of
 from loads import minilm, served, small_model
 from scipy.optimize import nnls
 
+from scale.cases import message_bytes
 from scale.costs import Ends, Engine, Line, Local
-from scale.world import message_bytes
 from student_client import InProcessTeacher, RemoteTeacher
-from student_client.codecs import CodecShape, StudentCodec
 from student_client.remote import Teacher
-from student_client.students.presets import PRESETS
-from student_models import States, StudentCard, TextStudent
-from student_models.tokenizer import train_tokenizer
 from teacher_server.actor import TeacherActor
 from teacher_server.jobs import Batch, Job
 from teacher_server.local import local_teacher
@@ -77,7 +72,7 @@ def engine_samples(threads: int, rounds: int) -> EngineSamples:
         for count, rows, tokens in sizes:
             students = [Student(actor, f"{place}", rows, tokens, WIDTH) for place in range(count)]
             took = [_round(actor, students, model, steps, found) for _ in range(rounds + 1)][1:]
-            forward, backward, step = (statistics.median(column) for column in zip(*took, strict=True))
+            forward, backward, step = (min(column) for column in zip(*took, strict=True))  # the rest is others' CPU
             cut = threads if threads > 1 and count % threads == 0 else 1
             side = found.part if cut > 1 else found.team
             for kind, seconds in (("forward", forward), ("backward", backward)):
@@ -173,7 +168,7 @@ def _cpu_s(pid: int) -> float:
 def ends_and_wake(seconds: float) -> tuple[dict[str, Ends], float, Local, list[Row]]:
     """What calls cost at both ends, by how tensors travel; what they wait beyond; a student's work that has no model."""
     sizes = ((2, 16), (8, 64), (32, 64))
-    options: dict[str, Any] = {"message_width": WIDTH, "entry": 0, "exit": 1, "seed": 0}
+    options: dict[str, Any] = {"message_width": WIDTH, "codec_depth": 1, "entry": 0, "exit": 1, "seed": 0}
     found: dict[str, list[tuple[int, float, float]]] = {way: [] for way in WAYS}
     waits, rows, own = [], [], Local(0, 0, 0)
     with tempfile.TemporaryDirectory() as folder, served(small_model(folder), 1) as server:
@@ -187,11 +182,11 @@ def ends_and_wake(seconds: float) -> tuple[dict[str, Ends], float, Local, list[R
                 wire = {"compression": "bf16" if way == "shared" else way, "shared_memory": way == "shared"}
                 with RemoteTeacher(server.address, student="remote", int8_error=1.0, **wire, **options) as teacher:
                     there = looped(teacher, *size, seconds, server.pid)
-                server_s = max(0.0, there.server_s - there.model_s)
+                server_s = max(0.0, there.server_s - alone.model_s)
                 client_s = max(0.0, there.own_s - (alone.own_s - alone.model_s))
                 size_bytes = 4 * message_bytes(*size, WIDTH, way)
                 found[way].append((size_bytes, server_s, client_s))
-                more_s = there.passed_s - there.model_s - (alone.passed_s - alone.model_s)
+                more_s = there.passed_s - alone.passed_s
                 waits.append(max(0.0, more_s - server_s - client_s) / 3)
                 rows.append(
                     {
@@ -211,44 +206,3 @@ def _ends(samples: Sequence[tuple[int, float, float]]) -> Ends:
     matrix = np.array([[3.0, size] for size, _, _ in samples])
     server, client = (nnls(matrix, np.array([each[place] for each in samples]))[0] for place in (1, 2))
     return Ends(*map(float, (*server, *client)))
-
-
-def student_work(size: str, rows: int, tokens: int, rounds: int) -> tuple[Local, float]:
-    """A text student's own work with its codec, in the trainer's order; and its spread."""
-    torch.set_num_threads(1)
-    student, codec, ids = _student(size, rows, tokens)
-    parameters = [*student.parameters(), *codec.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=1e-4, fused=True)
-    labels, took = torch.zeros(rows, dtype=torch.long), []
-    for _ in range(rounds + 2):
-        marks = [time.perf_counter()]
-        lower = student.lower(ids)
-        message = codec.encode(lower.hidden)
-        marks.append(time.perf_counter())
-        answer, below = message.detach().requires_grad_(), lower.hidden.detach().requires_grad_()
-        upper = student.upper(States(below, lower.mask))
-        loss = torch.nn.functional.cross_entropy(student.head(upper), labels)
-        (loss + (codec.decode(answer) - upper.hidden).square().mean()).backward()
-        marks.append(time.perf_counter())
-        torch.autograd.backward([message, lower.hidden], [answer.grad, below.grad])
-        optimizer.step()
-        optimizer.zero_grad()
-        marks.append(time.perf_counter())
-        took.append([late - early for early, late in itertools.pairwise(marks)])
-    sums = [sum(each) for each in took[2:]]
-    local = Local(*(statistics.median(column) for column in zip(*took[2:], strict=True)))
-    return local, statistics.pstdev(sums) / statistics.mean(sums)
-
-
-def _student(size: str, rows: int, tokens: int) -> tuple[TextStudent, StudentCodec, dict[str, torch.Tensor]]:
-    sizes = PRESETS["text"][size]
-    words = [f"word{number} word{number}" for number in range(1000)]
-    tokenizer = train_tokenizer(words, sizes["vocabulary_size"], sizes["max_tokens"])
-    card = StudentCard(modality="text", task="sentiment", labels=("no", "yes"), sizes=sizes, dropout=0.1)
-    shape = CodecShape(sizes["width"], WIDTH)
-    ids = torch.randint(5, 400, (rows, tokens))
-    return (
-        TextStudent(card, tokenizer),
-        StudentCodec(shape, 0),
-        {"input_ids": ids, "attention_mask": torch.ones(rows, tokens, dtype=torch.bool)},
-    )

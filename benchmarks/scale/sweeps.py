@@ -8,8 +8,9 @@ from typing import Any
 
 from recording import Record
 
+from scale.cases import Outcome, Scenario
 from scale.costs import AssumedGpu, Costs
-from scale.world import Outcome, Scenario, simulate
+from scale.world import simulate
 
 GPU_SETTINGS: dict[str, Any] = {
     "graph_cache_bytes": 40 * 2**30,
@@ -78,10 +79,12 @@ def students_and_replicas(costs: Costs) -> list[Row]:
 
 
 def wires(costs: Costs) -> list[Row]:
-    """256 students on 16 teachers: what the network's rate and the compression do to each other."""
+    """128 students on 8 teachers: what the network's rate and the compression do to each other."""
     return [
         row_of(
-            simulate(of_size(256, 16, width=width, gbps=gbps, way=way, settings=GPU_SETTINGS), costs),
+            simulate(
+                of_size(128, 8, width=width, gbps=gbps, way=way, settings=GPU_SETTINGS, warm_steps=3, steps=6), costs
+            ),
             width=width,
             wire=way,
             GbE=gbps,
@@ -169,7 +172,7 @@ def plot_wire(rows: Sequence[Row], record: Record) -> None:
         axes.set_xticks(GBPS, [f"{each:g}" for each in GBPS])
         axes.minorticks_off()
         axes.legend(fontsize=8)
-    figure.suptitle("Simulated, assumed GPU, 256 students on 16 teachers", fontsize=10)
+    figure.suptitle("Simulated, assumed GPU, 128 students on 8 teachers", fontsize=10)
     _save(figure, record, "wire")
 
 

@@ -11,8 +11,9 @@ from typing import Any
 from loads import Server, median, minilm, quantile, served
 from workers import Worker, Workers, window
 
+from scale.cases import Outcome, Scenario
 from scale.costs import Costs
-from scale.world import Outcome, Scenario, simulate
+from scale.world import simulate
 
 WORKER = str(Path(__file__).parent.parent / "student_worker.py")
 SUMS = ("teacher_batch_students_sum", "teacher_batch_students_count")
@@ -44,17 +45,22 @@ def validate(
 
 
 def _real(server: Server, students: Sequence[Worker], size: tuple[int, int], seconds: float) -> dict[str, float]:
-    before = [server.metric(name) for name in SUMS]
+    before = [_of_model(server, name) for name in SUMS]
     rows, tokens = size
     answers = window(students, seconds, threads=1, rows=rows, tokens=tokens, work="step")
-    steps, batches = (server.metric(name) - old for name, old in zip(SUMS, before, strict=True))
+    calls, batches = (_of_model(server, name) - old for name, old in zip(SUMS, before, strict=True))
     took = [each for answer in answers for each in answer["seconds"]]
     return {
         "tokens_s": sum(answer["steps"] for answer in answers) * rows * tokens / seconds,
         "p50": quantile(took, 0.5),
         "p95": quantile(took, 0.95),
-        "a batch": steps / max(1.0, batches),
+        "a batch": calls / max(1.0, batches),
     }
+
+
+def _of_model(server: Server, name: str) -> float:
+    """A metric of the calls that run the model."""
+    return sum(server.metric(name, method=method) for method in ("Forward", "Backward"))
 
 
 def _row(count: int, size: tuple[int, int], real: Sequence[dict[str, float]], model: Outcome) -> dict[str, Any]:
