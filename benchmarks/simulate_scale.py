@@ -18,7 +18,7 @@ import psutil
 from recording import Record, parser
 from scale.cases import Scenario
 from scale.costs import CALIBRATION, AssumedGpu, Costs, measured, to_figures
-from scale.sweeps import GPU_SETTINGS, run_sweeps, show
+from scale.sweeps import GPU_SETTINGS, SWEEPS, run_sweep, show
 from scale.world import simulate
 
 
@@ -60,7 +60,7 @@ def validate(arguments: argparse.Namespace) -> None:
         errors = [abs(row["error"]) for row in rows]
         record.figures |= {"largest error": max(errors), "mean error": sum(errors) / len(errors)}
         print(f"error of the throughput: {sum(errors) / len(errors):.1%} in the mean, {max(errors):.1%} at the most")
-        plot_validation(rows, record)
+        record.plot(plot_validation(rows, record))
 
 
 def main() -> None:
@@ -69,6 +69,7 @@ def main() -> None:
     does.add_argument("--calibrate", action="store_true")
     does.add_argument("--validate", action="store_true")
     does.add_argument("--one", nargs=3, type=float, metavar=("STUDENTS", "REPLICAS", "GBPS"))
+    flags.add_argument("--only", nargs="+", choices=SWEEPS, default=list(SWEEPS), help="of the sweeps")
     flags.add_argument("--calibration", type=Path, default=CALIBRATION)
     flags.add_argument("--seconds", type=float, default=2.0, help="of one measurement")
     flags.add_argument("--rounds", type=int, default=4, help="of measurements that are counted one by one")
@@ -100,8 +101,9 @@ def main() -> None:
         )
         show(simulate(case, known if arguments.cpu else gpu.costs(known)))
         return
-    with Record("scale", arguments) as record:
-        run_sweeps(known, gpu, record)
+    for name in arguments.only:
+        with Record(f"scale-{name}", arguments) as record:
+            run_sweep(name, known, gpu, record)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from recording import Record
@@ -18,36 +18,28 @@ GPU_SETTINGS: dict[str, Any] = {
     "permits": 2048,
     "max_sessions": 2048,
 }
-STUDENTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1000)
+STUDENTS = (1, 4, 16, 64, 256, 1000)
 GBPS = (1.0, 2.5, 10.0, 25.0, 40.0, 100.0)
 RESOURCES = ("teacher's device", "teacher's Python", "teacher's wire", "students' processors", "students' wire")
 WIDE = 1024
 Row = dict[str, Any]
 
 
-def run_sweeps(cpu: Costs, gpu: AssumedGpu, record: Record) -> None:
-    """All of them; a few minutes."""
+def run_sweep(name: str, cpu: Costs, gpu: AssumedGpu, record: Record) -> None:
+    """One of `SWEEPS`."""
     assumed = gpu.costs(cpu)
     record.figures |= {"measured": cpu.source, "assumed": assumed.source}
     print(f"teachers on a processor: {cpu.source}\nteachers on a GPU: {assumed.source}", flush=True)
-    many = students_and_replicas(assumed)
-    record.table("students", many)
-    plot_students(many, record)
-    wire = wires(assumed)
-    record.table("wire", wire)
-    plot_wire(wire, record)
-    processors = on_processors(cpu)
-    record.table("processor", processors)
-    plot_saturation([row for row in many if row["teachers"] == 1], processors, record)
-    merged = batching(assumed, GPU_SETTINGS, "assumed GPU") + batching(cpu, {}, "this processor")
-    record.table("batching", merged)
-    plot_batching(merged, record)
+    find, plot = SWEEPS[name]
+    rows = find(cpu, assumed)
+    record.table(name, rows)
+    record.plot(plot(rows, record))
 
 
 def of_size(students: int, replicas: int = 1, **fields: Any) -> Scenario:
     """A scenario whose steps are fewer the more students there are: what is measured is the mean of all of them."""
-    steps = max(4, min(20, 2000 // students))
-    return Scenario(students, replicas, **{"warm_steps": max(3, steps // 4), "steps": steps, **fields})
+    steps = max(3, min(20, 1500 // students))
+    return Scenario(students, replicas, **{"warm_steps": max(2, steps // 4), "steps": steps, **fields})
 
 
 def row_of(outcome: Outcome, **said: Any) -> Row:
@@ -66,10 +58,11 @@ def row_of(outcome: Outcome, **said: Any) -> Row:
     }
 
 
-def students_and_replicas(costs: Costs) -> list[Row]:
+def students_and_teachers(_: Costs, gpu: Costs) -> list[Row]:
+    """1 to 1,000 students on 1 to 64 teachers."""
     return [
         row_of(
-            simulate(of_size(students, teachers, width=WIDE, settings=GPU_SETTINGS), costs),
+            simulate(of_size(students, teachers, width=WIDE, settings=GPU_SETTINGS), gpu),
             students=students,
             teachers=teachers,
         )
@@ -78,16 +71,12 @@ def students_and_replicas(costs: Costs) -> list[Row]:
     ]
 
 
-def wires(costs: Costs) -> list[Row]:
+def wires(_: Costs, gpu: Costs) -> list[Row]:
     """128 students on 8 teachers: what the network's rate and the compression do to each other."""
+    fields: dict[str, Any] = {"settings": GPU_SETTINGS, "warm_steps": 3, "steps": 6}
     return [
         row_of(
-            simulate(
-                of_size(128, 8, width=width, gbps=gbps, way=way, settings=GPU_SETTINGS, warm_steps=3, steps=6), costs
-            ),
-            width=width,
-            wire=way,
-            GbE=gbps,
+            simulate(of_size(128, 8, width=width, gbps=gbps, way=way, **fields), gpu), width=width, wire=way, GbE=gbps
         )
         for width in (WIDE, 4 * WIDE)
         for way in ("none", "bf16", "int8")
@@ -95,29 +84,35 @@ def wires(costs: Costs) -> list[Row]:
     ]
 
 
-def on_processors(costs: Costs) -> list[Row]:
-    """One teacher as it was measured, on two cores of a host of its own."""
+def saturation(cpu: Costs, gpu: Costs) -> list[Row]:
+    """One teacher: an assumed GPU, and two cores of a host of its own, as they were measured."""
+    sides: dict[str, tuple[Costs, dict[str, Any]]] = {
+        "assumed GPU": (gpu, {"width": WIDE, "settings": GPU_SETTINGS}),
+        "measured processor": (cpu, {"teacher_cores": cpu.engine.threads}),
+    }
     return [
-        row_of(simulate(of_size(students, teacher_cores=2), costs), students=students)
+        row_of(simulate(of_size(students, **fields), costs), device=device, students=students)
+        for device, (costs, fields) in sides.items()
         for students in (1, 2, 4, 8, 16, 32, 64)
     ]
 
 
-def batching(costs: Costs, settings: Mapping[str, Any], device: str) -> list[Row]:
+def batching(cpu: Costs, gpu: Costs) -> list[Row]:
     """The same students with batches, with batches that wait for nobody, and one by one."""
     ways = {"merged": {}, "merged, no waiting": {"linger": False}, "one by one": {"deterministic": True}}
-    cores = costs.engine.threads or 16
+    sides: dict[str, tuple[Costs, dict[str, Any], float]] = {
+        "assumed GPU": (gpu, GPU_SETTINGS, 16),
+        "measured processor": (cpu, {}, cpu.engine.threads),
+    }
     return [
         row_of(
-            simulate(
-                of_size(students, tokens=tokens, teacher_cores=cores, settings={**settings, **each}),
-                costs,
-            ),
+            simulate(of_size(students, tokens=tokens, teacher_cores=cores, settings={**settings, **each}), costs),
             device=device,
             tokens=f"8x{tokens}",
             how=how,
             students=students,
         )
+        for device, (costs, settings, cores) in sides.items()
         for tokens in (16, 64)
         for how, each in ways.items()
         for students in (1, 4, 16, 64)
@@ -134,13 +129,6 @@ def show(outcome: Outcome) -> None:
     print(f"limit: {outcome.bottleneck}")
 
 
-def _save(figure: Any, record: Record, name: str) -> None:
-    path = record.folder / "plots" / f"scale-{name}.png"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
-    print(f"plot: {path}")
-
-
 def _lines(axes: Any, rows: Sequence[Row], by: str, x: str, y: str, **style: Any) -> None:
     """One line for each value of `by`."""
     for value in dict.fromkeys(row[by] for row in rows):
@@ -148,7 +136,7 @@ def _lines(axes: Any, rows: Sequence[Row], by: str, x: str, y: str, **style: Any
         axes.plot([row[x] for row in own], [row[y] for row in own], "o-", ms=4, label=str(value), **style)
 
 
-def plot_students(rows: Sequence[Row], record: Record) -> None:
+def plot_students(rows: Sequence[Row], record: Record) -> Any:
     figure, (left, right) = record.axes(2)
     named = [{**row, "teachers": f"{row['teachers']} teacher{'s' * (row['teachers'] > 1)}"} for row in rows]
     _lines(left, named, "teachers", "students", "steps/s")
@@ -159,10 +147,10 @@ def plot_students(rows: Sequence[Row], record: Record) -> None:
         axes.set(xscale="log", yscale="log", xlabel="students, 8x64 tokens each")
         axes.legend(fontsize=8)
     figure.suptitle("Simulated, assumed GPU, 10 GbE, bf16 messages of width 1024", fontsize=10)
-    _save(figure, record, "students")
+    return figure
 
 
-def plot_wire(rows: Sequence[Row], record: Record) -> None:
+def plot_wire(rows: Sequence[Row], record: Record) -> Any:
     widths = list(dict.fromkeys(row["width"] for row in rows))
     figure, plots = record.axes(len(widths))
     for axes, width in zip(plots, widths, strict=True):
@@ -173,21 +161,23 @@ def plot_wire(rows: Sequence[Row], record: Record) -> None:
         axes.minorticks_off()
         axes.legend(fontsize=8)
     figure.suptitle("Simulated, assumed GPU, 128 students on 8 teachers", fontsize=10)
-    _save(figure, record, "wire")
+    return figure
 
 
-def plot_saturation(gpu: Sequence[Row], cpu: Sequence[Row], record: Record) -> None:
-    figure, plots = record.axes(2)
-    titles = ("One teacher, assumed GPU, 10 GbE, width 1024", "One teacher, measured processor, 10 GbE, width 384")
-    for axes, rows, title in zip(plots, (gpu, cpu), titles, strict=True):
+def plot_saturation(rows: Sequence[Row], record: Record) -> Any:
+    devices = list(dict.fromkeys(row["device"] for row in rows))
+    figure, plots = record.axes(len(devices))
+    for axes, device in zip(plots, devices, strict=True):
+        own = [row for row in rows if row["device"] == device]
         for name in RESOURCES:
-            axes.plot([row["students"] for row in rows], [row[name] for row in rows], "o-", ms=4, label=name)
-        axes.set(xscale="log", ylim=(0, 1.05), xlabel="students", ylabel="share of the time at work", title=title)
+            axes.plot([row["students"] for row in own], [row[name] for row in own], "o-", ms=4, label=name)
+        axes.set(xscale="log", ylim=(0, 1.05), xlabel="students", ylabel="share of the time at work")
+        axes.set(title=f"One teacher, {device}, 10 GbE")
         axes.legend(fontsize=8)
-    _save(figure, record, "saturation")
+    return figure
 
 
-def plot_batching(rows: Sequence[Row], record: Record) -> None:
+def plot_batching(rows: Sequence[Row], record: Record) -> Any:
     cases = list(dict.fromkeys((row["device"], row["tokens"]) for row in rows))
     figure, plots = record.axes(len(cases))
     for axes, case in zip(plots, cases, strict=True):
@@ -198,10 +188,10 @@ def plot_batching(rows: Sequence[Row], record: Record) -> None:
             xscale="log", ylim=(0, None), xlabel="students", ylabel="tokens/s", title=f"{case[0]}, {case[1]} tokens"
         )
         axes.legend(fontsize=8)
-    _save(figure, record, "batching")
+    return figure
 
 
-def plot_validation(rows: Sequence[Row], record: Record) -> None:
+def plot_validation(rows: Sequence[Row], record: Record) -> Any:
     sizes = list(dict.fromkeys(row["rows x tokens"] for row in rows))
     figure, plots = record.axes(len(sizes))
     for axes, size in zip(plots if len(sizes) > 1 else [plots], sizes, strict=True):
@@ -215,4 +205,12 @@ def plot_validation(rows: Sequence[Row], record: Record) -> None:
         axes.set_xticks(counts, [str(count) for count in counts])
         axes.minorticks_off()
         axes.legend(fontsize=8)
-    _save(figure, record, "validation")
+    return figure
+
+
+SWEEPS: dict[str, tuple[Callable[[Costs, Costs], list[Row]], Callable[[Sequence[Row], Record], Any]]] = {
+    "students": (students_and_teachers, plot_students),
+    "wire": (wires, plot_wire),
+    "saturation": (saturation, plot_saturation),
+    "batching": (batching, plot_batching),
+}

@@ -83,7 +83,7 @@ class SimulatedTeacher:
         self._lanes, self._under_way = Lanes(), Counter[str]()
         self._graphs = GraphCache(config.graph_cache_bytes, config.session_graph_bytes, metrics)
         self._cuts = bool(self.engine.part) and self.engine.threads > 1 and not config.deterministic
-        self._changed = env.event()
+        self._changed, self._short_changed = env.event(), env.event()
         env.process(self._models())
         env.process(self._steps())
 
@@ -114,11 +114,15 @@ class SimulatedTeacher:
         self._under_way[lane] += 1
         self._lanes.push(job)
         job.reply = self.env.event()
-        self._notify()
+        self._notify(short=kind_of(job) is None)
         return job.reply
 
-    def _notify(self) -> None:
-        changed, self._changed = self._changed, self.env.event()
+    def _notify(self, *, short: bool) -> None:
+        """Wakes the thread that has the model, or the one that has the Steps."""
+        if short:
+            changed, self._short_changed = self._short_changed, self.env.event()
+        else:
+            changed, self._changed = self._changed, self.env.event()
         changed.succeed()
 
     def _heads(self, *, short: bool) -> list[Job]:
@@ -155,7 +159,7 @@ class SimulatedTeacher:
         while True:
             heads = self._heads(short=True)
             if not heads:
-                yield self._changed
+                yield self._short_changed
                 continue
             choice = self._order.choose(heads, 0.0, self.env.now)
             self._lanes.take(choice.batch)
@@ -176,7 +180,8 @@ class SimulatedTeacher:
             job.reply.succeed()
         self._order.ran(batch, seconds)
         self._lanes.ran(batch)
-        self._notify()
+        self._notify(short=True)
+        self._notify(short=False)
 
     def _compute(self, batch: Batch) -> Process:
         """The seconds of a batch of the model: in parts on a processor, where they are even, or as a whole."""
