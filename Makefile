@@ -65,7 +65,7 @@ proto: setup ## regenerates teaching_protocol/v1 from protos/
 	$(BIN)/python -m grpc_tools.protoc -I protos --python_out=. --pyi_out=. protos/teaching_protocol/v1/*.proto
 
 # Each benchmark has the machine to itself; figures go to benchmarks/results, plots to benchmarks/plots, what they mean to LOG.md.
-BENCHES := step students peers tensors fairness sessions merge waiting observe ahead pipeline lengths committee edges threads status fleet
+BENCHES := step students peers tensors fairness sessions merge waiting observe ahead pipeline lengths committee edges threads status fleet hosts scale
 
 bench: $(BENCHES:%=bench-%) ## all of them, one after the other (about an hour); `make bench-NAME` runs one
 
@@ -80,6 +80,11 @@ bench-students: setup
 	$(BIN)/python benchmarks/bench_students.py $(BENCH_FLAGS)
 	$(BIN)/python benchmarks/bench_students.py --tokens 16 $(BENCH_FLAGS)
 	$(BIN)/python benchmarks/bench_students.py --dtype bfloat16 $(BENCH_FLAGS)
+
+bench-scale: setup ## constants, the model against real runs, then its sweeps: docs/scale.md
+	$(BIN)/python benchmarks/simulate_scale.py --calibrate
+	$(BIN)/python benchmarks/simulate_scale.py --validate
+	$(BIN)/python benchmarks/simulate_scale.py
 
 bench-peers: setup $(PEERS)/.installed
 	$(BIN)/python benchmarks/bench_peers.py --peers-python $(PEERS)/bin/python $(BENCH_FLAGS)

@@ -30,6 +30,8 @@ DEBIAN = {
     "chromedriver": "chromium-driver",
     "shellcheck": "shellcheck",
     "systemd-analyze": "systemd",
+    "ip": "iproute2",
+    "tc": "iproute2",
 }
 """Program -> Debian package."""
 
@@ -78,7 +80,8 @@ def nothing_starts() -> Iterator[None]:
 
 def install_debian() -> str:
     """Installs what is missing; gives the reason why not, or nothing."""
-    packages = sorted({package for program, package in DEBIAN.items() if shutil.which(program) is None})
+    known = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])  # root's programs, too
+    packages = sorted({package for program, package in DEBIAN.items() if shutil.which(program, path=known) is None})
     if not packages:
         return ""
     if shutil.which("apt-get") is None:

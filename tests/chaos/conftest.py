@@ -1,14 +1,17 @@
-"""What chaos is compared with: unbroken runs, each made once."""
+"""What chaos is compared with: unbroken runs, each made once; and the hosts it happens between."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.chaos.world import Ended, unbroken
+from tests.hosts import CannotMake, Host, Link, hosts
+from tests.parts import part
 
 
 @pytest.fixture(scope="session")
@@ -23,3 +26,17 @@ def whole(model_folder: Callable[[str], Path], tmp_path_factory: pytest.TempPath
         return made[key]
 
     return run
+
+
+@pytest.fixture
+def network() -> Iterator[tuple[Host, list[Link]]]:
+    """A teacher's host and the links of two students' hosts; skips where the machine allows none, which no part can change."""
+    if os.geteuid() != 0:
+        pytest.skip("only root makes network namespaces")
+    for name in ("ip", "tc"):
+        part(name)
+    try:
+        with hosts(2) as found:
+            yield found
+    except CannotMake as error:
+        pytest.skip(f"this machine makes no hosts for tests: {error}")

@@ -12,10 +12,15 @@ from typing import Any
 __all__ = ["Proxy"]
 
 _CHUNK = 65536
+_PIECES = 256  # on the way at once, in one direction
 
 
 class Proxy:
     """Passes connections at `port` on to `target`, in a thread of its own. Use as a context manager.
+
+    Args:
+        target: port on loopback.
+        host: address that it listens at.
 
     Attributes:
         delay_s: how long every piece waits, both ways.
@@ -24,8 +29,8 @@ class Proxy:
         connections: how many were made; resets: how many were ended by `reset`.
     """
 
-    def __init__(self, target: int) -> None:
-        self.target, self.port = target, 0
+    def __init__(self, target: int, host: str = "127.0.0.1") -> None:
+        self.target, self.host, self.port = target, host, 0
         self.delay_s, self.cut_after, self.is_open = 0.0, 0, True
         self.connections = self.resets = self.cuts = 0
         self._loop = asyncio.new_event_loop()
@@ -34,7 +39,7 @@ class Proxy:
 
     @property
     def address(self) -> str:
-        return f"127.0.0.1:{self.port}"
+        return f"{self.host}:{self.port}"
 
     def reset(self) -> None:
         """Ends every connection at once with RST, both ways."""
@@ -55,7 +60,7 @@ class Proxy:
         asyncio.run_coroutine_threadsafe(job, self._loop).result(10)
 
     async def _start(self) -> None:
-        self._server = await asyncio.start_server(self._connected, "127.0.0.1", 0)
+        self._server = await asyncio.start_server(self._connected, self.host, 0)
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def _stop(self) -> None:
@@ -82,21 +87,31 @@ class Proxy:
         self._live.add(pair)
         passed = [0]
         try:
-            await asyncio.gather(
-                self._pass(reader, far_writer, passed, pair), self._pass(far_reader, writer, passed, pair)
-            )
-        except (OSError, asyncio.IncompleteReadError):
+            async with asyncio.TaskGroup() as ways:  # the end of one is the end of all
+                for source, sink in ((reader, far_writer), (far_reader, writer)):
+                    line: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(_PIECES)
+                    ways.create_task(self._take_in(source, line))
+                    ways.create_task(self._let_out(line, sink, passed))
+        except* (OSError, asyncio.IncompleteReadError):
             pass
         finally:
             self._live.discard(pair)
             _abort(pair)
 
-    async def _pass(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, passed: list[int], pair: tuple[Any, Any]
-    ) -> None:
+    async def _take_in(self, reader: asyncio.StreamReader, line: asyncio.Queue[tuple[float, bytes]]) -> None:
+        """Puts pieces on the line with the time at which they come out: one does not wait for another's delay."""
         while data := await reader.read(_CHUNK):
-            if self.delay_s:
-                await asyncio.sleep(self.delay_s)
+            await line.put((self._loop.time() + self.delay_s, data))
+        await line.put((0.0, b""))
+
+    async def _let_out(
+        self, line: asyncio.Queue[tuple[float, bytes]], writer: asyncio.StreamWriter, passed: list[int]
+    ) -> None:
+        while True:
+            due, data = await line.get()
+            if not data:
+                raise ConnectionResetError("one end hung up")
+            await asyncio.sleep(max(0.0, due - self._loop.time()))
             while not self.is_open:
                 await asyncio.sleep(0.01)
             passed[0] += len(data)
@@ -107,7 +122,6 @@ class Proxy:
                 raise ConnectionResetError("cut by the proxy")
             writer.write(data)
             await writer.drain()
-        raise ConnectionResetError("one end hung up")
 
 
 def _abort(pair: tuple[asyncio.StreamWriter, asyncio.StreamWriter]) -> None:

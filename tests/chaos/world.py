@@ -12,7 +12,7 @@ import random
 import socket
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing.context import ForkServerProcess
@@ -30,6 +30,7 @@ from teacher_server.app import TeacherApp
 from teacher_server.cli import main as command
 from teacher_server.config import ServerConfig
 from teaching_protocol.errors import TeachingError
+from tests.hosts import inside
 from tests.integration.gate import poll
 from tests.unit.student_client.run_setup import run_config
 
@@ -123,13 +124,17 @@ def _hash(data: bytes) -> str:
 
 @dataclass
 class TeacherProcess:
-    """A deterministic teacher at one port, which can be killed and started again; as the command itself, it takes signals."""
+    """A deterministic teacher at one port, which can be killed and started again; as the command itself, it takes signals.
+
+    Its process is in a network namespace of this name, if any.
+    """
 
     model: Path
     port: int = field(default_factory=free_port)
     settings: Mapping[str, Any] = field(default_factory=dict)
     is_command: bool = False
     process: ForkServerProcess | None = None
+    namespace: str = ""
 
     @property
     def address(self) -> str:
@@ -144,7 +149,7 @@ class TeacherProcess:
             path.write_text(json.dumps(known))  # which is YAML
             self.process = _forks.Process(target=_command, args=(["serve", "--config", str(path)],), daemon=True)
         else:
-            self.process = _forks.Process(target=_serve, args=(known,), daemon=True)
+            self.process = _process(self.namespace, _serve, known)
         self.process.start()
         return self
 
@@ -176,10 +181,15 @@ class TeacherProcess:
         self.kill()
 
 
+def _process(namespace: str, work: Callable[..., None], *arguments: Any) -> ForkServerProcess:
+    words = (inside, (namespace, work, *arguments)) if namespace else (work, arguments)
+    return _forks.Process(target=words[0], args=words[1], daemon=True)
+
+
 @contextmanager
-def student_process(config: RunConfig, resume: bool = False) -> Iterator[ForkServerProcess]:
-    """Trains a run in a process of its own; what it says goes to OUTPUT.log."""
-    process = _forks.Process(target=_train, args=(config.model_dump_json(), resume), daemon=True)
+def student_process(config: RunConfig, resume: bool = False, namespace: str = "") -> Iterator[ForkServerProcess]:
+    """Trains a run in a process of its own, in a network namespace of this name, if any; what it says goes to OUTPUT.log."""
+    process = _process(namespace, _train, config.model_dump_json(), resume)
     process.start()
     try:
         yield process
