@@ -49,7 +49,7 @@ from student_client.flags import (
 from student_client.fleet.command import fleet
 from student_client.methods import METHODS
 from student_client.progress import Progress
-from student_client.runs import open_run
+from student_client.runs import measured, open_run
 from student_client.selection.command import select
 from student_client.transport import GrpcTransport
 from student_models import load_student
@@ -260,6 +260,7 @@ def _train(config: RunConfig, resume: bool, overwrite: bool, quiet: bool) -> Non
             if checkpoint_folders(config.output / "checkpoints"):
                 error.add_note(f"then go on with: student-client train --resume --output {config.output}")
             raise
+        result = None if result is None else measured(trainer, result)
     if result is None:
         if trainer.ranks.is_first:
             typer.echo(

@@ -20,8 +20,8 @@ class Result:
     `validation` chose the best student, after step `best_step`; `test` was scored once, at the end. `parameters` are
     the student's alone; `codec_parameters` those it trained with and has left behind. `teacher_rows` are the rows teachers
     were asked about, `teacher_rows_saved` those a method chose not to send. A lost teacher was waited for `recoveries` times,
-    `paused_s` seconds in all, and `replayed_steps` steps were made again. `student_size` and `teacher_size` are measured at the
-    end, on the same rows of the validation split; each on its own device.
+    `paused_s` seconds in all, and `replayed_steps` steps were made again. `student_size` and `teacher_size` are measured by
+    `student-client train` at its end, on the same rows of the validation split, each on its own device.
     """
 
     method: str

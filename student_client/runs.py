@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from filelock import FileLock
@@ -14,6 +15,7 @@ from student_client.acceleration import compute_threads
 from student_client.config import RunConfig
 from student_client.connecting import connected
 from student_client.division import check_divisible
+from student_client.footprint import Footprint, of_student, of_teacher
 from student_client.methods import Context, build_methods
 from student_client.metrics import Facts
 from student_client.progress import Progress
@@ -22,11 +24,12 @@ from student_client.result import Result
 from student_client.students import build_student
 from student_client.trainer import Trainer
 from student_client.watching import watching
+from student_models import load_student
 from task_data import load_data, teacher_ports
 from teaching_protocol.errors import ConfigError
 from teaching_protocol.verbs import TeacherVerbs
 
-__all__ = ["open_run", "train"]
+__all__ = ["measured", "open_run", "train"]
 
 _WRITTEN = ("config.json", "metrics.jsonl", "result.json", "checkpoints", "student", "tensorboard")
 
@@ -130,6 +133,19 @@ def _facts(trainer: Trainer) -> Facts:
         replayed_steps=lost.replayed_steps,
         paused_s=lost.paused_s,
     )
+
+
+def measured(trainer: Trainer, result: Result) -> Result:
+    """A run's result with the sizes and times of its best student and its foundation teacher, written again.
+
+    The teacher is asked about one more batch, which is counted nowhere.
+    """
+    rows = trainer.data.validation
+    best = load_student(trainer.config.output / "student").to(trainer.accelerator.device)
+    teacher = of_teacher(trainer.teachers.first, rows) if trainer.teachers else Footprint()
+    found = replace(result, student_size=of_student(best, rows), teacher_size=teacher)
+    found.write(trainer.config.output)
+    return found
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from student_client.config import RunConfig
 from student_client.cuts import Cuts, Mark
 from student_client.evaluate import Scores, evaluate
 from student_client.files import replace_file
-from student_client.footprint import Footprint, count_parameters, of_student, of_teacher
+from student_client.footprint import count_parameters
 from student_client.interrupts import Interrupts
 from student_client.keeping import Held, Keeping
 from student_client.methods import Methods, Outcome
@@ -328,8 +328,6 @@ class Trainer:
             replayed_steps=self.position.losses.replayed_steps,
             paused_s=round(self.position.losses.paused_s, 3),
             seed=self.config.training.seed,
-            student_size=of_student(best, self.data.validation),
-            teacher_size=of_teacher(self.teachers.first, self.data.validation) if self.teachers else Footprint(),
         )
         result.write(self.config.output)
         return result
