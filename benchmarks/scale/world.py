@@ -61,7 +61,7 @@ class World:
             self._enough.succeed()
 
     def _readings(self) -> dict[str, list[float]]:
-        """Work done so far by every resource, in seconds of the whole of it."""
+        """Work done so far by every resource, in seconds of the whole of it; Python's is counted when it is asked for."""
         teachers = [teacher.host for teacher in self.teachers]
         found = {
             "teacher's device": [teacher.busy_s() for teacher in self.teachers],
@@ -76,7 +76,7 @@ class World:
     def _outcome(self, seconds: float, before: dict[str, list[float]]) -> Outcome:
         scenario, served = self.scenario, [teacher.served for teacher in self.teachers]
         shares = {
-            name: [(new - old) / seconds for new, old in zip(now, before[name], strict=True)]
+            name: [min(1.0, (new - old) / seconds) for new, old in zip(now, before[name], strict=True)]
             for name, now in self._readings().items()
         }
         steps, ordered = len(self.seconds), sorted(self.seconds)
