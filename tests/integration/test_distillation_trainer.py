@@ -128,19 +128,41 @@ def test_accumulated_microbatches_are_one_step_at_the_teacher(
     assert json.loads(manifest.read_text())["step"] == 8
 
 
+def task_only(student: Path, rows: Path, output: Path, **fields: Any) -> Any:
+    """A run without a teacher; by SGD, for Adam would make much of a last bit."""
+    trainer = trainer_of(student, rows, None, output, method="task_only", **fields)  # type: ignore[arg-type]
+    trainer.optimizer = torch.optim.SGD(trainer.model.parameters(), lr=0.1)
+    trainer.train()
+    return trainer
+
+
+def close(first: torch.nn.Module, second: torch.nn.Module) -> None:
+    for name, value in weights_of(first).items():
+        torch.testing.assert_close(weights_of(second)[name], value, atol=1e-5, rtol=1e-4)
+
+
 def test_task_only_is_the_plain_trainer(student: Path, rows: Path, tmp_path: Path) -> None:
-    """Accumulation, clipping and the loss are as without us, to rounding, and no teacher is named."""
-    fields: dict[str, Any] = {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 4}
-    ours = trainer_of(student, rows, None, tmp_path, method="task_only", **fields)  # type: ignore[arg-type]
-    ours.optimizer = torch.optim.SGD(ours.model.parameters(), lr=0.1)  # Adam would make much of a last bit
-    ours.train()
+    """The loss, clipping and random numbers are as without us, to rounding, and no teacher is named."""
+    ours = task_only(student, rows, tmp_path)
     model = hf.AutoModelForSequenceClassification.from_pretrained(student)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    plain = hf.Trainer(model=model, args=ours.args, train_dataset=ours.train_dataset, optimizers=(optimizer, None),
-                       processing_class=ours.processing_class)  # fmt: skip
+    plain = hf.Trainer(
+        model=model,
+        args=ours.args,
+        train_dataset=ours.train_dataset,
+        optimizers=(optimizer, None),
+        processing_class=ours.processing_class,
+    )
     plain.train()
-    for name, value in weights_of(plain.model).items():
-        torch.testing.assert_close(weights_of(ours.model)[name], value, atol=1e-5, rtol=1e-4)
+    close(plain.model, ours.model)
+
+
+def test_accumulated_halves_are_one_batch(rows: Path, tmp_path: Path) -> None:
+    student = student_folder(tmp_path / "student")  # without dropout, which halves would draw otherwise
+    whole = task_only(student, rows, tmp_path)
+    halves = task_only(student, rows, tmp_path, gradient_accumulation_steps=2, per_device_train_batch_size=4)
+    assert whole.state.global_step == halves.state.global_step == 8
+    close(whole.model, halves.model)
 
 
 def test_bf16_autocast_trains_both_sides(school: School, student: Path, rows: Path, tmp_path: Path) -> None:

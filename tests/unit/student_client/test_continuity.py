@@ -63,7 +63,7 @@ def trained(
     return [grad for grad in grads if grad is not None], state, continuity
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(
     microbatches=st.lists(st.integers(1, 3), min_size=1, max_size=4),
     lost=st.sets(st.integers(0, 28), max_size=6),
