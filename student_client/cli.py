@@ -6,6 +6,7 @@ import signal
 import statistics
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Annotated, get_args
 
@@ -260,7 +261,8 @@ def _train(config: RunConfig, resume: bool, overwrite: bool, quiet: bool) -> Non
             if checkpoint_folders(config.output / "checkpoints"):
                 error.add_note(f"then go on with: student-client train --resume --output {config.output}")
             raise
-        result = None if result is None else measured(trainer, result)
+        if result is not None:
+            result = trainer.ranks.only_first(partial(measured, trainer, result), result)
     if result is None:
         if trainer.ranks.is_first:
             typer.echo(

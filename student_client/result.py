@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from student_client.files import replace_file
 from student_client.footprint import Footprint
@@ -63,6 +65,12 @@ class Result:
             ) from error
 
     @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Result:
+        """The result whose fields, as JSON has them, are these."""
+        sizes = {name: Footprint(**values[name]) for name in ("student_size", "teacher_size") if name in values}
+        return cls(**{**values, **sizes})
+
+    @classmethod
     def read(cls, folder: Path) -> Result:
         """Reads result.json of a run's folder.
 
@@ -71,8 +79,6 @@ class Result:
         """
         path = folder / "result.json"
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-            sizes = {name: Footprint(**found[name]) for name in ("student_size", "teacher_size") if name in found}
-            return cls(**found | sizes)
+            return cls.of(json.loads(path.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError) as error:
             raise ConfigError(f"{path} holds no result: {error}; let the run end first") from error

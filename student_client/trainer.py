@@ -299,7 +299,7 @@ class Trainer:
         """Scores the best student on the test split, this once, and writes result.json."""
         spent = self.ranks.gather(asdict(self.position.account))
         account = sum((Account(**each) for each in spent), Account())
-        return Result(**self.ranks.first(lambda: asdict(self._result(account))))
+        return Result.of(self.ranks.first(lambda: asdict(self._result(account))))
 
     def _result(self, account: Account) -> Result:
         best = load_student(self.config.output / "student").to(self.accelerator.device)
