@@ -34,6 +34,7 @@ def _ray() -> Any:
         ConfigError: it is not installed.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would report over the internet
+    os.environ.setdefault("RAY_worker_niceness", "0")  # 15 by default: any other process would go before a teacher
     try:
         import ray
     except ModuleNotFoundError as error:

@@ -85,7 +85,7 @@ def searched(folder: Path) -> None:
     from student_client.compare.suites import read_suite
 
     (folder / "space.yaml").write_text(yaml.safe_dump({"training.lr": {"low": 1e-6, "high": 1e-1, "log": True}}))
-    whole = common(folder, 30)
+    whole = common(folder, 8)
     settings = {
         f"{section}.{name}": value
         for section in ("student", "training")
@@ -113,7 +113,7 @@ def searched(folder: Path) -> None:
         client("search", *words, "--trials", 3, "--output", folder / "found"),
         capture_output=True,
         text=True,
-        timeout=LIMIT_S,
+        timeout=280,
     )
     assert done.returncode == 0, done.stderr + done.stdout
     runs = json.loads((folder / "found" / "results.json").read_text())["runs"]
@@ -125,5 +125,4 @@ def searched(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    pupils(Path(sys.argv[1]))
-    searched(Path(sys.argv[1]))
+    {"fleet": pupils, "search": searched}[sys.argv[1]](Path(sys.argv[2]))

@@ -10,5 +10,6 @@ from tests.ray.namespace import alone
 
 
 @pytest.mark.slow
-def test_a_fleet_of_students_and_a_search(tmp_path: Path) -> None:
-    alone("tests.ray.pupils", tmp_path, folder=tmp_path, limit_s=280)
+@pytest.mark.parametrize("what", ["fleet", "search"])
+def test_students_on_ray(what: str, tmp_path: Path) -> None:
+    alone("tests.ray.pupils", what, tmp_path, folder=tmp_path, limit_s=290)
