@@ -122,17 +122,28 @@ class Member:
     def join(self) -> None:
         """Opens the session, or again: the live one where there is one, else a new one from the last known state.
 
-        What a live session had gathered since its last Step is let go: the step it belonged to is lost.
+        What a live session had gathered since its last Step is let go: the step it belonged to is lost. A new one is opened at the
+        first of the teacher's addresses that takes it.
 
         Raises:
             IncompatibleTeacher: the teacher reads nothing of this data set, or is another one than before.
-            ServiceError: it cannot be reached.
+            ServiceError: it cannot be reached at any.
         """
         if self._resumes():
             self.teacher.step(lr=0.0, grad_scale=0.0)
             return
-        self._check_card()
-        self.teacher.enroll(self.state)
+        refused: list[str] = []
+        while True:
+            try:
+                self._check_card()
+                self.teacher.enroll(self.state)
+                return
+            except UNREACHABLE as error:
+                if not self.teacher.move_on_untried():
+                    for each in refused:
+                        error.add_note(f"before that: {each}")
+                    raise
+                refused.append(str(error))
 
     def _resumes(self) -> bool:
         """Takes the live session over, if there is one."""

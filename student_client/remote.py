@@ -97,6 +97,10 @@ class Teacher(nn.Module):
         """Connects to the teacher's next address, or anew to the only one; the session has to be opened there."""
         self._session.move_on()
 
+    def move_on_untried(self) -> bool:
+        """`move_on`, if there is an address where the teacher was not looked for yet; whether there was."""
+        return self._session.move_on_untried()
+
     def has_better_place(self) -> bool:
         """Whether a replica serves by now to which this session belongs rather than to the one it is at."""
         return self._session.has_better_place()

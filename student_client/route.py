@@ -74,6 +74,11 @@ class Route:
         return any(each != self.place for each in self._order)
 
     @property
+    def has_untried(self) -> bool:
+        """Whether there is a replica that was not tried since a session was open."""
+        return any(each != self.place and each not in self._tried for each in self._order)
+
+    @property
     def has_better(self) -> bool:
         """Whether the last `look` has found a better replica."""
         return self._better is not None

@@ -152,6 +152,13 @@ class Session:
         if isinstance(self.transport, GrpcTransport):
             self.transport.move_on()
 
+    def move_on_untried(self) -> bool:
+        """`move_on`, if there is an address where the teacher was not looked for yet; whether there was."""
+        if not isinstance(self.transport, GrpcTransport) or not self.transport.route.has_untried:
+            return False
+        self.transport.move_on()
+        return True
+
     def has_better_place(self) -> bool:
         """Whether the session belongs to another replica by now."""
         return isinstance(self.transport, GrpcTransport) and self.transport.route.look()

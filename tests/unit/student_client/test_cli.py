@@ -104,6 +104,18 @@ def test_pings_a_teacher_and_trains_against_it(tmp_path: Path, command: Command,
     assert command("evaluate", tmp_path / "run")[0] == 0  # the server is gone
 
 
+def test_begins_at_the_first_of_several_addresses_where_somebody_serves(
+    tmp_path: Path, command: Command, server: TeacherApp
+) -> None:
+    with server:
+        addresses = f"127.0.0.1:1,127.0.0.1:{server.port}"
+        assert command(*training(tmp_path, "talking"), "--teacher", addresses)[0] == 0
+    code, _, errors = command(*training(tmp_path, "talking"), "--overwrite", "--teacher", "127.0.0.1:1,127.0.0.1:2")
+    assert code == 1
+    assert "no teacher answers at 127.0.0.1:2" in errors
+    assert "before that: no teacher answers at 127.0.0.1:1" in errors
+
+
 class _Closing(io.StringIO):
     """A standard output that ends the server in the middle of step 4's report."""
 

@@ -232,3 +232,13 @@ def test_a_name_stands_for_all_its_addresses(monkeypatch: pytest.MonkeyPatch) ->
 def test_a_name_without_an_address(address: str) -> None:
     with pytest.raises(TeacherUnavailable, match="dns:///NAME:PORT"):
         expanded(address)
+
+
+def test_what_was_not_tried_yet() -> None:
+    route = World({"b:1": ()}).route("a:1", "b:1", "c:1")
+    found(route)
+    assert route.has_untried
+    assert [moved(route), route.has_untried, moved(route), route.has_untried] == ["b:1", True, "c:1", False]
+    route.arrived()
+    assert route.has_untried, "a session was open since"
+    assert not World({"a:1": ()}).route("a:1").has_untried
