@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-__all__ = ["DataConfig", "DataName", "GlueTask"]
+__all__ = ["DataConfig", "DataName", "GlueTask", "SplitName"]
 
 DataName = Literal[
     "newsgroups",
@@ -22,6 +22,8 @@ DataName = Literal[
     "fashion_mnist",
     "file",
 ]
+
+SplitName = Literal["train", "validation", "test"]
 
 GlueTask = Literal["cola", "mnli", "mrpc", "qnli", "qqp", "rte", "sst2"]
 

@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.table import Table
 
+from command_config import hint
+from command_config.completion import complete_names
+from command_config.line import Json
 from student_client.fleet.elsewhere import PLACES, Job
-from student_client.fleet.plan import Planned, last_checkpoint, plan, start_of
 from student_client.fleet.records import write_records
 from student_client.fleet.restarts import Restarts
 from student_client.fleet.seats import Seat, seats
 from student_client.fleet.settings import FleetConfig, read_fleet
-from student_client.fleet.supervisor import Supervisor
 from student_client.fleet.view import View, state_counts, summary
 from teaching_protocol.errors import ConfigError
+
+if TYPE_CHECKING:
+    from student_client.fleet.plan import Planned
+    from student_client.fleet.supervisor import Supervisor
 
 __all__ = ["fleet"]
 
@@ -38,14 +45,22 @@ def fleet(
     index: Annotated[int | None, typer.Option(help="Only the student of this number, from 0.", min=0)] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be run, and where.")] = False,
     place: Annotated[
-        str | None, typer.Option("--print", help=f"Print how to do the same on {', '.join(PLACES)}.")
+        str | None,
+        typer.Option(
+            "--print",
+            help=f"Print how to do the same on {', '.join(PLACES)}.",
+            autocompletion=complete_names(tuple(PLACES)),
+        ),
     ] = None,
     image: Annotated[str, typer.Option(help="Image with student-client, for --print kubernetes.")] = _IMAGE,
+    as_json: Json = False,
 ) -> None:
     """Trains many students on this machine; Ctrl-C ends all after their step, the same command goes on with what is left.
 
     Exit code 0: all have finished; 1: a student was given up; 130 or 143: ended by a signal.
     """
+    from student_client.fleet.plan import plan  # here: help and completion need no torch
+
     found = read_fleet(file, {"at_once": at_once, "threads": threads, "output": output})
     students = plan(found, os.environ)
     if place is not None:
@@ -55,15 +70,19 @@ def fleet(
     cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
     wanted = found.at_once or len(cores) - found.free_cores
     there = seats(cores, max(0, min(wanted, len(chosen))), found.free_cores, found.threads, found.pin)
-    console = Console()
     if dry_run:
-        console.print(_shown(found, chosen, there))
+        _show(found, chosen, there, as_json)
         return
-    raise typer.Exit(_run(found, chosen, there, console, "" if index is None else f"-{index}"))
+    code = _run(found, chosen, there, Console(stderr=as_json), suffix := "" if index is None else f"-{index}")
+    if as_json:
+        sys.stdout.write((found.root / f"fleet{suffix}.json").read_text(encoding="utf-8"))
+    raise typer.Exit(code)
 
 
 def _run(found: FleetConfig, students: Sequence[Planned], there: Sequence[Seat], console: Console, suffix: str) -> int:
     """Runs the fleet to its end; gives its exit code."""
+    from student_client.fleet.supervisor import Supervisor
+
     with _claimed(found.root, suffix), View(console) as view:
         restarts = Restarts(found.restarts, found.first_pause_s, found.longest_pause_s)
         supervisor = Supervisor(students, there, restarts, found.grace_s, show=view.show, say=view.say)
@@ -94,28 +113,41 @@ def _one(students: Sequence[Planned], index: int) -> list[Planned]:
 
 def _printed(place: str, job: Job) -> str:
     if place not in PLACES:
-        raise ConfigError(f"--print: received {place!r}, expected one of {', '.join(PLACES)}")
+        raise ConfigError(f"--print: received {place!r}, expected one of {', '.join(PLACES)}{hint(place, PLACES)}")
     return PLACES[place](job)
 
 
-def _shown(found: FleetConfig, students: Sequence[Planned], there: Sequence[Seat]) -> Table:
+def _show(found: FleetConfig, students: Sequence[Planned], there: Sequence[Seat], as_json: bool) -> None:
     """What a run would do with each student, and which seats there are."""
+    rows = [(each.number, each.name, _does(each), str(each.folder)) for each in students]
+    names = ("number", "student", "does", "folder")
+    if as_json:
+        seats = [asdict(seat) for seat in there]
+        typer.echo(
+            json.dumps(
+                {"name": found.name, "students": [dict(zip(names, row, strict=True)) for row in rows], "seats": seats}
+            )
+        )
+        return
     held = "; ".join(f"cores {','.join(map(str, seat.cores))}: {seat.threads} threads" for seat in there)
     table = Table(title=f"{found.name}: {len(students)} students, {len(there)} at once ({held})")
-    for column in ("number", "student", "does", "folder"):
+    for column in names:
         table.add_column(column, overflow="fold")
-    for each in students:
-        try:
-            how: str = start_of(each)
-            does = {
-                "resume": f"goes on after step {last_checkpoint(each.folder)}",
-                "new": "begins",
-                "finished": "has finished",
-            }[how]
-        except ConfigError as error:
-            does = f"fails: {error}"
-        table.add_row(str(each.number), each.name, does, str(each.folder))
-    return table
+    for row in rows:
+        table.add_row(*map(str, row))
+    Console().print(table)
+
+
+def _does(planned: Planned) -> str:
+    from student_client.fleet.plan import last_checkpoint, start_of
+
+    try:
+        how = start_of(planned)
+    except ConfigError as error:
+        return f"fails: {error}"
+    if how == "resume":
+        return f"goes on after step {last_checkpoint(planned.folder)}"
+    return {"new": "begins", "finished": "has finished"}[how]
 
 
 @contextmanager

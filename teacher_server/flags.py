@@ -1,0 +1,47 @@
+"""The flags that several commands of `teacher-server` share; runs nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from command_config.completion import complete_fields, complete_names
+from teacher_server.config import DTYPES, PACKAGED, ServerConfig
+
+__all__ = ["Ca", "Cert", "ConfigFile", "Device", "Dtype", "Key", "Linger", "Model", "Settings", "SharedMemory"]
+
+Ca = Annotated[Path | None, typer.Option(help="PEM file of the CA of the server at ADDRESS; turns TLS on.")]
+Cert = Annotated[Path | None, typer.Option(help="PEM file of your own certificate, if it asks for one.")]
+Key = Annotated[Path | None, typer.Option(help="PEM file of its key.")]
+ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML or TOML file; flags go before it.")]
+Device = Annotated[
+    str | None,
+    typer.Option(
+        help="auto, cpu, cuda, cuda:1, mps.", autocompletion=complete_names(("auto", "cpu", "cuda", "cuda:1", "mps"))
+    ),
+]
+Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.", autocompletion=complete_names(DTYPES))]
+Model = Annotated[
+    str | None,
+    typer.Option(
+        help="Hugging Face model name, a packaged teacher's name, a model folder, or a run folder.",
+        autocompletion=complete_names(PACKAGED),
+    ),
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        help="Any field, as permits=512; may be repeated; goes before other flags.",
+        autocompletion=complete_fields(ServerConfig),
+    ),
+]
+SharedMemory = Annotated[
+    bool | None,
+    typer.Option(
+        "--shared-memory/--no-shared-memory", help="Large messages of students on this host through shared memory."
+    ),
+]
+Linger = Annotated[bool | None, typer.Option("--linger/--no-linger", help="Wait briefly for students about to call.")]
