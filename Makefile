@@ -11,7 +11,7 @@ PIP_FLAGS := --disable-pip-version-check --no-warn-script-location
 SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -c
 
-.PHONY: setup parts demo test test-slow check-images test-gpu chaos soak lint type proto bench bench-gpu fuzz lock audit licences settings serve clean
+.PHONY: setup parts demo test test-slow check-images test-gpu chaos soak lint type proto bench bench-gpu fuzz lock audit licences settings notebook serve clean
 
 setup: $(STAMP)
 
@@ -106,6 +106,9 @@ licences: setup ## docs/licences.md: under which licences everything is that get
 
 settings: setup ## the tables of fields in docs/configuration.md and docs/fleet.md
 	$(BIN)/python deploy/settings.py
+
+notebook: setup ## runs examples/talking_models.ipynb and keeps what came out: about three minutes
+	$(BIN)/python deploy/notebook.py
 
 serve: setup ## MODEL=name or folder
 	$(BIN)/teacher-server serve --model $(MODEL) $(SERVE_FLAGS)

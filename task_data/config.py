@@ -41,6 +41,11 @@ class DataConfig(BaseModel):
         None, min_length=2, description="Newsgroups and Reuters only: the classes to keep; None keeps all."
     )
     text_column: str = Field("text", min_length=1, description="Column of a file that holds the text.")
+    pair_column: str | None = Field(
+        None,
+        min_length=1,
+        description="Column of a file that holds a second text; the two are read as one, with [SEP] between.",
+    )
     label_column: str = Field("label", min_length=1, description="Column of a file that holds the label or target.")
     labelled: int | None = Field(
         300,
