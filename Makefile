@@ -107,7 +107,7 @@ licences: setup ## docs/licences.md: under which licences everything is that get
 settings: setup ## the tables of fields in docs/configuration.md and docs/fleet.md
 	$(BIN)/python deploy/settings.py
 
-notebook: setup ## runs examples/talking_models.ipynb and keeps what came out: about three minutes
+notebook: setup ## runs examples/talking_models.ipynb and keeps what came out: about a minute
 	$(BIN)/python deploy/notebook.py
 
 serve: setup ## MODEL=name or folder

@@ -179,13 +179,13 @@ def ping(
     as_json: Json = False,
 ) -> None:
     """Asks a teacher for its card, and how long an answer takes."""
-    from student_client.card import PINGS, ask_for_card
+    from student_client.card import PINGS, ask_for_card, card_fields
     from student_client.credentials import Credentials
 
     credentials = Credentials(ca=ca, cert=cert, key=key, token_file=token_file)
     card, seconds = ask_for_card(address, deadline_s, credentials)
     if as_json:
-        typer.echo(json.dumps(asdict(card) | {"round_trip_ms": round(1e3 * seconds, 3), "pings": PINGS}, indent=1))
+        typer.echo(json.dumps(card_fields(card) | {"round_trip_ms": round(1e3 * seconds, 3), "pings": PINGS}, indent=1))
         return
     for field in _CARD:
         value = getattr(card, field)

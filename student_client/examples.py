@@ -21,7 +21,7 @@ EXAMPLES = MappingProxyType(
             Example("student-client train --config run.yaml", "what `init` wrote"),
             Example(
                 "student-client train --data mails.csv --label-column folder --teacher 127.0.0.1:50051 "
-                "--method talking,soft_labels --output runs/mine",
+                "--method talking,fitnets --output runs/mine",
                 "your own file, two methods at once",
             ),
             Example("student-client train --resume --output runs/mine", "go on after Ctrl-C or a crash"),

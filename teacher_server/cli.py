@@ -169,7 +169,8 @@ def describe(
 
     card = ask_for_card(address, timeout_s, ca, cert, key)
     if as_json:
-        typer.echo(json.dumps(asdict(card), indent=1))
+        shown = {name: value for name, value in asdict(card).items() if name != "same_host"}  # of this connection alone
+        typer.echo(json.dumps(shown, indent=1))
         return
     table = Table(title=f"teacher at {address}")
     table.add_column("field")

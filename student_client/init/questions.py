@@ -37,7 +37,7 @@ class Asker:
             return check(default if given is None else given)
         try:
             found: T = typer.prompt(
-                f"{question} ({flag})", default=default, value_proc=lambda text: _checked(check, text)
+                f"{question} ({flag})", default=default, value_proc=lambda text: _checked(check, text), err=True
             )
         except typer.Abort as error:
             if isinstance(error.__context__, KeyboardInterrupt):

@@ -52,6 +52,7 @@ def test_it_is_valid_and_was_run_from_top_to_bottom(notebook: Any) -> None:
     assert counts == list(range(1, len(counts) + 1)), "make notebook"
     assert all(output.output_type != "error" for cell in code_of(notebook) for output in cell.outputs)
     check_results(notebook)
+    assert not any(output.get("name") == "stderr" for cell in code_of(notebook) for output in cell.outputs)
     assert "/tmp/" not in outputs_of(notebook)
 
 

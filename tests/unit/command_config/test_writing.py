@@ -39,7 +39,7 @@ CHOSEN = st.fixed_dictionaries(
 )
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=25)
 @given(chosen=CHOSEN)
 def test_a_run_is_read_back_as_it_was(chosen: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> None:
     config = load_run_config(None, chosen)
