@@ -63,8 +63,7 @@ def compare(
     """
     if importlib.util.find_spec("matplotlib") is None:  # it would be missed at the end, hours later
         raise ConfigError("compare needs matplotlib for its plots; install it with: pip install 'talking-models[demo]'")
-    # imported here: help and completion need no torch
-    from student_client.compare.report import write_report, write_runs
+    from student_client.compare.report import write_report, write_runs  # here: help and completion need no torch
     from student_client.compare.runner import Runner, known_runs
     from student_client.compare.sheets import as_rich
     from student_client.compare.view import View

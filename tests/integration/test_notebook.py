@@ -63,8 +63,8 @@ def test_its_cells_name_only_what_exists(notebook: Any) -> None:
             module = importlib.import_module(str(node.module))
             assert all(hasattr(module, alias.name) for alias in node.names), node.module
         if isinstance(node, ast.Dict):
-            keys = [key.value for key in node.keys if isinstance(key, ast.Constant)]
-            assert set(keys) <= set(fields_of(RunConfig)), keys
+            keys = {str(key.value) for key in node.keys if isinstance(key, ast.Constant)}
+            assert {key for key in keys if "." in key} <= set(fields_of(RunConfig)), keys
     for cell in notebook.cells:
         for target in re.findall(r"\]\(([^)#:]+)\)", cell.source if cell.cell_type == "markdown" else ""):
             assert (PATH.parent / target).exists(), target
