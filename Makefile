@@ -11,7 +11,7 @@ PIP_FLAGS := --disable-pip-version-check --no-warn-script-location
 SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -c
 
-.PHONY: setup parts demo test test-slow test-ray check-images test-gpu chaos soak lint type proto bench bench-gpu fuzz lock audit licences settings docs serve clean
+.PHONY: setup parts demo test test-slow test-ray check-images test-gpu chaos soak lint type proto bench bench-gpu fuzz lock audit licences settings docs notebook serve clean
 
 setup: $(STAMP)
 
@@ -118,6 +118,9 @@ settings: setup ## the tables of fields in docs/configuration.md and docs/fleet.
 docs: setup ## the documentation as a site in site/, warnings are errors; read it by `python -m http.server --directory site`
 	$(BIN)/python -m docs.pictures
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+notebook: setup ## runs examples/talking_models.ipynb and keeps what came out: about a minute
+	$(BIN)/python deploy/notebook.py
 
 serve: setup ## MODEL=name or folder
 	$(BIN)/teacher-server serve --model $(MODEL) $(SERVE_FLAGS)

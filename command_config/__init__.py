@@ -1,9 +1,9 @@
-"""The configuration of a command in layers: defaults, a file, the environment, flags; knows neither command."""
+"""What both commands share: the configuration in layers, help, hints, completion, exit codes; knows neither command."""
 
 from __future__ import annotations
 
 from command_config.environment import environment_name, from_environment
-from command_config.fields import fields_of
+from command_config.fields import fields_of, hint
 from command_config.files import read_mapping
 from command_config.layers import Effective, Layers, setting
 from command_config.showing import as_json, as_table, field_rows
@@ -17,6 +17,7 @@ __all__ = [
     "field_rows",
     "fields_of",
     "from_environment",
+    "hint",
     "read_mapping",
     "setting",
 ]

@@ -64,8 +64,8 @@ def _unknown(name: str, prefix: str, names: Mapping[str, str]) -> str:
         )
     near = nearest(name.removeprefix(prefix), [each.removeprefix(prefix) for each in names])
     told = (
-        f"the nearest is {prefix}{near}"
+        f"did you mean {prefix}{near}?"
         if near
-        else f"fields are set by {prefix}FIELD, sections joined by two underscores"
+        else f"fields are set by {prefix}FIELD, sections joined by two underscores."
     )
-    return f"environment variable {name}: received a name that is no field's; {told}; correct it or unset it"
+    return f"environment variable {name}: received a name that is no field's; {told} Correct it or unset it"

@@ -10,7 +10,7 @@ from typing import Any, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-__all__ = ["choices_of", "fields_of", "nearest"]
+__all__ = ["choices_of", "fields_of", "hint", "nearest"]
 
 
 def fields_of(model: type[BaseModel]) -> dict[str, FieldInfo]:
@@ -27,6 +27,12 @@ def choices_of(info: FieldInfo) -> tuple[Any, ...]:
 def nearest(name: str, known: Collection[str]) -> str:
     """The known name that looks most like this one; empty where none does."""
     return next(iter(difflib.get_close_matches(name, known, n=1)), "")
+
+
+def hint(name: str, known: Collection[str]) -> str:
+    """What an error says about a name that was perhaps mistyped: `; did you mean X?`, or nothing."""
+    near = nearest(name, known)
+    return f"; did you mean {near}?" if near else ""
 
 
 def _walk(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, FieldInfo]]:

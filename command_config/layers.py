@@ -5,6 +5,7 @@ The order is: defaults, the file, the environment, flags. What comes later holds
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from command_config.environment import from_environment
-from command_config.fields import fields_of, nearest
+from command_config.fields import fields_of, hint
 from command_config.files import read_mapping
 from command_config.masks import masked
 from teaching_protocol.errors import ConfigError
@@ -22,6 +23,8 @@ from teaching_protocol.errors import ConfigError
 __all__ = ["Effective", "Layers", "setting"]
 
 M = TypeVar("M", bound=BaseModel)
+
+_NAMES = re.compile("'([^']+)'")
 
 
 @dataclass(frozen=True)
@@ -120,12 +123,11 @@ class Layers:
         if fault["type"] == "missing":
             return f"{field}: received nothing, expected a value{told}"
         if fault["type"] == "extra_forbidden":
-            near = nearest(field, known)
-            hint = f"; the nearest is {near}" if near else ""
-            return f"{field}: received {received}, expected no field of this name{hint}{told}"
+            return f"{field}: received {received}, expected no field of this name{told}{hint(field, known)}"
         if not field:
             return str(fault["msg"])
-        return f"{field}: received {received}, expected: {fault['msg']}{told}"
+        meant = hint(str(fault["input"]), _NAMES.findall(fault["msg"])) if fault["type"] == "literal_error" else ""
+        return f"{field}: received {received}, expected: {fault['msg']}{told}{meant}"
 
 
 def setting(text: str, example: str) -> tuple[str, Any]:

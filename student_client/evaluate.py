@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 
@@ -15,11 +14,10 @@ from student_client.config import load_run_config
 from student_client.losses import task_loss
 from student_models import Student, Tensors, load_student
 from task_data import Split, batches, load_data
+from task_data.config import SplitName
 from teaching_protocol.errors import DataError
 
 __all__ = ["Scores", "SplitName", "evaluate", "evaluate_run", "labelled_outputs"]
-
-SplitName = Literal["train", "validation", "test"]
 
 
 @dataclass(frozen=True)

@@ -5,23 +5,28 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 
 from command_config import Effective, setting
+from command_config.completion import complete_fields, complete_listed, complete_names
 from student_client.config import RunConfig, effective_run_config
+from student_client.method_config import MethodName
+from task_data.config import DataName
 from task_data.flags import data_fields
 
 __all__ = [
     "Ca",
     "Cert",
+    "Complementary",
     "ConfigFile",
     "DataFlag",
     "Key",
     "LabelColumn",
     "Labelled",
     "MaxSteps",
+    "MethodFlag",
     "Output",
     "Quiet",
     "Seed",
@@ -36,10 +41,17 @@ __all__ = [
     "effective",
     "read_config",
     "run_fields",
+    "settings_of",
 ]
 
 ConfigFile = Annotated[Path | None, typer.Option(help="YAML or TOML file; flags are laid over it.")]
-DataFlag = Annotated[str | None, typer.Option(help="Data set by name, or a CSV, JSONL or Parquet file of yours.")]
+DataFlag = Annotated[
+    str | None,
+    typer.Option(
+        help="Data set by name, or a CSV, JSONL or Parquet file of yours.",
+        autocompletion=complete_names(get_args(DataName)),
+    ),
+]
 TextColumn = Annotated[str | None, typer.Option(help="Column of your file that holds the text.")]
 LabelColumn = Annotated[str | None, typer.Option(help="Column of your file that holds the label.")]
 Labelled = Annotated[int | None, typer.Option(help="Training rows that keep their label.")]
@@ -53,12 +65,33 @@ Key = Annotated[Path | None, typer.Option(help="PEM file of its key.")]
 TokenFile = Annotated[
     Path | None, typer.Option(help="File with your token, mode 600; without it the variable TEACHER_TOKEN is read.")
 ]
-Size = Annotated[str | None, typer.Option(help="Size of the student: tiny, small or complementary.")]
+Complementary = Annotated[
+    list[str] | None, typer.Option(help="Address of a further teacher of a committee; may be repeated.")
+]
+Size = Annotated[
+    str | None,
+    typer.Option(
+        help="Size of the student: tiny, small or complementary.",
+        autocompletion=complete_names(("tiny", "small", "complementary")),
+    ),
+]
+MethodFlag = Annotated[
+    str | None,
+    typer.Option(
+        help=f"One of {', '.join(get_args(MethodName))}, or several with commas.",
+        autocompletion=complete_listed(get_args(MethodName)),
+    ),
+]
 Output = Annotated[Path | None, typer.Option(help="Folder of the run.")]
 Seed = Annotated[int | None, typer.Option(help="Seed of student, codecs and order; the splits keep data.seed.")]
 MaxSteps = Annotated[int | None, typer.Option(help="Optimizer steps.")]
 Threads = Annotated[int | None, typer.Option(help="Compute threads of the student; 0 leaves torch's choice.")]
-Settings = Annotated[list[str] | None, typer.Option("--set", help="Any field, as training.lr=1e-3; may be repeated.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", help="Any field, as training.lr=1e-3; may be repeated.", autocompletion=complete_fields(RunConfig)
+    ),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress, only the result.")]
 
 
@@ -108,6 +141,15 @@ def addresses(teacher: str | None) -> dict[str, Any]:
     return {"teacher.address": first, "teacher.addresses": others or None}
 
 
+def settings_of(settings: Sequence[str] | None) -> dict[str, Any]:
+    """Every `--set FIELD=VALUE` by its field.
+
+    Raises:
+        ConfigError: one that is no such pair.
+    """
+    return dict(setting(each, "training.lr=1e-3") for each in settings or ())
+
+
 def effective(config: Path | None, flags: Mapping[str, Any], settings: Sequence[str] | None) -> Effective[RunConfig]:
     """Defaults, a file, the environment, the flags that were given, and every `--set`, each over those before.
 
@@ -115,7 +157,7 @@ def effective(config: Path | None, flags: Mapping[str, Any], settings: Sequence[
         ConfigError: a file, variable, field or value that cannot be used.
     """
     given = {field: value for field, value in flags.items() if value is not None}
-    given |= dict(setting(each, "training.lr=1e-3") for each in settings or ())
+    given |= settings_of(settings)
     return effective_run_config(config, os.environ, given)
 
 

@@ -12,6 +12,7 @@ __all__ = [
     "CommitteeConfig",
     "FitNetsConfig",
     "MethodConfig",
+    "MethodName",
     "MiniLMConfig",
     "PkdConfig",
     "RkdConfig",
@@ -19,6 +20,25 @@ __all__ = [
     "SelectorLearningConfig",
     "SoftLabelsConfig",
 ]
+
+
+MethodName = Literal[
+    "task_only",
+    "soft_labels",
+    "fitnets",
+    "rkd",
+    "pkd",
+    "minilm",
+    "averaged",
+    "fixed_mix",
+    "random_soft",
+    "random_hard",
+    "selection",
+    "one_way",
+    "talking",
+    "committee",
+]
+"""The names of all methods; `methods.METHODS` has what each is."""
 
 
 class SoftLabelsConfig(BaseModel):
@@ -219,7 +239,7 @@ class MethodConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    names: tuple[str, ...] = Field(
+    names: tuple[MethodName, ...] = Field(
         ("talking",), min_length=1, description="Methods whose losses are added, such as talking, soft_labels."
     )
     w_interact: float = Field(1.0, ge=0.0, description="Weight of L_interact: the answer against the student's state.")

@@ -15,7 +15,7 @@ from student_client.acceleration import compute_threads
 from student_client.config import RunConfig
 from student_client.connecting import connected
 from student_client.division import check_divisible
-from student_client.footprint import Footprint, of_student, of_teacher
+from student_client.footprint import Footprint
 from student_client.methods import Context, build_methods
 from student_client.metrics import Facts
 from student_client.progress import Progress
@@ -24,6 +24,7 @@ from student_client.result import Result
 from student_client.students import build_student
 from student_client.trainer import Trainer
 from student_client.watching import watching
+from student_client.weighing import of_student, of_teacher
 from student_models import load_student
 from task_data import load_data, teacher_ports
 from teaching_protocol.errors import ConfigError

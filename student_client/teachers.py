@@ -6,15 +6,14 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
-from typing import Literal, TypeVar
+from typing import TypeVar
 
-import tenacity
 import torch
 
+from student_client.absence import Absence, wait_for
 from student_client.exchange import Exchange, settled
-from student_client.members import NOT_YET, UNREACHABLE, Account, Member, reads
+from student_client.members import UNREACHABLE, Account, Member, reads
 from student_client.pausing import Overlap, Pausing, finished
 from student_client.ranks import Ranks
 from teaching_protocol.errors import Draining, StateMismatch, TeacherUnavailable, TeachingError
@@ -28,29 +27,6 @@ Tensors = Mapping[str, torch.Tensor]
 T = TypeVar("T")
 
 _CALLS_AHEAD = 4  # at each teacher: a Backward, the Forwards of three microbatches
-_FIRST_WAIT_S, _LONGEST_WAIT_S = 0.1, 2.0
-
-
-@dataclass(frozen=True)
-class Absence:
-    """What is done when a teacher cannot be reached.
-
-    Attributes:
-        rule: fail raises at once; wait holds the step until the teacher is back; skip goes on without it, as long as
-            another one is there, and lets it join again later.
-        wait_s: seconds `wait` waits for one teacher in one call of all, before it fails.
-        retry_s: seconds from one attempt of `skip` to reach it to the next.
-        say: is told in a sentence who is missing and who is back.
-        patience_s: seconds a run waits for lost teachers, without progress, before it ends; 0 ends it at once.
-        setting: the field of the configuration that says so.
-    """
-
-    rule: Literal["fail", "wait", "skip"] = "fail"
-    wait_s: float = 60.0
-    retry_s: float = 3.0
-    say: Callable[[str], None] = lambda sentence: None
-    patience_s: float = 0.0
-    setting: str = "teacher.patience_s"
 
 
 class Teachers:
@@ -323,7 +299,8 @@ class Teachers:
                 error.add_note(f"this was the teacher {member.name!r}")
             raise error
         if rule == "wait":
-            self._wait_for(member, error)
+            until = self._waits_until.setdefault(member.place, time.monotonic() + self.absence.wait_s)
+            wait_for(member, error, self.absence, until)
             return True
         if not member.is_missing:
             member.miss(error)
@@ -338,27 +315,3 @@ class Teachers:
                 f"none of the {len(self)} teachers can be reached, expected one at least; start them again and go on from "
                 f"the last checkpoint, or let method.committee.on_missing be wait ({lost[-1]})"
             ) from lost[-1]
-
-    def _wait_for(self, member: Member, error: TeachingError) -> None:
-        """Returns once the teacher has joined again."""
-        until = self._waits_until.setdefault(member.place, time.monotonic() + self.absence.wait_s)
-        self.absence.say(
-            f"the teacher {member.name!r} is missing ({error}); waiting up to {self.absence.wait_s:g} s for it"
-        )
-        try:
-            if time.monotonic() >= until:
-                raise error
-            for attempt in tenacity.Retrying(
-                retry=tenacity.retry_if_exception_type(NOT_YET),
-                wait=tenacity.wait_random_exponential(_FIRST_WAIT_S, _LONGEST_WAIT_S),
-                stop=lambda _: time.monotonic() >= until,
-                reraise=True,
-            ):
-                with attempt:
-                    member.join()
-            self.absence.say(f"the teacher {member.name!r} is there again")
-        except NOT_YET as last:
-            raise TeacherUnavailable(
-                f"the teacher {member.name!r} did not come back within {self.absence.wait_s:g} s ({last}); start it again "
-                "and go on from the last checkpoint, or raise method.committee.wait_s"
-            ) from last

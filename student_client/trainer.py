@@ -15,7 +15,6 @@ from student_client.config import RunConfig
 from student_client.cuts import Cuts, Mark
 from student_client.evaluate import Scores, evaluate
 from student_client.files import replace_file
-from student_client.footprint import count_parameters
 from student_client.interrupts import Interrupts
 from student_client.keeping import Held, Keeping
 from student_client.methods import Methods, Outcome
@@ -26,6 +25,7 @@ from student_client.result import Result
 from student_client.steps import Steps
 from student_client.teachers import Account, Teachers
 from student_client.watching import Watch
+from student_client.weighing import count_parameters
 from student_models import Student, load_student
 from task_data import TaskData
 from teaching_protocol.errors import ConfigError, Draining, StateMismatch, TeachingError

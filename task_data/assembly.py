@@ -14,7 +14,10 @@ from task_data.division import Division, Integers, Part, divide
 from task_data.splits import Split, Task, TaskData
 from teaching_protocol.errors import DataError
 
-__all__ = ["HIDDEN_CLASS", "TextRows", "assemble", "class_numbers", "targets", "text_data"]
+__all__ = ["HIDDEN_CLASS", "SEPARATOR", "TextRows", "assemble", "class_numbers", "targets", "text_data"]
+
+SEPARATOR = " [SEP] "
+"""Stands between the two texts of a pair, which are read as one; a BERT-like tokenizer makes its own token of it."""
 
 HIDDEN_CLASS = -1
 """Stands for the class of a row that is not labelled; a hidden target is NaN. Neither can enter a loss unseen."""

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-__all__ = ["DataConfig", "DataName", "GlueTask"]
+__all__ = ["DataConfig", "DataName", "GlueTask", "SplitName"]
 
 DataName = Literal[
     "newsgroups",
@@ -23,6 +23,9 @@ DataName = Literal[
     "file",
 ]
 """Data sets by name; `file` is a table or folder of your own."""
+
+SplitName = Literal["train", "validation", "test"]
+"""The three parts of a data set."""
 
 GlueTask = Literal["cola", "mnli", "mrpc", "qnli", "qqp", "rte", "sst2"]
 """Tasks of GLUE."""
@@ -41,6 +44,11 @@ class DataConfig(BaseModel):
         None, min_length=2, description="Newsgroups and Reuters only: the classes to keep; None keeps all."
     )
     text_column: str = Field("text", min_length=1, description="Column of a file that holds the text.")
+    pair_column: str | None = Field(
+        None,
+        min_length=1,
+        description="Column of a file that holds a second text; the two are read as one, with [SEP] between.",
+    )
     label_column: str = Field("label", min_length=1, description="Column of a file that holds the label or target.")
     labelled: int | None = Field(
         300,

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from task_data.assembly import TextRows, text_data
+import pandas as pd
+
+from task_data.assembly import SEPARATOR, TextRows, text_data
 from task_data.config import DataConfig
 from task_data.division import Part
 from task_data.splits import TaskData
@@ -19,7 +21,7 @@ def load_file(config: DataConfig) -> TaskData:
     """Loads `config.path`: a CSV, TSV, JSON-lines or Parquet file, or a folder of such files.
 
     A folder has a `train` file (such as `train.csv`) and may have `validation` and `test` ones; parts it does
-    not have are drawn from the training rows.
+    not have are drawn from the training rows. With `config.pair_column` each text is two, with `SEPARATOR` between.
 
     Raises:
         DataError: no path, a file that cannot be read, a column that is not there, or rows that cannot be used.
@@ -29,7 +31,7 @@ def load_file(config: DataConfig) -> TaskData:
     parts: list[Part] = []
     for part, path in _files(config):
         frame = read_table(path)
-        texts += column_strings(frame, config.text_column, path, "text_column")
+        texts += _texts(frame, config, path)
         labels += column_strings(frame, config.label_column, path, "label_column")
         parts += [part] * len(frame)
     return text_data(TextRows(texts, labels, parts), config)
@@ -44,6 +46,20 @@ def load_sentence_polarity(config: DataConfig) -> TaskData:
         DataError: as `load_file`.
     """
     return load_file(config)
+
+
+def _texts(frame: pd.DataFrame, config: DataConfig, path: Path) -> list[str]:
+    first = column_strings(frame, config.text_column, path, "text_column")
+    if config.pair_column is None:
+        return first
+    second = column_strings(frame, config.pair_column, path, "pair_column")
+    for row, pair in enumerate(zip(first, second, strict=True), start=1):
+        if not all(pair):
+            name = config.pair_column if pair[0] else config.text_column
+            raise DataError(
+                f"{path}: row {row} has nothing in column {name!r}; a pair needs both texts: fill it in or drop the row"
+            )
+    return list(map(SEPARATOR.join, zip(first, second, strict=True)))
 
 
 def _files(config: DataConfig) -> Sequence[tuple[Part, Path]]:

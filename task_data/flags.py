@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, get_args
 
+from command_config import hint
 from task_data.config import DataName
 from teaching_protocol.errors import ConfigError
 
@@ -21,6 +22,6 @@ def data_fields(data: str | None) -> dict[str, Any]:
         return {"data.name": data}
     if not Path(data).exists():
         raise ConfigError(
-            f"--data: received {data!r}, expected one of {', '.join(get_args(DataName))}, or a file that exists"
+            f"--data: received {data!r}, expected one of {', '.join(get_args(DataName))}, or a file that exists{hint(data, get_args(DataName))}"
         )
     return {"data.name": "file", "data.path": data}

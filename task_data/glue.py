@@ -8,15 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from task_data.assembly import TextRows, text_data
+from task_data.assembly import SEPARATOR, TextRows, text_data
 from task_data.config import DataConfig, GlueTask
 from task_data.division import Part
 from task_data.splits import TaskData
 from teaching_protocol.errors import DataError
 
-__all__ = ["SEPARATOR", "load_glue"]
+__all__ = ["load_glue"]
 
-SEPARATOR = " [SEP] "
 """Stands between the two texts of a pair; to BERT's tokenizers it is their own separator token."""
 
 _HUB = "nyu-mll/glue"

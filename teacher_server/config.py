@@ -11,10 +11,25 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from command_config import Effective, Layers
 from teaching_protocol.errors import ConfigError
 
-__all__ = ["ENVIRONMENT", "IdentityQuota", "Quota", "ServerConfig", "effective_config", "load_config"]
+__all__ = [
+    "DTYPES",
+    "ENVIRONMENT",
+    "PACKAGED",
+    "IdentityQuota",
+    "Quota",
+    "ServerConfig",
+    "effective_config",
+    "load_config",
+]
 
 ENVIRONMENT = "TEACHER_SERVER_"
 """What the names of variables that set fields begin with."""
+
+PACKAGED = ("minilm", "mpnet", "smollm2", "efficientnet_lite0")
+"""Names of the teachers that ship in packages; `packaged.TEACHERS` makes their folders."""
+
+DTYPES = ("float32", "bfloat16", "float16")
+"""Dtypes that weights may have."""
 
 _MIB = 2**20
 

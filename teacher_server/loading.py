@@ -23,8 +23,9 @@ from transformers import (
 )
 from transformers.utils import cached_file
 
+from command_config import hint
 from student_models import Student, load_student
-from teacher_server.config import ServerConfig
+from teacher_server.config import PACKAGED, ServerConfig
 from teacher_server.families import ImageSettings, family_class, head_of
 from teacher_server.families.cnn import GridFamily
 from teacher_server.packaged import packaged_folder
@@ -190,7 +191,7 @@ def _config(name: str) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise ModelLoadError(
             f"no configuration of {name} could be read ({_line(error)}); give an existing folder, "
-            "or a model name that this machine has or can fetch"
+            f"or a model name that this machine has or can fetch{hint(name, PACKAGED)}"
         ) from error
     if "model_type" not in config:
         raise ModelLoadError(

@@ -57,6 +57,7 @@ def test_the_wheel_has_all_that_is_needed_and_nothing_else(built: tuple[Path, Pa
     rest = wheel - modules
     assert modules <= wheel, modules - wheel
     assert {name.rsplit("/", 1)[-1] for name in rest if "/data/share/talking-models/" in name} == {
+        "directory.proto",
         "teacher.proto",
         "tensor.proto",
     }

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
-from student_client.compare.suites import Suite, SuiteTask, TeacherPlan, Variant
+from command_config import hint
+from student_client.compare.suites import Suite, SuiteTask, TeacherPlan, Variant, read_suite
 from student_client.compare.variants import CONTRASTS, GRID, VARIANTS
 from task_data.config import DataConfig
+from teaching_protocol.errors import ConfigError
 
-__all__ = ["SUITES"]
+__all__ = ["SUITES", "TASKS", "find_suite"]
 
 _BUDGET = {"training.max_steps": 200, "training.evaluate_every": 25, "training.batch_size": 32}
 _TEXT = {
@@ -134,3 +137,21 @@ SUITES: dict[str, Suite] = {
     "all": _suite("all", "Text, ratings and vision.", _ALL),
 }
 """Suites by the name `--suite` takes."""
+
+TASKS = tuple(dict.fromkeys(task for suite in SUITES.values() for task in suite.tasks))
+"""Names of their tasks."""
+
+
+def find_suite(name: str) -> Suite:
+    """One of `SUITES`, or one of a YAML file.
+
+    Raises:
+        ConfigError: neither, or a file that holds no suite.
+    """
+    if name in SUITES:
+        return SUITES[name]
+    if Path(name).suffix in (".yaml", ".yml"):
+        return read_suite(Path(name))
+    raise ConfigError(
+        f"--suite: received {name!r}, expected one of {', '.join(SUITES)}, or a YAML file{hint(name, SUITES)}"
+    )

@@ -16,14 +16,12 @@ import typer
 from filelock import FileLock, Timeout
 from rich.console import Console
 
-from student_client.compare.catalogue import SUITES
-from student_client.compare.plan import TUNING_SEED
-from student_client.compare.report import write_report, write_runs
-from student_client.compare.runner import Runner, known_runs
-from student_client.compare.sheets import as_rich
-from student_client.compare.suites import Suite, dump_suite, read_suite
-from student_client.compare.view import View
-from student_client.compare.workers import Workers
+from command_config.completion import complete_listed, complete_names
+from command_config.line import Json
+from student_client.compare.catalogue import SUITES, TASKS, find_suite
+from student_client.compare.plan import TUNING_SEED, TaskRuns
+from student_client.compare.suites import Suite, dump_suite
+from student_client.compare.variants import VARIANTS
 from student_client.processes import cores
 from teaching_protocol.errors import ConfigError
 
@@ -33,18 +31,29 @@ _MARK = ".compare"
 
 
 def compare(
-    suite: Annotated[str, typer.Option(help=f"One of {', '.join(SUITES)}, or a YAML file of yours.")],
+    suite: Annotated[
+        str,
+        typer.Option(
+            help=f"One of {', '.join(SUITES)}, or a YAML file of yours.", autocompletion=complete_names(tuple(SUITES))
+        ),
+    ],
     seeds: Annotated[int, typer.Option(help="Final runs of each variant.", min=1, max=TUNING_SEED)] = 5,
     workers: Annotated[
         int | None, typer.Option(help="Runs at once; as many as there are cores by default.", min=1)
     ] = None,
     output: Annotated[Path | None, typer.Option(help="Folder of all runs; runs/compare/SUITE by default.")] = None,
-    only: Annotated[str | None, typer.Option(help="Some of the variants, with commas.")] = None,
-    tasks: Annotated[str | None, typer.Option(help="Some of the tasks, with commas.")] = None,
+    only: Annotated[
+        str | None,
+        typer.Option(help="Some of the variants, with commas.", autocompletion=complete_listed(tuple(VARIANTS))),
+    ] = None,
+    tasks: Annotated[
+        str | None, typer.Option(help="Some of the tasks, with commas.", autocompletion=complete_listed(TASKS))
+    ] = None,
     trials: Annotated[int | None, typer.Option(help="The first so many tuning trials of each variant.")] = None,
     no_tune: Annotated[bool, typer.Option("--no-tune", help="Take the first setting of each variant.")] = False,
     steps: Annotated[int | None, typer.Option(help="Other numbers of steps, for a quick trial.", min=1)] = None,
     keep_students: Annotated[bool, typer.Option("--keep-students", help="Keep every trained student.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Compares methods with the same budget for each: N seeds, tuned on validation, intervals, a report.
 
@@ -52,10 +61,16 @@ def compare(
     """
     if importlib.util.find_spec("matplotlib") is None:  # it would be missed at the end, hours later
         raise ConfigError("compare needs matplotlib for its plots; install it with: pip install 'talking-models[demo]'")
-    chosen = _suite(suite).narrowed(_listed(tasks), trials, steps)
+    from student_client.compare.report import write_report, write_runs  # here: help and completion need no torch
+    from student_client.compare.runner import Runner, known_runs
+    from student_client.compare.sheets import as_rich
+    from student_client.compare.view import View
+    from student_client.compare.workers import Workers
+
+    chosen = find_suite(suite).narrowed(_listed(tasks), trials, steps)
     root = output or Path("runs", "compare", chosen.name)
     command = shlex.join(["student-client", *sys.argv[1:]])
-    console = Console()
+    console = Console(stderr=as_json)
     with _claimed(root, chosen), _interruptible() as signals:
         boards = known_runs(chosen, _listed(only), seeds, not no_tune, root)
         total = sum(1 for board in boards for _ in board.runs())
@@ -67,24 +82,26 @@ def compare(
         except (KeyboardInterrupt, Exception):  # a library may put the interrupt into an error of its own
             if not signals:
                 raise
-            left = sum(len(board.missing) for board in boards)
-            if left < total:
-                console.print("interrupted; writes the report of the runs that have ended")
-                write_report(boards, root, command)
-            console.print(f"interrupted, {left} of {total} runs are left; go on with: {command}", soft_wrap=True)
+            _say_what_is_left(boards, root, command, console)
             raise typer.Exit(128 + signal.SIGINT) from None
         sheets = write_report(boards, root, command)
     for sheet in sheets:
         console.print(as_rich(sheet))
     console.print(f"written: {root}/report.html, results.md, results.json, plots/", soft_wrap=True)
+    if as_json:
+        sys.stdout.write((root / "results.json").read_text(encoding="utf-8"))
 
 
-def _suite(name: str) -> Suite:
-    if name in SUITES:
-        return SUITES[name]
-    if Path(name).suffix in (".yaml", ".yml"):
-        return read_suite(Path(name))
-    raise ConfigError(f"--suite: received {name!r}, expected one of {', '.join(SUITES)}, or a YAML file")
+def _say_what_is_left(boards: Sequence[TaskRuns], root: Path, command: str, console: Console) -> None:
+    """After an interrupt: the report of the runs that have ended, and how to go on."""
+    from student_client.compare.report import write_report
+
+    total = sum(1 for board in boards for _ in board.runs())
+    left = sum(len(board.missing) for board in boards)
+    if left < total:
+        console.print("interrupted; writes the report of the runs that have ended")
+        write_report(boards, root, command)
+    console.print(f"interrupted, {left} of {total} runs are left; go on with: {command}", soft_wrap=True)
 
 
 def _listed(names: str | None) -> Sequence[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -10,11 +11,14 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from student_client.compare.catalogue import SUITES
+from command_config.completion import complete_names
+from command_config.line import Json
+from student_client.compare.catalogue import SUITES, TASKS, find_suite
 from student_client.compare.plan import TUNING_SEED, best_trial, run_config
 from student_client.compare.records import Planned, Record, lower_is_better, record_of, write_results
 from student_client.compare.spaces import Choices, Space, read_space, with_chosen
-from student_client.compare.suites import Suite, dump_suite, read_suite
+from student_client.compare.suites import Suite, dump_suite
+from student_client.compare.variants import VARIANTS
 from student_client.files import replace_file
 from student_client.processes import last_line, python, start
 from student_client.ray_cluster import RayCluster
@@ -24,9 +28,14 @@ __all__ = ["search"]
 
 
 def search(
-    suite: Annotated[str, typer.Option(help=f"One of {', '.join(SUITES)}, or a YAML file of yours.")],
-    task: Annotated[str, typer.Option(help="A task of the suite.")],
-    variant: Annotated[str, typer.Option(help="A variant of it.")],
+    suite: Annotated[
+        str,
+        typer.Option(
+            help=f"One of {', '.join(SUITES)}, or a YAML file of yours.", autocompletion=complete_names(tuple(SUITES))
+        ),
+    ],
+    task: Annotated[str, typer.Option(help="A task of the suite.", autocompletion=complete_names(TASKS))],
+    variant: Annotated[str, typer.Option(help="A variant of it.", autocompletion=complete_names(tuple(VARIANTS)))],
     space: Annotated[Path, typer.Option(help="YAML file: what each field may be, see docs/scale.md.")],
     teacher: Annotated[
         list[str] | None, typer.Option(help="Address of each teacher that the variant asks, in its order.")
@@ -41,12 +50,13 @@ def search(
         str | None,
         typer.Option("--ray", help="Address of the cluster, or auto; else RAY_ADDRESS, or Ray started here."),
     ] = None,
+    as_json: Json = False,
 ) -> None:
     """Searches settings on a Ray cluster; the best by validation becomes a suite, which `compare` runs with several seeds.
 
     Every trial has the training seed of `compare`'s own tuning, which no final run has. The test split chooses nothing.
     """
-    drawn, known = read_space(space), SUITES[suite] if suite in SUITES else read_suite(Path(suite))
+    known, drawn = find_suite(suite), read_space(space)
     with_chosen(
         known, task, variant, {name: _any_of(each) for name, each in drawn.items()}
     )  # said before hours are spent
@@ -56,10 +66,7 @@ def search(
         raise ConfigError(
             f"--teacher: received {len(addresses)}, expected one for each of {', '.join(asked) or 'none'}"
         )
-    root = (output or Path("runs", "search", variant)).resolve()
-    if root.exists() and any(root.iterdir()):
-        raise ConfigError(f"--output: received {root}, which holds files; give another folder")
-    root.mkdir(parents=True, exist_ok=True)
+    root = _free_folder((output or Path("runs", "search", variant)).resolve())
     prepare = _Preparation(known, task, variant, addresses, root)
     with RayCluster(ray) as cluster:
         found = _tried(cluster, prepare, drawn, trials, at_once or 0, seed)
@@ -69,11 +76,28 @@ def search(
         raise ServiceError(f"all {len(found)} trials failed, such as: {found[0].error}; their logs lie in {root}")
     chosen = next(each for each in found if each.trial == best)
     replace_file(root / "suite.yaml", dump_suite(with_chosen(known, task, variant, chosen.settings)))
+    if as_json:
+        said = {"output": str(root), "suite": str(root / "suite.yaml"), "trial": best, "trials": trials}
+        said |= {"metric": chosen.metric, "validation": chosen.validation, "settings": dict(chosen.settings)}
+        typer.echo(json.dumps(said, indent=1))
+        return
     Console().print(
         f"{variant} on {task}: trial {best} of {trials}, validation {chosen.metric} {chosen.validation:.4f}, with "
         f"{dict(chosen.settings)}; go on with: student-client compare --suite {root / 'suite.yaml'}",
         soft_wrap=True,
     )
+
+
+def _free_folder(root: Path) -> Path:
+    """The folder, made.
+
+    Raises:
+        ConfigError: it holds something.
+    """
+    if root.exists() and any(root.iterdir()):
+        raise ConfigError(f"--output: received {root}, which holds files; give another folder")
+    root.mkdir(parents=True, exist_ok=True)
+    return root
 
 
 class _Preparation:

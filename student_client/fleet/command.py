@@ -2,31 +2,37 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.table import Table
 
+from command_config import hint
+from command_config.completion import complete_names
+from command_config.line import Json
 from student_client.fleet.elsewhere import PLACES, Job
-from student_client.fleet.on_ray import RayStudents
-from student_client.fleet.plan import Planned, last_checkpoint, plan, start_of
 from student_client.fleet.records import write_records
 from student_client.fleet.restarts import Restarts
 from student_client.fleet.seats import Seat, seats
 from student_client.fleet.settings import FleetConfig, read_fleet
-from student_client.fleet.starting import Launch, launch
-from student_client.fleet.supervisor import Supervisor
 from student_client.fleet.view import View, state_counts, summary
 from student_client.ray_cluster import RayCluster
 from teaching_protocol.errors import ConfigError
+
+if TYPE_CHECKING:
+    from student_client.fleet.plan import Planned
+    from student_client.fleet.starting import Launch
+    from student_client.fleet.supervisor import Supervisor
 
 __all__ = ["fleet"]
 
@@ -41,49 +47,77 @@ def fleet(
     index: Annotated[int | None, typer.Option(help="Only the student of this number, from 0.", min=0)] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be run, and where.")] = False,
     place: Annotated[
-        str | None, typer.Option("--print", help=f"Print how to do the same on {', '.join(PLACES)}.")
+        str | None,
+        typer.Option(
+            "--print",
+            help=f"Print how to do the same on {', '.join(PLACES)}.",
+            autocompletion=complete_names(tuple(PLACES)),
+        ),
     ] = None,
-    on: Annotated[str | None, typer.Option("--on", help="ray: train on a Ray cluster instead of this machine.")] = None,
+    on: Annotated[
+        str | None,
+        typer.Option(
+            "--on", help="ray: train on a Ray cluster instead of this machine.", autocompletion=complete_names(("ray",))
+        ),
+    ] = None,
     ray: Annotated[
         str | None,
         typer.Option("--ray", help="Address of the cluster, or auto; else RAY_ADDRESS, or Ray started here."),
     ] = None,
     gpus: Annotated[float, typer.Option(help="GPUs that Ray keeps for each student.", min=0.0)] = 0.0,
     image: Annotated[str, typer.Option(help="Image with student-client, for --print kubernetes.")] = _IMAGE,
+    as_json: Json = False,
 ) -> None:
     """Trains many students on this machine; Ctrl-C ends all after their step, the same command goes on with what is left.
 
     Exit code 0: all have finished; 1: a student was given up; 130 or 143: ended by a signal.
     """
+    from student_client.fleet.plan import plan  # here: help and completion need no torch
+
     found = read_fleet(file, {"at_once": at_once, "threads": threads, "output": output})
     students = plan(found, os.environ)
     if place is not None:
         sys.stdout.write(_printed(place, Job(found, file, file.read_text(encoding="utf-8"), len(students), image)))
         return
     chosen = students if index is None else _one(students, index)
+    suffix, console = "" if index is None else f"-{index}", Console(stderr=as_json)
     if on is not None:
-        raise typer.Exit(_run_on_ray(on, found, chosen, "" if index is None else f"-{index}", ray, gpus))
+        _end(_run_on_ray(on, found, chosen, console, suffix, ray, gpus), found, suffix, as_json)
     cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
     wanted = found.at_once or len(cores) - found.free_cores
     there = seats(cores, max(0, min(wanted, len(chosen))), found.free_cores, found.threads, found.pin)
-    console = Console()
     if dry_run:
-        console.print(_shown(found, chosen, there))
+        _show(found, chosen, there, as_json)
         return
-    raise typer.Exit(_run(found, chosen, there, console, "" if index is None else f"-{index}"))
+    _end(_run(found, chosen, there, console, suffix), found, suffix, as_json)
+
+
+def _end(code: int, found: FleetConfig, suffix: str, as_json: bool) -> NoReturn:
+    """Ends the command, after what a program reads of it."""
+    if as_json:
+        sys.stdout.write((found.root / f"fleet{suffix}.json").read_text(encoding="utf-8"))
+    raise typer.Exit(code)
 
 
 def _run_on_ray(
-    place: str, found: FleetConfig, students: Sequence[Planned], suffix: str, address: str | None, gpus: float
+    place: str,
+    found: FleetConfig,
+    students: Sequence[Planned],
+    console: Console,
+    suffix: str,
+    address: str | None,
+    gpus: float,
 ) -> int:
     """Runs the fleet on a cluster: as many students at once as were said, or as it has CPUs for."""
     if place != "ray":
-        raise ConfigError(f"--on: received {place!r}, expected ray")
+        raise ConfigError(f"--on: received {place!r}, expected ray{hint(place, ['ray'])}")
+    from student_client.fleet.on_ray import RayStudents
+
     with RayCluster(address) as cluster:
         threads = found.threads or 1
         wanted = found.at_once or max(1, int(cluster.cpus // threads))
         there = [Seat(number, (), threads) for number in range(min(wanted, len(students)))]
-        return _run(found, students, there, Console(), suffix, RayStudents(cluster, gpus).launch)
+        return _run(found, students, there, console, suffix, RayStudents(cluster, gpus).launch)
 
 
 def _run(
@@ -92,12 +126,16 @@ def _run(
     there: Sequence[Seat],
     console: Console,
     suffix: str,
-    start: Launch = launch,
+    start: Launch | None = None,
 ) -> int:
-    """Runs the fleet to its end; gives its exit code."""
+    """Runs the fleet to its end, on this machine unless a start is given; gives its exit code."""
+    from student_client.fleet.starting import launch
+    from student_client.fleet.supervisor import Supervisor
+
     with _claimed(found.root, suffix), View(console) as view:
         restarts = Restarts(found.restarts, found.first_pause_s, found.longest_pause_s)
-        supervisor = Supervisor(students, there, restarts, found.grace_s, show=view.show, say=view.say, launch=start)
+        begin = start or launch
+        supervisor = Supervisor(students, there, restarts, found.grace_s, show=view.show, say=view.say, launch=begin)
 
         def changed(record: Any) -> None:
             write_records(found.root / f"fleet{suffix}.json", found.name, supervisor.records)
@@ -125,28 +163,41 @@ def _one(students: Sequence[Planned], index: int) -> list[Planned]:
 
 def _printed(place: str, job: Job) -> str:
     if place not in PLACES:
-        raise ConfigError(f"--print: received {place!r}, expected one of {', '.join(PLACES)}")
+        raise ConfigError(f"--print: received {place!r}, expected one of {', '.join(PLACES)}{hint(place, PLACES)}")
     return PLACES[place](job)
 
 
-def _shown(found: FleetConfig, students: Sequence[Planned], there: Sequence[Seat]) -> Table:
+def _show(found: FleetConfig, students: Sequence[Planned], there: Sequence[Seat], as_json: bool) -> None:
     """What a run would do with each student, and which seats there are."""
+    rows = [(each.number, each.name, _does(each), str(each.folder)) for each in students]
+    names = ("number", "student", "does", "folder")
+    if as_json:
+        seats = [asdict(seat) for seat in there]
+        typer.echo(
+            json.dumps(
+                {"name": found.name, "students": [dict(zip(names, row, strict=True)) for row in rows], "seats": seats}
+            )
+        )
+        return
     held = "; ".join(f"cores {','.join(map(str, seat.cores))}: {seat.threads} threads" for seat in there)
     table = Table(title=f"{found.name}: {len(students)} students, {len(there)} at once ({held})")
-    for column in ("number", "student", "does", "folder"):
+    for column in names:
         table.add_column(column, overflow="fold")
-    for each in students:
-        try:
-            how: str = start_of(each)
-            does = {
-                "resume": f"goes on after step {last_checkpoint(each.folder)}",
-                "new": "begins",
-                "finished": "has finished",
-            }[how]
-        except ConfigError as error:
-            does = f"fails: {error}"
-        table.add_row(str(each.number), each.name, does, str(each.folder))
-    return table
+    for row in rows:
+        table.add_row(*map(str, row))
+    Console().print(table)
+
+
+def _does(planned: Planned) -> str:
+    from student_client.fleet.plan import last_checkpoint, start_of
+
+    try:
+        how = start_of(planned)
+    except ConfigError as error:
+        return f"fails: {error}"
+    if how == "resume":
+        return f"goes on after step {last_checkpoint(planned.folder)}"
+    return {"new": "begins", "finished": "has finished"}[how]
 
 
 @contextmanager

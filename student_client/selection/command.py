@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from command_config.line import Json
 from student_client.flags import (
     Ca,
     Cert,
@@ -28,8 +30,6 @@ from student_client.flags import (
     read_config,
     run_fields,
 )
-from student_client.progress import Progress
-from student_client.selection.episodes import train_selector
 
 __all__ = ["select"]
 
@@ -55,6 +55,7 @@ def select(
     settings: Settings = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Give up the selector that the output holds.")] = False,
     quiet: Quiet = False,
+    as_json: Json = False,
 ) -> None:
     """Trains a selector of knowledge over episodes, for `train --method selection`; Ctrl-C keeps the finished ones'."""
     fields = run_fields(
@@ -73,8 +74,14 @@ def select(
         token_file=token_file,
         threads=threads,
     )
+    from student_client.progress import Progress  # here: help and completion need no torch
+    from student_client.selection.episodes import train_selector
+
     wanted = read_config(config, fields | {"output": output}, settings)
-    done = train_selector(wanted, episodes, overwrite=overwrite, progress=Progress("selector", quiet=quiet))
+    done = train_selector(wanted, episodes, overwrite=overwrite, progress=Progress("selector", quiet=quiet or as_json))
+    if as_json:
+        typer.echo(json.dumps({"output": str(output), "episodes": done.episodes, "of": episodes}))
+        raise typer.Exit(128 + done.signal if done.signal else 0)
     if done.episodes:
         typer.echo(
             f"selector of {done.episodes} episodes in {output}; train a student with it by: student-client train "

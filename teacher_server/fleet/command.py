@@ -10,20 +10,23 @@ import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from command_config import Layers, setting
+from command_config.completion import complete_fields
+from command_config.line import Json
 from teacher_server.config import ServerConfig, effective_config
-from teacher_server.fleet.port import DirectoryPort
-from teacher_server.fleet.ray_actors import RayCluster, RayDirectory, RayHosts
-from teacher_server.fleet.registry import Report
-from teacher_server.fleet.scaling import Bounds, Scaling
+from teacher_server.flags import ConfigFile, Deterministic, Model, Settings
 from teacher_server.fleet.settings import FleetSettings
-from teacher_server.fleet.supervisor import Supervisor
-from teacher_server.logs import start_log
 from teaching_protocol.errors import ConfigError
+
+if TYPE_CHECKING:
+    from teacher_server.fleet.port import DirectoryPort
+    from teacher_server.fleet.ray_actors import RayDirectory
+    from teacher_server.fleet.registry import Report
+    from teacher_server.fleet.supervisor import Supervisor
 
 __all__ = ["fleet", "replace"]
 
@@ -33,18 +36,20 @@ _TURN_S, _END_MORE_S = 0.25, 10.0
 
 Name = Annotated[str | None, typer.Option("--name", help="What the fleet is called; teachers by default.")]
 Ray = Annotated[str | None, typer.Option("--ray", help="Address of a Ray cluster, or auto; else Ray is started here.")]
-Set = Annotated[
-    list[str] | None, typer.Option("--set", help="Any field of the teachers' configuration; may be repeated.")
-]
 FleetSet = Annotated[
-    list[str] | None, typer.Option("--fleet-set", help="Any field of the fleet, as up_queue_s=1; may be repeated.")
+    list[str] | None,
+    typer.Option(
+        "--fleet-set",
+        help="Any field of the fleet, as up_queue_s=1; may be repeated.",
+        autocompletion=complete_fields(FleetSettings),
+    ),
 ]
 
 
 def fleet(
     replicas: Annotated[int | None, typer.Option(help="Teachers at the start; 2 by default.")] = None,
-    model: Annotated[str | None, typer.Option(help="As of `serve`.")] = None,
-    config: Annotated[Path | None, typer.Option(help="YAML or TOML file of the teachers, as of `serve`.")] = None,
+    model: Model = None,
+    config: ConfigFile = None,
     least: Annotated[
         int | None, typer.Option("--min", help="Fewest teachers; as many as at the start by default.")
     ] = None,
@@ -60,14 +65,17 @@ def fleet(
     cpus: Annotated[float | None, typer.Option(help="CPUs that Ray keeps for each teacher.")] = None,
     gpus: Annotated[float | None, typer.Option(help="GPUs for each; one where there are any by default.")] = None,
     targets: Annotated[Path | None, typer.Option(help="File with the metrics ports, for Prometheus.")] = None,
-    deterministic: Annotated[bool | None, typer.Option("--deterministic", help="As of `serve`.")] = None,
-    settings: Set = None,
+    deterministic: Deterministic = None,
+    settings: Settings = None,
     fleet_settings: FleetSet = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Say where it serves as one JSON object.")] = False,
 ) -> None:
     """Serves several replicas of one teacher under Ray; SIGTERM or Ctrl-C drains them all, a second one kills them.
 
     Students name one address, that of the directory; each is placed at a replica and moves by itself.
     """
+    from teacher_server.logs import start_log  # here: help and completion need no torch
+
     given = {"model": model, "host": host, "deterministic": deterministic}
     given |= dict(setting(each, "permits=512") for each in settings or ())
     found = effective_config(config, os.environ, given).config
@@ -85,20 +93,24 @@ def fleet(
     flags |= {"cpus": cpus, "gpus": gpus, "targets": targets}
     chosen = read_settings(flags, fleet_settings)
     start_log(found.log_json, found.log_level)
-    raise typer.Exit(_run(found, chosen))
+    raise typer.Exit(_run(found, chosen, as_json))
 
 
 def replace(
     replica: Annotated[str, typer.Argument(help="Its name, as replica-1.")],
     ray: Ray = None,
     name: Name = None,
+    as_json: Json = False,
 ) -> None:
     """Has a running fleet drain a replica once another one serves in its stead; its students move, no step is lost."""
+    from teacher_server.fleet.ray_actors import RayCluster, RayDirectory
+
     chosen = read_settings({"ray": ray, "name": name}, None)
     with RayCluster(chosen.ray or "auto", chosen.name) as cluster:
         if not RayDirectory(cluster, chosen, begin=False).ask_to_replace(replica):
             raise ConfigError(f"replica: received {replica!r}, which has not reported to the fleet {chosen.name!r}")
-    typer.echo(f"{replica} will be replaced")
+    told = {"fleet": chosen.name, "replaces": replica}
+    typer.echo(json.dumps(told) if as_json else f"{replica} will be replaced")
 
 
 def read_settings(flags: dict[str, Any], settings: Sequence[str] | None) -> FleetSettings:
@@ -112,8 +124,13 @@ def read_settings(flags: dict[str, Any], settings: Sequence[str] | None) -> Flee
     return Layers().dotted(given, "flag").validate(FleetSettings).config
 
 
-def _run(config: ServerConfig, settings: FleetSettings) -> int:
+def _run(config: ServerConfig, settings: FleetSettings, as_json: bool) -> int:
     """Runs a fleet until a signal; gives the exit code."""
+    from teacher_server.fleet.port import DirectoryPort
+    from teacher_server.fleet.ray_actors import RayCluster, RayDirectory, RayHosts
+    from teacher_server.fleet.scaling import Bounds, Scaling
+    from teacher_server.fleet.supervisor import Supervisor
+
     least, most = settings.bounds
     bounds = Bounds(least, most, settings.up_queue_s, settings.down_queue_s, settings.up_after_s, settings.down_after_s)
     ending = threading.Event()
@@ -126,7 +143,7 @@ def _run(config: ServerConfig, settings: FleetSettings) -> int:
         supervisor = Supervisor(hosts, directory, scaling, settings.stale_s, settings.hung_s, _log.info)
         with DirectoryPort(ports, lambda: directory.listing) as port:
             try:
-                _keep(supervisor, directory, port, settings, ending)
+                _keep(supervisor, directory, port, settings, ending, as_json)
             finally:
                 limit_s = config.drain_s + config.handoff_s + _END_MORE_S
                 supervisor.end(limit_s)
@@ -139,6 +156,7 @@ def _keep(
     port: DirectoryPort,
     settings: FleetSettings,
     ending: threading.Event,
+    as_json: bool,
 ) -> None:
     said = False
     told: tuple[str, ...] = ()
@@ -153,7 +171,9 @@ def _keep(
         if supervisor.is_complete and not said:
             said = True
             # one line for whoever started this process: where to ask
-            typer.echo(f"serving {settings.host}:{port.port} replicas {len(supervisor.serving)}")
+            address, count = f"{settings.host}:{port.port}", len(supervisor.serving)
+            places = {"serving": address, "replicas": count}
+            typer.echo(json.dumps(places) if as_json else f"serving {address} replicas {count}")
             sys.stdout.flush()
 
 

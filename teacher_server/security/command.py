@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from command_config.line import Json, add_commands
+from teacher_server.examples import TOKEN_EXAMPLES
 from teacher_server.security.tokens import add_token, read_tokens, revoke
 from teaching_protocol.errors import ConfigError
 
@@ -20,7 +23,6 @@ File = Annotated[Path, typer.Option("--tokens", help="The token file, as given t
 _FILE = Path("teacher-tokens.json")
 
 
-@tokens.command()
 def add(
     name: Name,
     file: File = _FILE,
@@ -41,24 +43,33 @@ def add(
     typer.echo(f"the token of {name} is {where}; it is shown this once. {file} has its hash", err=True)
 
 
-@tokens.command("list")
-def show(file: File = _FILE) -> None:
+def show(file: File = _FILE, as_json: Json = False) -> None:
     """Shows names, ids and dates; no secret is known here."""
     known = read_tokens(file)
+    if as_json:
+        shown = [{"name": each.name, "id": each.id, "created": each.created} for each in known.tokens]
+        typer.echo(json.dumps({"tokens": shown, "revoked": sorted(known.revoked)}, indent=1))
+        return
     for each in known.tokens:
         typer.echo(f"{each.name}\t{each.id}\t{each.created}")
     for name in known.revoked:
         typer.echo(f"{name}\trevoked")
 
 
-@tokens.command("revoke")
 def take_away(
     name: Name,
     file: File = _FILE,
     token_id: Annotated[
         str | None, typer.Option("--id", help="One token of the name, to change it for a new one.")
     ] = None,
+    as_json: Json = False,
 ) -> None:
     """Takes all tokens of NAME away; a running server ends its sessions, and refuses certificates of that name, too."""
     count = revoke(file, name, token_id)
+    if as_json:
+        typer.echo(json.dumps({"name": name, "revoked": count}))
+        return
     typer.echo(f"{count} {'token' if count == 1 else 'tokens'} of {name} revoked")
+
+
+add_commands(tokens, {"add": add, "list": show, "revoke": take_away}, TOKEN_EXAMPLES)

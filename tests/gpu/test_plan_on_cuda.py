@@ -11,7 +11,7 @@ from teacher_server.actor import TeacherActor, build_card
 from teacher_server.config import ServerConfig
 from teacher_server.local import make_engine
 from teacher_server.metrics import Metrics
-from teacher_server.plan.command import make_plan
+from teacher_server.plan.planning import make_plan
 from teacher_server.scheduling.scheduler import InlineScheduler
 from teaching_protocol.diagnosis.probe import Probe, noise
 from teaching_protocol.verbs import SessionSettings

@@ -57,6 +57,13 @@ def common(folder: Path, teacher: Address, **overrides: Any) -> dict[str, Any]:
     return values
 
 
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:  # it ended since it was listed
+        return False
+
+
 def write(folder: Path, **fields: Any) -> Path:
     path = folder / "fleet.yaml"
     settings = {"name": "test", "output": str(folder / "fleet"), "first_pause_s": 0.1, "longest_pause_s": 0.5}
@@ -80,7 +87,7 @@ class Fleet:
         return next((each for each in found if each["name"] == name), {})
 
     def children(self) -> list[psutil.Process]:
-        return [each for each in psutil.Process(self.process.pid).children() if each.status() != psutil.STATUS_ZOMBIE]
+        return [each for each in psutil.Process(self.process.pid).children() if _lives(each)]
 
     def step(self, name: str) -> int:
         """The last whole step that a student has written down."""

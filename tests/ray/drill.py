@@ -7,6 +7,7 @@ short: one replica is killed -9 in mid-training. long: once it is back and its s
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -36,6 +37,7 @@ def fleet(model: Path, folder: Path, *words: str) -> Iterator[Callable[[], str]]
     """The command itself, begun; gives what waits for it and gives the directory's address."""
     fixed = ["--set", "entry=1", "--set", "exit=3", "--set", "device=cpu", "--set", "threads=1", "--set", "lease_s=10"]
     command = [sys.executable, "-m", "teacher_server", "fleet", "--model", str(model), "--deterministic", "--port", "0"]
+    command.append("--json")
     with (folder / "fleet.log").open("w") as log:
         process = subprocess.Popen(
             [*command, "--cpus", "0.5", *fixed, *words], stdout=subprocess.PIPE, stderr=log, text=True
@@ -44,8 +46,10 @@ def fleet(model: Path, folder: Path, *words: str) -> Iterator[Callable[[], str]]
         def address() -> str:
             assert process.stdout is not None
             line = process.stdout.readline()
-            assert line.startswith("serving"), (folder / "fleet.log").read_text()[-4000:]
-            return line.split()[1]
+            assert line.startswith("{"), (folder / "fleet.log").read_text()[-4000:]
+            told = json.loads(line)
+            assert told["replicas"] == len(PLACES)
+            return str(told["serving"])
 
         yield address
         process.send_signal(signal.SIGTERM)
@@ -116,9 +120,13 @@ def replace_the_other(directory: str, first: str, configs: list[RunConfig]) -> N
     assert there
     poll(lambda: sessions(directory) == dict.fromkeys(PLACES, 2), "its students are back", LIMIT_S)
     told = subprocess.run(
-        [sys.executable, "-m", "teacher_server", "replace", "replica-1"], capture_output=True, text=True, timeout=60
+        [sys.executable, "-m", "teacher_server", "replace", "replica-1", "--json"],
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     assert told.returncode == 0, told.stderr
+    assert json.loads(told.stdout) == {"fleet": "teachers", "replaces": "replica-1"}
     poll(lambda: set(listed(directory)) == {"replica-0", "replica-2"}, "the other is replaced", LIMIT_S)
     for config in configs:
         assert not (config.output / "ended.json").exists(), (

@@ -55,7 +55,10 @@ def student_process(folder: Path) -> psutil.Process | None:
 def pupils(folder: Path) -> None:
     """One student is killed -9; all end, and it as the others do; the one whose settings are none fails."""
     fleet = subprocess.Popen(
-        client("fleet", fleet_file(folder), "--on", "ray"), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        client("fleet", fleet_file(folder), "--on", "ray", "--json"),
+        stdout=subprocess.PIPE,
+        stderr=(folder / "fleet.log").open("w"),
+        text=True,
     )
     bob = folder / "runs" / "bob"
 
@@ -75,6 +78,7 @@ def pupils(folder: Path) -> None:
         "wrong": "failed",
     }, said
     assert told["bob"]["attempts"] == 2
+    assert {each["name"]: each for each in json.loads(said)["students"]} == told
     assert (
         len({(folder / "runs" / name / "student" / "model.safetensors").read_bytes() for name in ("ann", "bob")}) == 1
     )
@@ -110,7 +114,7 @@ def searched(folder: Path) -> None:
         folder / "space.yaml",
     ]
     done = subprocess.run(
-        client("search", *words, "--trials", 3, "--output", folder / "found"),
+        client("search", *words, "--trials", 3, "--output", folder / "found", "--json"),
         capture_output=True,
         text=True,
         timeout=280,
@@ -120,7 +124,9 @@ def searched(folder: Path) -> None:
     assert [run["error"] for run in runs] == [None] * 3, runs
     assert len({run["settings"]["training.lr"] for run in runs}) == 3
     best = max(runs, key=lambda run: (run["validation"], -run["trial"]))
-    chosen = read_suite(folder / "found" / "suite.yaml")
+    told = json.loads(done.stdout)
+    assert (told["trial"], told["trials"], told["validation"]) == (best["trial"], 3, best["validation"])
+    chosen = read_suite(Path(told["suite"]))
     assert chosen.trials("labels") == ({"training.lr": best["settings"]["training.lr"]},)
 
 

@@ -100,8 +100,8 @@ def test_every_field_has_one_variable_and_no_two_share_it(model: Any, prefix: st
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("TEACHER_SERVER_PROT", "the nearest is TEACHER_SERVER_PORT"),
-        ("TEACHER_SERVER_LINGER__S", "the nearest is TEACHER_SERVER_LINGER_S"),
+        ("TEACHER_SERVER_PROT", "did you mean TEACHER_SERVER_PORT?"),
+        ("TEACHER_SERVER_LINGER__S", "did you mean TEACHER_SERVER_LINGER_S?"),
         ("TEACHER_SERVER_XYZZY_PLUGH_QQ", "fields are set by TEACHER_SERVER_FIELD"),
         ("TEACHER_SERVER_SERVICE_HOST", "Kubernetes sets it for a Service named teacher-server"),
         ("TEACHER_SERVER_PORT_50051_TCP_ADDR", "enableServiceLinks: false"),
@@ -130,7 +130,7 @@ def test_a_variable_that_is_no_fields_is_an_error_and_its_value_is_not_said(name
             "prot: 5",
             {},
             {},
-            "prot: received 5, expected no field of this name; the nearest is port (from the file FILE)",
+            "prot: received 5, expected no field of this name (from the file FILE); did you mean port?",
         ),
         ("quotas: [{weight: 1}]", {}, {}, "quotas.0.students: received nothing, expected a value (from the file FILE)"),
         ("", {"QUOTAS": "[{"}, {}, "environment variable TEACHER_SERVER_QUOTAS: received a text that is no JSON"),

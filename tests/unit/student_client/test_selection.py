@@ -18,7 +18,7 @@ from student_client.methods import Context, Methods, build_methods
 from student_client.methods.method import Seen
 from student_client.methods.selection import Selection, Weighed
 from student_client.runs import open_run
-from student_client.selection import Selector, SelectorCard
+from student_client.selection.selector import Selector, SelectorCard
 from student_client.teachers import Teachers
 from student_models import Student
 from task_data import Batch, TaskData

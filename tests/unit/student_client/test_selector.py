@@ -11,15 +11,16 @@ import pytest
 import torch
 
 from student_client.method_config import SelectorLearningConfig
-from student_client.selection import Learner, Phase, Selector, SelectorCard
 from student_client.selection.learning import (
+    Learner,
+    Phase,
     Transition,
     critic_target,
     exploration_reward,
     phase_reward,
     scaled_rewards,
 )
-from student_client.selection.selector import hardened
+from student_client.selection.selector import Selector, SelectorCard, hardened
 from teaching_protocol.errors import ConfigError, NonFiniteError
 
 KINDS = ("fine_tuning", "response", "feature", "relation")

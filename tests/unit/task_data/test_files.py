@@ -168,3 +168,33 @@ def test_two_files_of_one_part_are_refused(tmp_path: Path) -> None:
     write(table(), tmp_path / "train.jsonl")
     with pytest.raises(DataError, match=r"train\.csv and train\.jsonl are both there"):
         load_data(config(tmp_path))
+
+
+def pairs(**changes: list[str]) -> pd.DataFrame:
+    rows = range(20)
+    columns = {"first": [f"question {i}" for i in rows], "second": [f"answer {i % 3}" for i in rows]}
+    return pd.DataFrame(columns | {"kind": [("no", "yes")[i % 2] for i in rows]} | changes)
+
+
+def test_a_pair_is_one_text_and_both_count(tmp_path: Path) -> None:
+    settings = {"text_column": "first", "pair_column": "second"}
+    got = load_data(config(write(pairs(), tmp_path / "pairs.jsonl"), **settings))
+    texts = [text for split in (got.train, got.validation, got.test) for text in split.columns["text"]]
+    assert set(texts) <= {f"question {i} [SEP] answer {i % 3}" for i in range(20)}
+    assert got.train.columns["text"] == got.train.teacher
+    same = pairs(first=["the same question"] * 20, second=[f"answer {i}" for i in range(20)])
+    got = load_data(config(write(same, tmp_path / "same.csv"), **settings))
+    assert len(got.train) == 10, "pairs that differ in their second text are different examples"
+
+
+@pytest.mark.parametrize(("column", "other"), [("first", "second"), ("second", "first")])
+def test_half_a_pair_is_refused(tmp_path: Path, column: str, other: str) -> None:
+    frame = pairs()
+    frame.loc[4, column] = ""
+    with pytest.raises(DataError, match=rf"row 5 has nothing in column '{column}'"):
+        load_data(config(write(frame, tmp_path / "a.csv"), text_column="first", pair_column="second"))
+
+
+def test_a_pair_column_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no column 'third'.*set `pair_column`"):
+        load_data(config(write(pairs(), tmp_path / "a.csv"), text_column="first", pair_column="third"))

@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 
 from task_data import TaskData, load_data
+from task_data.assembly import SEPARATOR
 from task_data.config import DataConfig, GlueTask
-from task_data.glue import SEPARATOR
 from teaching_protocol.errors import DataError
 
 SMALL = {"name": "glue", "labelled": 6, "unlabelled": 6, "validation": 5}

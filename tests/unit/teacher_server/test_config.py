@@ -34,7 +34,7 @@ def test_flags_go_before_the_file(tmp_path: Path, name: str, text: str) -> None:
         (
             "a.yaml",
             "model: m\nprot: 5",
-            r"prot: received 5, expected no field of this name; the nearest is port \(from the file .*a\.yaml\)",
+            r"prot: received 5, expected no field of this name \(from the file .*a\.yaml\); did you mean port\?",
         ),
         (
             "a.yaml",

@@ -1,0 +1,137 @@
+"""`student-client init`, by flags and by answers, against a real server; what it writes is trained with."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from student_client.cli import build_app
+from student_client.config import load_run_config
+from teacher_server.app import TeacherApp
+from teacher_server.config import ServerConfig
+from tests.unit.student_client.run_setup import write_csv
+
+SMALL = ["--size", "tiny", "--batch-size", "8", "--max-steps", "3"]
+
+
+@pytest.fixture(scope="module")
+def address(model_folder: Callable[[str], Path]) -> Iterator[str]:
+    settings: dict[str, Any] = {
+        "model": str(model_folder("bert")),
+        "device": "cpu",
+        "entry": 1,
+        "exit": 3,
+        "max_rows": 64,
+    }
+    with TeacherApp(ServerConfig(port=0, metrics_port=-1, **settings)) as server:
+        yield f"127.0.0.1:{server.port}"
+
+
+@pytest.fixture(autouse=True)
+def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_csv(tmp_path)
+
+
+def run(*words: str, answers: str | None = None) -> tuple[int, str, str]:
+    done = CliRunner().invoke(build_app(), words, input=answers)
+    said = done.stderr if done.exception is None or isinstance(done.exception, SystemExit) else str(done.exception)
+    return done.exit_code, done.stdout, said
+
+
+def test_what_is_written_is_checked_and_trained_with(address: str) -> None:
+    code, out, said = run("init", "run.yaml", "--yes", "--data", "mood.csv", "--teacher", address, *SMALL)
+    assert code == 0, said
+    assert "student-client train --config run.yaml" in out
+    assert "4 layers" in said
+    assert "messages enter at layer 1 and are answered at 3" in said
+    config = load_run_config(Path("run.yaml"), {})
+    assert (config.data.name, config.data.text_column, config.data.label_column) == ("file", "text", "label")
+    assert (config.data.labelled, config.data.unlabelled, config.data.validation) == (130, 0, 30)
+    assert config.teacher is not None
+    assert (config.teacher.address, config.teacher.entry, config.teacher.exit) == (address, 1, 3)
+    assert (config.method.names, config.training.max_steps, config.output) == (("talking",), 3, Path("runs/mood"))
+    assert run("check-config", "run.yaml")[0] == 0
+    code, out, said = run("train", "--config", "run.yaml", "--json")
+    assert code == 0, said
+    result = json.loads(out)
+    assert (result["steps"], result["method"], result["finished"]) == (3, "talking", True)
+    assert result["teacher_s"] > 0
+
+
+def test_the_same_by_answers(address: str) -> None:
+    by_flags = run("init", "flags.yaml", "--yes", "--data", "mood.csv", "--teacher", address, *SMALL)
+    answers = ["mood.csv", "", "", address, "", "", "", "tiny", "8", "3", ""]
+    code, _, said = run("init", "answers.yaml", answers="\n".join(answers) + "\n")
+    assert (by_flags[0], code) == (0, 0), said
+    assert load_run_config(Path("answers.yaml"), {}) == load_run_config(Path("flags.yaml"), {})
+
+
+def test_a_wrong_answer_is_asked_for_again_with_a_hint(address: str) -> None:
+    answers = ["mod.csv", "mood.csv", "", "", address, "", "9", "", "talkng", "one_way", "tiny", "x", "8", "3", ""]
+    code, out, said = run("init", answers="\n".join(answers) + "\n")
+    assert code == 0, said
+    for hint in (
+        "--data: received 'mod.csv', expected one of",
+        "--exit: received '9', expected a whole number from 2 to 4",
+        "did you mean talking?",
+        "expected a whole number from 1 on",
+    ):
+        assert hint in out + said
+    assert load_run_config(Path("run.yaml"), {}).method.names == ("one_way",)
+
+
+def test_without_a_teacher_and_without_a_terminal() -> None:
+    code, out, said = run("init", "alone.yaml", "--yes", "--teacher", "none", "--data", "mood.csv", "--json", *SMALL)
+    assert code == 0, said
+    assert json.loads(out)["fields"]["method.names"] == ["task_only"]
+    assert yaml.safe_load(Path("alone.yaml").read_text())["method"] == {"names": ["task_only"]}
+    code, out, said = run("train", "--config", "alone.yaml", "--quiet")
+    assert code == 0, said
+    assert "task_only: test accuracy" in out
+
+
+def test_fields_by_set_and_sections_of_the_methods_that_are_used() -> None:
+    words = ("--yes", "--teacher", "a:1,b:2", "--offline", "--method", "talking,pkd", "--set", "training.lr=0.5")
+    assert run("init", "run.yaml", *words, "--entry", "2")[0] == 0
+    config = load_run_config(Path("run.yaml"), {})
+    assert config.teacher is not None
+    assert (config.teacher.address, config.teacher.addresses, config.teacher.entry) == ("a:1", ("b:2",), 2)
+    assert config.training.lr == 0.5
+    text = Path("run.yaml").read_text()
+    assert "#pkd:" in text
+    assert "rkd:" not in text
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("mood.csv",), "mood.csv is there already; give a new name, or --overwrite"),
+        (("--yes", "--teacher", "127.0.0.1:1"), "no teacher answers at 127.0.0.1:1"),
+        (
+            ("--yes", "--teacher", "none", "--method", "talking"),
+            "--method: received 'talking', expected one of task_only",
+        ),
+        (("--yes", "--data", "newsgrups"), "did you mean newsgroups?"),
+        (("--yes", "--teacher", "none", "--data", "mood.csv", "--label-column", "labl"), "did you mean label?"),
+        (("--yes", "--teacher", "none", "--set", "training.lr=-1"), "training.lr: received -1"),
+        ((), "nobody answers, the input has ended; give --data, or --yes"),
+    ],
+)
+def test_what_is_refused_writes_nothing(words: tuple[str, ...], said: str) -> None:
+    code, _, error = run("init", *words, answers="")
+    assert code == 1
+    assert said in error
+    assert not Path("run.yaml").exists()
+
+
+def test_image_data_and_a_teacher_of_text(address: str) -> None:
+    code, _, error = run("init", "--yes", "--data", "digits", "--teacher", address)
+    assert code == 1
+    assert "the data are image, but bert takes" in error
