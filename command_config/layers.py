@@ -95,7 +95,7 @@ class Layers:
         try:
             return Effective(model.model_validate(self._values), dict(self._sources))
         except ValidationError as error:
-            said = "; ".join(self._fault(model, fault) for fault in error.errors())
+            said = "; ".join(self._fault(model, fault) for fault in _innermost(error))
             raise ConfigError(f"configuration: {said}") from error
 
     def _set(self, field: str, value: Any, source: str) -> None:
@@ -162,3 +162,12 @@ def _source(sources: Mapping[str, str], field: str) -> str:
         place = place.rpartition(".")[0]
     inside = dict.fromkeys(source for each, source in sources.items() if each.startswith(f"{field}.")) if field else {}
     return " and ".join(inside)
+
+
+def _innermost(error: ValidationError) -> list[Any]:
+    """The faults without those of a list or section that is at fault by what is in it alone."""
+    faults = error.errors()
+    places = [fault["loc"] for fault in faults]
+    return [
+        fault for fault in faults if not any(place != fault["loc"] == place[: len(fault["loc"])] for place in places)
+    ]
