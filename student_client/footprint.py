@@ -17,4 +17,5 @@ class Footprint:
     rows: int = 0
 
     def __str__(self) -> str:
-        return f"{self.parameters / 1e6:.2f} M parameters, {self.size_bytes / 1e6:.1f} MB, {self.batch_ms:.1f} ms for {self.rows} rows"
+        time = f", {self.batch_ms:.1f} ms for {self.rows} rows" if self.batch_ms else ""
+        return f"{self.parameters / 1e6:.2f} M parameters, {self.size_bytes / 1e6:.1f} MB{time}"

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 __all__ = [
+    "METHOD_NAMES",
     "AveragedConfig",
     "CommitteeConfig",
     "FitNetsConfig",
@@ -38,7 +40,17 @@ MethodName = Literal[
     "talking",
     "committee",
 ]
-"""The names of all methods; `methods.METHODS` has what each is."""
+"""The names of the methods that come along; `methods.METHODS` has what each is."""
+
+METHOD_NAMES: list[str] = list(get_args(MethodName))
+"""What a configuration may name: these, and what `methods.register` adds."""
+
+
+def _is_known(name: str) -> str:
+    if name not in METHOD_NAMES:
+        known = ", ".join(map(repr, METHOD_NAMES))
+        raise PydanticCustomError("literal_error", "one of {known}", {"known": known})
+    return name
 
 
 class SoftLabelsConfig(BaseModel):
@@ -239,7 +251,7 @@ class MethodConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    names: tuple[MethodName, ...] = Field(
+    names: tuple[Annotated[str, AfterValidator(_is_known)], ...] = Field(
         ("talking",), min_length=1, description="Methods whose losses are added, such as talking, soft_labels."
     )
     w_interact: float = Field(1.0, ge=0.0, description="Weight of L_interact: the answer against the student's state.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from student_client.method_config import MethodConfig, MethodName
+from student_client.method_config import METHOD_NAMES, MethodConfig
 from student_client.methods.averaged import Averaged
 from student_client.methods.committee import Committee
 from student_client.methods.fitnets import FitNets
@@ -16,9 +16,19 @@ from student_client.methods.soft_labels import SoftLabels
 from student_client.methods.talking import Talking
 from student_client.remote import SessionOptions
 
-__all__ = ["METHODS", "Context", "Method", "Methods", "Outcome", "build_methods", "named", "session_options"]
+__all__ = [
+    "METHODS",
+    "Context",
+    "Method",
+    "Methods",
+    "Outcome",
+    "build_methods",
+    "named",
+    "register",
+    "session_options",
+]
 
-METHODS: dict[MethodName, type[Method] | None] = {
+METHODS: dict[str, type[Method] | None] = {
     "task_only": None,
     "soft_labels": SoftLabels,
     "fitnets": FitNets,
@@ -35,6 +45,13 @@ METHODS: dict[MethodName, type[Method] | None] = {
     "committee": Committee,
 }
 """Methods by name. `task_only` adds no term."""
+
+
+def register(name: str, method: type[Method]) -> None:
+    """Makes a method of yours known by name, to configurations and commands alike; in place of one that has the name."""
+    METHODS[name] = method
+    if name not in METHOD_NAMES:
+        METHOD_NAMES.append(name)
 
 
 def named(config: MethodConfig) -> dict[str, type[Method]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import itertools
+import logging
 import statistics
 import sys
 import threading
@@ -131,6 +132,7 @@ def test_a_session_leaves_no_object_behind(
     """
     if first < 4096:
         monkeypatch.setattr(sessions, "_REMEMBERED_ENDS", 20)
+    monkeypatch.setattr(logging.root.manager, "disable", logging.INFO)  # pytest keeps what is logged
     config = ServerConfig(model="tiny", entry=1, exit=3, port=0, metrics_port=-1, metrics_students=0, threads=1)
     with TeacherApp(config, bert) as app:
         come_and_go(app, first)

@@ -8,14 +8,15 @@ from typing import Any
 import pytest
 import torch
 
+from student_client import method_config, methods
 from student_client.losses import answer_labels, interact, task_loss
-from student_client.methods import METHODS, Context, Methods, build_methods
+from student_client.methods import METHODS, Context, Methods, build_methods, named
 from student_client.teachers import Teachers, reads
 from student_models import States, Student, load_student
 from task_data import TaskData
 from teacher_server.actor import TeacherActor
 from teacher_server.local import local_teacher
-from teaching_protocol.errors import ConfigError, IncompatibleTeacher
+from teaching_protocol.errors import IncompatibleTeacher
 from tests.unit.student_client.method_setup import (
     MODALITIES,
     enrolled,
@@ -211,9 +212,16 @@ def test_message_dropout_is_drawn_from_the_seed_and_the_call_alone() -> None:
 
 
 def test_an_unknown_method_is_refused_with_the_known_ones() -> None:
-    student, _ = student_and_data("text")
-    with pytest.raises(ConfigError, match=r"telepathy.*talking"):
-        build_methods(Context(settings(names=("telepathy",)), student, (), 0))
+    with pytest.raises(ValueError, match=r"one of 'task_only', .*'talking'.*telepathy"):
+        settings(names=("telepathy",))
+
+
+def test_a_method_of_ones_own_is_known_when_it_is_registered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(method_config, "METHOD_NAMES", [*method_config.METHOD_NAMES])
+    monkeypatch.setattr(methods, "METHOD_NAMES", method_config.METHOD_NAMES)
+    monkeypatch.setattr(methods, "METHODS", {**methods.METHODS})
+    methods.register("mine", methods.METHODS["one_way"])
+    assert named(settings(names=("mine",))) == {"mine": methods.METHODS["one_way"]}
 
 
 def test_a_teacher_of_another_modality_is_refused_with_the_ports_it_reads() -> None:
