@@ -105,10 +105,8 @@ class Session:
 
     @property
     def is_mid_step(self) -> bool:
-        """Whether a step is begun: gradients are gathered or, of several ranks, one has a Backward to come."""
-        if self.settings.world_size <= 1 or self.gathered_by:
-            return bool(self.gathered_by)
-        return any(not call.finished and not call.stale for call in list(self.calls.values()))
+        """Whether a step is begun: gradients are gathered, or a Forward has its Backward to come."""
+        return bool(self.gathered_by) or any(not call.finished and not call.stale for call in list(self.calls.values()))
 
     @property
     def input_bytes(self) -> int:

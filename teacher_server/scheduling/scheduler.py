@@ -120,12 +120,12 @@ class ThreadScheduler:
         """Queues a job.
 
         Raises:
-            Draining: the server begins nothing new.
+            Draining: the server begins nothing new; a session with a call under way goes on to the end of its step.
             Overloaded: every permit is taken; says when to come back. QuotaExceeded: it is the student's own share.
             Quarantined: the student's calls failed too often.
         """
         with self._changed:
-            if self._stopped or (self._draining and job.begins):
+            if self._stopped or (self._draining and job.begins and not self._under_way[job.lane]):
                 raise Draining("the server is shutting down; export your state and enrol elsewhere")
             now = time.monotonic()
             self._order.check(job, now)

@@ -75,9 +75,12 @@ def patient_teacher(model_folder: Models) -> TeacherProcess:
 def test_while_it_drains_a_step_that_has_begun_is_finished_and_nothing_new(patient_teacher: TeacherProcess) -> None:
     with patient_teacher as teacher:
         teacher.wait_until_it_serves()
-        with Caller(teacher.address, "begun") as begun, Caller(teacher.address, "idle") as idle:
+        names = ("begun", "asked", "idle")
+        with ExitStack() as stack:
+            begun, asked, idle = (stack.enter_context(Caller(teacher.address, name)) for name in names)
             first, _ = begun.forward()
             begun.backward(first)
+            open_one, _ = asked.forward()  # its Backward is to come
             teacher.terminate()
             poll(lambda: health(teacher.port) == 2, "it says NOT_SERVING")
             poll(lambda: isinstance(attempt(idle.forward), Draining), "nothing new is begun")
@@ -85,10 +88,14 @@ def test_while_it_drains_a_step_that_has_begun_is_finished_and_nothing_new(patie
                 RemoteTeacher(teacher.address, student="new", message_width=WIDTH, patience_s=0.1).enroll()
             again, _ = begun.forward()  # a second microbatch of the same step
             begun.backward(again)
-            assert begun.step(1).grad_norm > 0
-            assert begun.export()
-            with pytest.raises(Draining):
-                begun.forward()
+            also, _ = asked.forward()
+            for forward in (open_one, also):
+                asked.backward(forward)
+            for caller in (begun, asked):
+                assert caller.step(1).grad_norm > 0
+                assert caller.export()
+                with pytest.raises(Draining):
+                    caller.forward()
         assert teacher.exit_code() == 0, "when the last student has left, well before the limit"
 
 

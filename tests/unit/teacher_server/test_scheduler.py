@@ -140,16 +140,38 @@ def test_a_deadline_shorter_than_the_work(open_desk: Open) -> None:
 
 def test_a_drain_finishes_what_was_admitted_and_refuses_the_rest(open_desk: Open) -> None:
     desk = open_desk()
-    with Caller(desk.actor, "a") as ann:
+    with Caller(desk.actor, "a") as ann, Caller(desk.actor, "b") as bob:
         desk.shut()
         admitted = desk.scheduler.submit(desk.job(forward_request(ann.session)))
         assert desk.busy.wait(20)
         assert desk.scheduler.drain(0.01) is False
         with pytest.raises(Draining, match="export your state and enrol elsewhere"):
-            ann.forward()
+            bob.forward()
         desk.door.set()
         assert desk.scheduler.drain(20) is True
         assert admitted.result(0).outputs
+
+
+def test_a_step_whose_first_forward_was_admitted_is_made_to_its_end_in_a_drain(open_desk: Open) -> None:
+    desk = open_desk()
+    with Caller(desk.actor, "a") as ann:
+        desk.shut()
+        first = forward_request(ann.session)
+        admitted = desk.scheduler.submit(desk.job(first))
+        assert desk.busy.wait(20)
+        assert desk.scheduler.drain(0.01) is False
+        second = forward_request(ann.session)
+        in_flight = desk.scheduler.submit(desk.job(second))  # a microbatch sent before the first was answered
+        desk.door.set()
+        assert desk.scheduler.drain(20) is True
+        assert admitted.result(0).outputs
+        assert in_flight.result(0).outputs
+        third, _ = ann.forward()  # nothing is gathered yet
+        for forward in (first, second, third):
+            ann.backward(forward)
+        assert ann.step(1).grad_norm > 0
+        with pytest.raises(Draining):
+            ann.forward()
 
 
 def test_stopping_refuses_what_waits(open_desk: Open) -> None:
