@@ -72,11 +72,26 @@ class Order:
         active = len({job.lane for job in heads} | {each.lane for each in expected})
         return Choice(batch, self._hold_s(batch, expected, rules, waited_s), active)
 
+    def aside(self, heads: Sequence[Job], running: Batch, now: float) -> Choice | None:
+        """A batch of at most half the size of the one that runs, of lanes that stay behind all of it even then; None: there is none.
+
+        Had it come in time, it would have gone first; so it may go in between.
+        """
+        room = min(job.tokens for job in running.jobs) // 2
+        standing = min(self._counters.of(job.lane) for job in running.jobs)
+        turns = [Turn(job, self._counters.of(job.lane), self._is_alone(job)) for job in heads if job.tokens <= room]
+        turns = [turn for turn in turns if turn.counter + turn.job.tokens <= standing]
+        if not turns:
+            return None
+        rules = Rules(room, merge=not self._live.now.deterministic)
+        return Choice(next_batch(turns, rules), 0.0, len(turns))
+
     def take(self, choice: Choice, waited_s: float) -> None:
         """The chosen batch is about to run: charges its students."""
         self._number += kind_of(choice.batch.jobs[0]) is not None
         self._counters.turn(choice.batch.jobs[0].lane)
         for job in choice.batch.jobs:
+            job.batch = self._number
             tokens, student = cost(job), job.session.account if job.session is not None else ""
             self._counters.charge(job.lane, tokens, self._admission.weight(student))
             self._metrics.served_tokens.labels(job.method).inc(tokens)
@@ -93,7 +108,7 @@ class Order:
 
     def done(self, job: Job, error: BaseException | None, ran: bool, now: float) -> None:
         """A job is answered; `ran`: by the engine."""
-        self._rhythm.replied(job, now, self._number, error is None)
+        self._rhythm.replied(job, now, job.batch, error is None)
         if ran and job.session is not None and kind_of(job) is not None:
             self._quarantine.judge(job.session.account, error, now)
 

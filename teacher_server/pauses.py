@@ -1,0 +1,62 @@
+"""Where a long batch lets a short one go first: between two of its layers, forward and backward; knows neither of them.
+
+What runs cannot be interrupted, so whoever comes while a long batch runs would wait for all that is left of it (ours; decision 0032).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+
+__all__ = ["Pauses"]
+
+
+class Pauses:
+    """The pauses of the one thread that runs the model; there are none while they are not opened.
+
+    Attributes:
+        go_first: what is done in a pause, in the same thread; may run another batch from beginning to end.
+    """
+
+    def __init__(self) -> None:
+        self.go_first: Callable[[], None] | None = None
+        self._open = self._in_pause = False
+        self._spent_s = 0.0
+
+    @property
+    def are_open(self) -> bool:
+        """Whether the batch that runs makes pauses; one that runs in a pause makes none."""
+        return self._open and not self._in_pause and self.go_first is not None
+
+    def clock(self) -> float:
+        """Seconds on a clock that stands still in pauses; for that thread alone."""
+        return time.perf_counter() - self._spent_s
+
+    @contextmanager
+    def opened(self) -> Iterator[None]:
+        """What runs inside makes pauses."""
+        before, self._open = self._open, True
+        try:
+            yield
+        finally:
+            self._open = before
+
+    def after_layer(self, states: torch.Tensor) -> None:
+        """A pause behind a layer, and in the backward of these states, if that has pauses too, one before it."""
+        self._pause()
+        if states.requires_grad:
+            states.register_hook(self._pause)  # type: ignore[no-untyped-call]
+
+    def _pause(self, _: torch.Tensor | None = None) -> None:
+        if not self.are_open or self.go_first is None:
+            return
+        self._in_pause, began = True, time.perf_counter()
+        try:
+            with torch.enable_grad():  # as at the beginning of any batch; a backward has it switched off
+                self.go_first()
+        finally:
+            self._in_pause = False
+            self._spent_s += time.perf_counter() - began
