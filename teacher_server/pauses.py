@@ -18,11 +18,12 @@ class Pauses:
     """The pauses of the one thread that runs the model; there are none while they are not opened.
 
     Attributes:
-        go_first: what is done in a pause, in the same thread; may run another batch from beginning to end.
+        go_first: what is done in a pause, in the same thread; may run another batch from beginning to end. It is told which
+            share of the layers is done.
     """
 
     def __init__(self) -> None:
-        self.go_first: Callable[[], None] | None = None
+        self.go_first: Callable[[float], None] | None = None
         self._open = self._in_pause = False
         self._spent_s = 0.0
 
@@ -44,19 +45,24 @@ class Pauses:
         finally:
             self._open = before
 
-    def after_layer(self, states: torch.Tensor) -> None:
-        """A pause behind a layer, and in the backward of these states, if that has pauses too, one before it."""
-        self._pause()
-        if states.requires_grad:
-            states.register_hook(self._pause)  # type: ignore[no-untyped-call]
+    def after_layer(self, states: torch.Tensor, done: float) -> None:
+        """A pause behind a layer, and in the backward of these states, if that has pauses too, one before it.
 
-    def _pause(self, _: torch.Tensor | None = None) -> None:
+        Args:
+            states: between the two layers.
+            done: share of the layers that lie behind them, 0 to 1.
+        """
+        self._pause(done)
+        if states.requires_grad:
+            states.register_hook(lambda _: self._pause(1 - done))  # type: ignore[no-untyped-call]
+
+    def _pause(self, done: float) -> None:
         if not self.are_open or self.go_first is None:
             return
         self._in_pause, began = True, time.perf_counter()
         try:
             with torch.enable_grad():  # as at the beginning of any batch; a backward has it switched off
-                self.go_first()
+                self.go_first(done)
         finally:
             self._in_pause = False
             self._spent_s += time.perf_counter() - began

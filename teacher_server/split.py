@@ -210,7 +210,7 @@ class FrozenTeacher:
             return self._run(states, mask, span)
         for layer in range(span.start, span.stop):
             if layer > span.start:
-                pauses.after_layer(states)
+                pauses.after_layer(states, (layer - span.start) / (span.stop - span.start))
             states = self._run(states, mask, LayerSpan(layer, layer + 1))
         return states
 

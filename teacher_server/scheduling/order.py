@@ -72,15 +72,16 @@ class Order:
         active = len({job.lane for job in heads} | {each.lane for each in expected})
         return Choice(batch, self._hold_s(batch, expected, rules, waited_s), active)
 
-    def aside(self, heads: Sequence[Job], running: Batch, now: float) -> Choice | None:
-        """A batch of at most half the size of the one that runs, of lanes that stay behind all of it even then; None: there is none.
+    def aside(self, heads: Sequence[Job], running: Batch, done: float) -> Choice | None:
+        """A batch of at most half the size of the one that runs, of lanes that are then no further than that one; None: there is none.
 
-        Had it come in time, it would have gone first; so it may go in between.
+        What runs is charged in full when it begins; here it counts as far as it is `done`, so that two who are at work take
+        turns in pieces of about the same size, however large their calls are.
         """
         room = min(job.tokens for job in running.jobs) // 2
-        standing = min(self._counters.of(job.lane) for job in running.jobs)
+        standing = min(self._counters.of(job.lane) - (1 - done) * cost(job) / self._weight(job) for job in running.jobs)
         turns = [Turn(job, self._counters.of(job.lane), self._is_alone(job)) for job in heads if job.tokens <= room]
-        turns = [turn for turn in turns if turn.counter + turn.job.tokens <= standing]
+        turns = [turn for turn in turns if turn.counter + cost(turn.job) / self._weight(turn.job) <= standing]
         if not turns:
             return None
         rules = Rules(room, merge=not self._live.now.deterministic)
@@ -92,8 +93,8 @@ class Order:
         self._counters.turn(choice.batch.jobs[0].lane)
         for job in choice.batch.jobs:
             job.batch = self._number
-            tokens, student = cost(job), job.session.account if job.session is not None else ""
-            self._counters.charge(job.lane, tokens, self._admission.weight(student))
+            tokens = cost(job)
+            self._counters.charge(job.lane, tokens, self._weight(job))
             self._metrics.served_tokens.labels(job.method).inc(tokens)
             if job.session is not None:
                 job.session.usage.charge(tokens)
@@ -116,6 +117,9 @@ class Order:
         """A session has ended."""
         self._counters.forget(lane)
         self._rhythm.forget(lane)
+
+    def _weight(self, job: Job) -> float:
+        return self._admission.weight(job.session.account if job.session is not None else "")
 
     def _is_alone(self, job: Job) -> bool:
         return job.session is not None and self._quarantine.is_alone(job.session.account)

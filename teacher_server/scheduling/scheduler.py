@@ -184,11 +184,11 @@ class ThreadScheduler:
         while (batch := choose()) is not None:
             self._run(batch)
 
-    def _step_aside(self) -> None:
+    def _step_aside(self, done: float) -> None:
         """In a pause of a long batch: runs a short one that would have gone first, if one has come."""
         with self._changed:
             self._drop_dead()
-            choice = self._order.aside(self._heads(short=False), self._running, time.monotonic())
+            choice = self._order.aside(self._heads(short=False), self._running, done)
             if choice is None:
                 return
             batch = self._taken(choice, 0.0)

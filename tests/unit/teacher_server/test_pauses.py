@@ -53,7 +53,7 @@ def through(teacher: FrozenTeacher, seed: int, pauses: Pauses | None = None) -> 
 def test_what_runs_in_a_pause_changes_no_bit_of_either(model_type: str) -> None:
     teacher, pauses = FrozenTeacher(tiny_model(model_type)), Pauses()
     inside: list[list[torch.Tensor]] = []
-    pauses.go_first = lambda: inside.append(
+    pauses.go_first = lambda done: inside.append(
         [*through(teacher, 1, pauses), *teacher.states(tiny(model_type), [1]).values()]
     )
     with pauses.opened():
@@ -71,22 +71,22 @@ def tiny(model_type: str) -> dict[str, torch.Tensor]:
 
 def test_the_clock_stands_still_in_a_pause() -> None:
     pauses, over = Pauses(), threading.Event()
-    pauses.go_first = lambda: bool(over.wait(0.2))  # type: ignore[assignment, return-value]
+    pauses.go_first = lambda done: bool(over.wait(0.2))  # type: ignore[assignment, return-value]
     began = pauses.clock()
     with pauses.opened():
-        pauses.after_layer(torch.zeros(1))
+        pauses.after_layer(torch.zeros(1), 0.5)
     assert pauses.clock() - began < 0.1
 
 
 def test_an_error_in_a_pause_leaves_pauses_as_they_were() -> None:
     pauses = Pauses()
 
-    def fail() -> None:
+    def fail(done: float) -> None:
         raise ZeroDivisionError
 
     pauses.go_first = fail
     with pytest.raises(ZeroDivisionError), pauses.opened():
-        pauses.after_layer(torch.zeros(1))
+        pauses.after_layer(torch.zeros(1), 0.5)
     assert not pauses.are_open
     with pauses.opened():
         assert pauses.are_open
@@ -193,7 +193,7 @@ class _LaneJob(Job):
 
 
 def test_who_may_go_first() -> None:
-    """Half the size at most, and behind the long one's lane even after it: a lane is not served more for being short."""
+    """Half the size at most, and then no further than the long one has come: a lane is not served more for being short."""
     live = LiveSettings(ServerConfig(model="tiny"))
     order = Order(live, Metrics(), Admission(live))
     long, other, equal = _job("long", 1000), _job("other", 100), _job("equal", 600)
@@ -201,11 +201,18 @@ def test_who_may_go_first() -> None:
         order.arrived(job, True, 0.0)
     running = Batch((long,))
     order.take(Choice(running, 0.0, 1), 0.0)
-    assert order.aside([equal], running, 0.0) is None, "too long"
-    assert order.aside([], running, 0.0) is None
-    for _ in range(10):
-        chosen = order.aside([other, equal], running, 0.0)
-        assert chosen is not None
-        assert chosen.batch.jobs == (other,)
-        order.take(chosen, 0.0)
-    assert order.aside([other], running, 0.0) is None, "it has had as much"
+    assert order.aside([equal], running, 0.75) is None, "too long"
+    assert order.aside([], running, 0.75) is None
+    for done, served in ((0.25, 2), (0.5, 5), (0.95, 9)):
+        while (chosen := order.aside([other, equal], running, done)) is not None:
+            assert chosen.batch.jobs == (other,)
+            order.take(chosen, 0.0)
+        assert order._counters.of("other") == 100 * served
+
+
+def test_each_pause_knows_how_much_is_done(bert: FrozenTeacher) -> None:
+    pauses, seen = Pauses(), list[float]()
+    pauses.go_first = seen.append
+    with pauses.opened():
+        through(bert, 0, pauses)
+    assert seen == pytest.approx([1 / 3, 2 / 3, 1 / 3, 2 / 3])
