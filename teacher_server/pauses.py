@@ -26,6 +26,7 @@ class Pauses:
         self.go_first: Callable[[float], None] | None = None
         self._open = self._in_pause = False
         self._spent_s = 0.0
+        self._from, self._to = 0.0, 1.0
 
     @property
     def are_open(self) -> bool:
@@ -45,6 +46,18 @@ class Pauses:
         finally:
             self._open = before
 
+    @contextmanager
+    def share(self, begin: float, end: float) -> Iterator[None]:
+        """What runs inside is this share of all that the batch which makes pauses has to do, 0 to 1."""
+        if not self.are_open:  # and then perhaps several threads are here
+            yield
+            return
+        self._from, self._to = begin, end
+        try:
+            yield
+        finally:
+            self._from, self._to = 0.0, 1.0
+
     def after_layer(self, states: torch.Tensor, done: float) -> None:
         """A pause behind a layer, and in the backward of these states, if that has pauses too, one before it.
 
@@ -60,9 +73,10 @@ class Pauses:
         if not self.are_open or self.go_first is None:
             return
         self._in_pause, began = True, time.perf_counter()
+        share = self._from + done * (self._to - self._from)
         try:
             with torch.enable_grad():  # as at the beginning of any batch; a backward has it switched off
-                self.go_first(done)
+                self.go_first(share)
         finally:
             self._in_pause = False
             self._spent_s += time.perf_counter() - began

@@ -69,7 +69,9 @@ class Engine:
         forwards = Forwards(teacher, self.answers, self.graphs, config.session_input_bytes)
         self._rooms: Mapping[type, Callable[[Sequence[Any]], Sequence[Any]]] = {
             ForwardRequest: forwards.run,
-            BackwardRequest: Backwards(forwards, self.graphs, transfers, config.session_input_bytes, metrics).run,
+            BackwardRequest: Backwards(
+                forwards, self.graphs, transfers, self.pauses, config.session_input_bytes, metrics
+            ).run,
             StepRequest: Steps(self.graphs, transfers, metrics).run,
             ExportRequest: lambda asked: [self._export(*each) for each in asked],
             ImportRequest: lambda asked: [self._import(*each) for each in asked],
@@ -91,6 +93,7 @@ class Engine:
         outcomes = {job: self._homeward(outcome) for part in found for job, outcome in part.items()}
         self._share_out(clock() - started, batch)
         for job in batch.jobs:
+            job.run_again = _was_run_again(job)
             self._answer(job, outcomes[job])
         # while the replies travel; the thread that owns the model must outlive whatever happens here
         for job in batch.jobs:
@@ -232,6 +235,13 @@ def _workers(teacher: FrozenTeacher, config: ServerConfig) -> int:
     if teacher.device.type != "cpu" or teacher.is_spread or config.deterministic or config.compile:
         return 1
     return config.threads or torch.get_num_threads()
+
+
+def _was_run_again(job: Job) -> bool:
+    if job.session is None or not isinstance(job.request, BackwardRequest):
+        return False
+    call = job.session.calls.get(job.request.forward_id)
+    return call is not None and call.run_again
 
 
 def _tensors(reply: ForwardReply | BackwardReply | ImportReply) -> Tensors:

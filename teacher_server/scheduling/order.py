@@ -104,7 +104,10 @@ class Order:
         self._metrics.linger_seconds.labels(method).observe(waited_s)
 
     def ran(self, batch: Batch, seconds: float) -> None:
-        """A batch is done and took so long."""
+        """A batch is done and took so long; a Forward that was run once more for it is charged once more."""
+        for job in batch.jobs:
+            if job.run_again:
+                self._counters.charge(job.lane, cost(job), self._weight(job))
         self._pace.learn(kind_of(batch.jobs[0]) or "", area(batch.jobs), seconds)
 
     def done(self, job: Job, error: BaseException | None, ran: bool, now: float) -> None:
