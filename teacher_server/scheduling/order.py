@@ -105,9 +105,11 @@ class Order:
 
     def ran(self, batch: Batch, seconds: float) -> None:
         """A batch is done and took so long; a Forward that was run once more for it is charged once more."""
-        for job in batch.jobs:
-            if job.run_again:
-                self._counters.charge(job.lane, cost(job), self._weight(job))
+        again = [job for job in batch.jobs if job.run_again]
+        for job in again:
+            self._counters.charge(job.lane, cost(job), self._weight(job))
+        if again:
+            return  # what it took says nothing of batches of its kind
         self._pace.learn(kind_of(batch.jobs[0]) or "", area(batch.jobs), seconds)
 
     def done(self, job: Job, error: BaseException | None, ran: bool, now: float) -> None:
