@@ -184,6 +184,6 @@ def test_where_every_token_costs_waiting_neither_helps_nor_harms() -> None:
     for linger in (False, True):
         simulation = Simulation(0.0005, 0.0001, {"linger": linger})
         loops = [loop(simulation, f"student-{number}", 256 + 32 * number, 0.002) for number in range(8)]
-        simulation.run(SECONDS / 4)
+        simulation.run(SECONDS)
         steps[linger] = sum(map(len, loops))
     assert steps[True] > 0.97 * steps[False], steps
