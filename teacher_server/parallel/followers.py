@@ -23,7 +23,7 @@ from typing import NoReturn, Protocol
 
 import torch
 
-from teacher_server.parallel.group import join, leave
+from teacher_server.parallel.group import finished, join, leave
 from teacher_server.parallel.passes import Begin, Drop, Pass, send, written
 from teaching_protocol.errors import Draining
 
@@ -71,7 +71,7 @@ class Followers:
         self._processes: list[Child] = []
         self._controls: list[socket.socket] = []
         self._lock = threading.Lock()
-        self._since: float | None = None
+        self._pass: tuple[float, Callable[[], bool]] = (0.0, lambda: True)  # when it began, and whether it is over
         self._dropped: deque[int] = deque()
         self._closing = threading.Event()
         self._watcher = threading.Thread(target=self._watch, name="followers", daemon=True)
@@ -99,7 +99,8 @@ class Followers:
             if self._closing.is_set():
                 raise Draining("the server shut down before this call ran")
             self._tell_dropped()
-            self._since = time.monotonic()
+            began = time.monotonic()
+            self._pass = (began, lambda: False)
             try:
                 self._tell(written(wanted, tensors))
                 send(tensors)
@@ -108,7 +109,7 @@ class Followers:
                 _log.error("a pass failed", exc_info=error)
                 self._end(f"a pass over the split model failed ({type(error).__name__})")
             finally:
-                self._since = None
+                self._pass = (began, finished())
 
     def drop(self, key: int) -> None:
         """Has them let go of a graph, soon; may be called from anywhere, also while memory is collected."""
@@ -145,12 +146,12 @@ class Followers:
                 ends.register(each, selectors.EVENT_READ, rank)
             while not self._closing.is_set():
                 gone: Sequence[int] = [key.data for key, _ in ends.select(_LOOK_S)]
-                since = self._since
+                began, is_over = self._pass
                 if self._closing.is_set():
                     return
                 if gone:
                     self._end(f"process {gone[0]} of {len(self._processes) + 1} has ended{self._how(gone[0])}")
-                if since is not None and time.monotonic() - since > self._limit_s:
+                if time.monotonic() - began > self._limit_s and not is_over():
                     self._end(
                         f"a pass took more than {self._limit_s:g} s, tensor_parallel_limit_s: a process stands still"
                     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from datetime import timedelta
 
 import torch
@@ -10,8 +11,9 @@ from torch import distributed
 
 from teaching_protocol.errors import InvalidSetting
 
-__all__ = ["check_devices", "join", "leave"]
+__all__ = ["check_devices", "finished", "join", "leave"]
 
+_BACKENDS = {"cpu": "gloo", "cuda": "nccl"}
 _MEETING = timedelta(hours=2)
 """Of the collectives themselves; processes that died or stand still are found out long before, see `followers.py`."""
 
@@ -23,12 +25,16 @@ def check_devices(count: int, device: str) -> None:
         InvalidSetting: fewer GPUs than processes, or a device that transformers would not take.
     """
     kind, there = _kind(), torch.accelerator.device_count()
+    if kind not in _BACKENDS:
+        raise InvalidSetting(
+            f"tensor_parallel: received a machine with {kind}, expected GPUs of CUDA, or none; leave it away"
+        )
     if device not in ("auto", kind):
         raise InvalidSetting(
             f"tensor_parallel: device is {device}, but transformers splits over {kind} here; leave device away"
             + (", or hide the GPUs (CUDA_VISIBLE_DEVICES=)" if device == "cpu" else "")
         )
-    if kind != "cpu" and count > there:
+    if kind == "cuda" and count > there:
         raise InvalidSetting(
             f"tensor_parallel is {count}, but {there} GPUs are here; expected one for each process, so at most {there}"
         )
@@ -47,13 +53,22 @@ def join(rank: int, ranks: int, meeting: str) -> None:
     if device is not None:
         torch.cuda.set_device(device)
     distributed.init_process_group(
-        "nccl" if kind == "cuda" else "gloo",
+        _BACKENDS[kind],
         init_method=f"file://{meeting}",
         rank=rank,
         world_size=ranks,
         timeout=_MEETING,
         device_id=device,
     )
+
+
+def finished() -> Callable[[], bool]:
+    """What tells, whenever it is asked, whether the device has done all that it was asked until now."""
+    if _kind() != "cuda":
+        return lambda: True
+    event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    event.record()  # type: ignore[no-untyped-call]
+    return event.query
 
 
 def leave() -> None:
