@@ -112,8 +112,7 @@ def serve(
     from teacher_server.logs import start_log
 
     path, as_json = flags.pop("config"), flags.pop("as_json")
-    flags["device_memory"] = device_memory or None
-    flags |= _given(flags.pop("settings"))
+    flags |= {"device_memory": device_memory or None} | _given(flags.pop("settings"))
     found = effective_config(path, os.environ, flags).config
     start_log(found.log_json, found.log_level)
     flags["threads"] = found.threads or max(1, torch.get_num_threads() // found.tensor_parallel)

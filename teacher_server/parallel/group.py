@@ -67,7 +67,7 @@ def finished() -> Callable[[], bool]:
     if _kind() != "cuda":
         return lambda: True
     event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-    event.record()  # type: ignore[no-untyped-call]
+    event.record()
     return event.query
 
 

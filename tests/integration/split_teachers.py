@@ -79,11 +79,11 @@ def _serve(words: list[str], log: str) -> None:
 
 
 class SplitServer:
-    """The command `teacher-server serve --tensor-parallel 2`; as a context manager it serves inside, and is gone after.
+    """The command `teacher-server serve --tensor-parallel 2` with both processes started, and killed at the end of the block.
 
     Attributes:
-        log: what it and its follower say.
-        follower: the other process, once it is started.
+        log: what both say.
+        follower: the other process.
     """
 
     def __init__(self, model: Path, folder: Path, port: int | None = None, **settings: Any) -> None:
@@ -104,14 +104,13 @@ class SplitServer:
     def log(self) -> str:
         return self._log.read_text()
 
-    def start(self) -> psutil.Process:
-        """Starts it; the follower as soon as there is one."""
-        self.process.start()
-        return poll(lambda: self._children()[0] if self._children() else None, "the follower is started", 60.0)
+    def wait_until_it_serves(self) -> None:
+        """Returns once the health service says SERVING."""
+        poll(lambda: health(self.port) == 1, "the teacher serves", 60.0)
 
     def __enter__(self) -> SplitServer:
-        self.follower = self.start()
-        poll(lambda: health(self.port) == 1, "the teacher serves", 60.0)
+        self.process.start()
+        self.follower = poll(lambda: (self._children() or [None])[0], "the follower is started", 60.0)
         return self
 
     def __exit__(self, *_: object) -> None:
