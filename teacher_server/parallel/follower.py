@@ -19,6 +19,7 @@ from typing import IO
 import torch
 from transformers.utils import logging as transformers_logging
 
+from command_config.exits import ExitCode
 from teacher_server.families import LayerSpan
 from teacher_server.loading import load_teacher
 from teacher_server.logs import start_log
@@ -33,7 +34,6 @@ __all__ = ["follow"]
 
 _log = logging.getLogger(__name__)
 
-_FAILED, _WELL = 1, 0
 _OTHERS_S = 2.0
 
 
@@ -42,7 +42,10 @@ def follow(control: socket.socket) -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     lines = control.makefile("rb")
-    begin = read_begin(lines.readline())
+    first = lines.readline()
+    if not first:
+        os._exit(ExitCode.WELL)
+    begin = read_begin(first)
     start_log(begin.log_json, begin.log_level)
     waiting: queue.SimpleQueue[bytes] = (
         queue.SimpleQueue()
@@ -53,13 +56,13 @@ def follow(control: socket.socket) -> None:
     except BaseException as error:
         time.sleep(_OTHERS_S)  # if another ended first, this one does so now, and says nothing
         _log.critical("process %d of %d: %s", begin.rank, begin.ranks, error, exc_info=error)
-        os._exit(_FAILED)
+        os._exit(ExitCode.FAILED)
 
 
 def _read(lines: IO[bytes], waiting: queue.SimpleQueue[bytes]) -> None:
     for line in lines:
         waiting.put(line)
-    os._exit(_WELL)
+    os._exit(ExitCode.WELL)
 
 
 def _loaded(begin: Begin) -> FrozenTeacher:

@@ -23,6 +23,7 @@ from typing import NoReturn, Protocol
 
 import torch
 
+from command_config.exits import ExitCode
 from teacher_server.parallel.group import finished, join, leave
 from teacher_server.parallel.passes import Begin, Drop, Pass, send, written
 from teaching_protocol.errors import Draining
@@ -33,7 +34,7 @@ _log = logging.getLogger(__name__)
 
 _LOOK_S = 0.5
 _END_S = 10.0
-_FAILED = 1
+_CULPRIT_S = 2.0
 
 
 class Child(Protocol):
@@ -54,7 +55,8 @@ Launch = Callable[[socket.socket], Child]
 def launch(control: socket.socket) -> Child:
     """Starts one as a child process that has this end of its socket pair."""
     command = [sys.executable, "-m", "teacher_server.parallel.follower", str(control.fileno())]
-    return subprocess.Popen(command, pass_fds=[control.fileno()], stdin=subprocess.DEVNULL)
+    # in a session of its own: a terminal's signals are not for it, from the first moment on
+    return subprocess.Popen(command, pass_fds=[control.fileno()], stdin=subprocess.DEVNULL, start_new_session=True)
 
 
 class Followers:
@@ -63,11 +65,11 @@ class Followers:
     Args:
         begin: what they are told first; the rank is set for each.
         limit_s: seconds that one pass may take.
-        start: how one is started.
+        launcher: starts one.
     """
 
-    def __init__(self, begin: Begin, limit_s: float, start: Launch = launch) -> None:
-        self._begin, self._limit_s, self._start = begin, limit_s, start
+    def __init__(self, begin: Begin, limit_s: float, launcher: Launch = launch) -> None:
+        self._begin, self._limit_s, self._launch = begin, limit_s, launcher
         self._processes: list[Child] = []
         self._controls: list[socket.socket] = []
         self._lock = threading.Lock()
@@ -83,7 +85,7 @@ class Followers:
         for rank in range(1, begin.ranks):
             ours, theirs = socket.socketpair()
             with theirs:
-                self._processes.append(self._start(theirs))
+                self._processes.append(self._launch(theirs))
             self._controls.append(ours)
             ours.sendall(written(replace(begin, rank=rank)))
         self._watcher.start()
@@ -98,15 +100,18 @@ class Followers:
         with self._lock:
             if self._closing.is_set():
                 raise Draining("the server shut down before this call ran")
-            self._tell_dropped()
             began = time.monotonic()
             self._pass = (began, lambda: False)
             try:
+                self._tell_dropped()
                 self._tell(written(wanted, tensors))
                 send(tensors)
                 yield
             except Exception as error:
                 _log.error("a pass failed", exc_info=error)
+                time.sleep(
+                    _CULPRIT_S
+                )  # if it failed because another process ended, the watcher says so, and ends this one
                 self._end(f"a pass over the split model failed ({type(error).__name__})")
             finally:
                 self._pass = (began, finished())
@@ -157,7 +162,8 @@ class Followers:
                     )
                 if self._dropped and self._lock.acquire(blocking=False):
                     try:
-                        self._tell_dropped()
+                        with suppress(OSError):  # one has ended: that is seen next
+                            self._tell_dropped()
                     finally:
                         self._lock.release()
 
@@ -174,4 +180,4 @@ class Followers:
         for each in self._processes:
             each.kill()
         logging.shutdown()
-        os._exit(_FAILED)
+        os._exit(ExitCode.FAILED)

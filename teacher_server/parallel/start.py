@@ -13,14 +13,14 @@ from teacher_server.sharding import Shards
 __all__ = ["split_teacher"]
 
 
-def split_teacher(config: ServerConfig, start: Launch = launch) -> MirroredTeacher:
+def split_teacher(config: ServerConfig, launcher: Launch = launch) -> MirroredTeacher:
     """Loads a teacher over `config.tensor_parallel` processes, of which this is the first; `close` ends the others.
 
     This process ends, too, when one of the others does: it has no whole teacher any more.
 
     Args:
         config: of the server.
-        start: how another process is started.
+        launcher: starts one of the others.
 
     Raises:
         InvalidSetting, ModelLoadError: what `load_teacher` raises, and models and machines that cannot be split so.
@@ -32,7 +32,7 @@ def split_teacher(config: ServerConfig, start: Launch = launch) -> MirroredTeach
         0, shards.count, "", config.model, config.dtype, config.trust_remote_code, config.deterministic, config.threads,
         config.log_json, config.log_level,
     )  # fmt: skip
-    followers = Followers(begin, config.tensor_parallel_limit_s, start)
+    followers = Followers(begin, config.tensor_parallel_limit_s, launcher)
     try:
         followers.start()
         share = load_teacher(config.model, config.dtype, "auto", config.trust_remote_code, spread=shards)

@@ -135,14 +135,14 @@ def test_alone_or_among_others_is_the_same_to_the_bit_if_deterministic(llama: Pa
 
 def test_a_killed_process_ends_the_server_and_students_go_on_with_a_plain_teacher(llama: Path, tmp_path: Path) -> None:
     with TeacherProcess(llama) as plain:
-        whole = chaos_config(tmp_path, "whole", plain.address, 16)
+        whole = chaos_config(tmp_path, "whole", plain.address, 12)
         with student_process(whole) as student:
             ended(whole, student)
     with SplitServer(llama, tmp_path) as server:
         server.wait_until_it_serves()
-        config = chaos_config(tmp_path, "moved", server.address, 16)
+        config = chaos_config(tmp_path, "moved", server.address, 12)
         with student_process(config) as student:
-            wait_for_step(config, student, 7)
+            wait_for_step(config, student, 5)
             server.follower.kill()
             code, seconds = server.end()
             assert code == 1
