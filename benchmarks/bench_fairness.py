@@ -112,6 +112,9 @@ def main() -> None:
     flags.add_argument(
         "--times", type=int, nargs="+", default=[1, 2, 4], help="rows of a flood's call over a polite one's"
     )
+    flags.add_argument(
+        "--whole", action="store_true", help="no short batch goes first between two layers of a long one"
+    )
     flags.add_argument("--connections", type=int, default=4)
     flags.add_argument("--flood-threads", type=int, default=5)
     flags.add_argument("--threads", type=int, default=psutil.cpu_count() or 1)
@@ -123,7 +126,11 @@ def main() -> None:
         address, rows = arguments.flood
         flood(address, arguments.connections, arguments.flood_threads, int(rows), arguments.poison)
         return
-    with Record("fairness", arguments) as record, served(minilm(), arguments.threads) as server:
+    name = "fairness-whole" if arguments.whole else "fairness"
+    with (
+        Record(name, arguments) as record,
+        served(minilm(), arguments.threads, step_aside=not arguments.whole) as server,
+    ):
         found = measure(server, arguments)
         fair = median([quantile(each, 0.95) for each in found["neighbour"]])
         rows = []

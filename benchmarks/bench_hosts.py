@@ -37,14 +37,12 @@ from tests.chaos.world import (
     assert_same,
     chaos_config,
     ended,
-    health,
     steps_of,
     student_process,
     unbroken,
     wait_for_step,
 )
 from tests.hosts import CannotMake, Host, Link, hosts
-from tests.integration.gate import poll
 from tests.unit.teacher_server.tiny_models import tiny_model, tiny_tokenizer
 
 WORKER = str(Path(__file__).with_name("student_worker.py"))
@@ -171,8 +169,7 @@ def trained(
     host, links = network
     with ExitStack() as stack:
         teacher = stack.enter_context(TeacherProcess(model, settings=OPEN, namespace=host.name))
-        with host.entered():
-            poll(lambda: health(teacher.port) == 1, "the teacher serves", 120)
+        teacher.wait_until_it_serves()
         addresses = [f"{link.address}:{teacher.port}" for link in links]
         if condition.delay_s:
             delaying = proxies(host, links, teacher.port, stack)

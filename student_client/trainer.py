@@ -139,8 +139,10 @@ class Trainer:
     def _goes_on(self, stop: int) -> bool:
         if self.is_done or self.position.step >= stop:
             return False
-        self.interrupts.signal = max(self.ranks.gather(self.interrupts.signal))  # one rank's is all ranks'
-        return not self.interrupts.signal
+        told = max(self.ranks.gather(self.interrupts.signal))  # one rank's is all ranks'
+        if told:  # and one that has come meanwhile is told next time
+            self.interrupts.signal = told
+        return not told
 
     def _advance(self, stop: int) -> None:
         """One step and its report, or the checkpoint at the end; if a teacher is lost in it, back to where both sides agree."""

@@ -26,12 +26,13 @@ class Extent:
 
 @dataclass
 class OpenCall:
-    """A Forward whose Backward is to come: `request` is None once its inputs were let go."""
+    """A Forward whose Backward is to come: `request` is None once its inputs were let go; `run_again` for its Backward."""
 
     request: ForwardRequest | None
     size_bytes: int
     finished: bool = False
     stale: bool = False
+    run_again: bool = False
 
 
 def added(gathered: Grads, found: Grads) -> Grads:

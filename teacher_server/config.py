@@ -162,6 +162,9 @@ class ServerConfig(BaseModel):
     linger_share: float = Field(
         0.25, ge=0, le=1, description="Longest such wait as a share of the batch's expected seconds, a student."
     )
+    step_aside: bool = Field(
+        True, description="Let a short batch go first between two layers of a long one; on a processor."
+    )
     quotas: tuple[Quota, ...] = Field((), description="What students may take, by name pattern.")
     identity_quotas: tuple[IdentityQuota, ...] = Field((), description="What each identity may take, by its name.")
     alone_strikes: int = Field(3, ge=1, description="Failed jobs after which a student's jobs run alone.")

@@ -36,7 +36,8 @@ class Job:
     """One call that needs the engine; carries its own reply (`future`).
 
     Jobs with equal buckets may share a batch; one without a bucket runs alone. `tokens` is its padded area, rows times
-    the tokens of the longest; those of a Backward are its Forward's.
+    the tokens of the longest; those of a Backward are its Forward's. `batch` numbers the batch it ran in, from 1. `run_again`: a
+    Backward for which its Forward was run once more.
     """
 
     method: str
@@ -49,6 +50,8 @@ class Job:
     future: Future[Any] = field(default_factory=Future)
     timing: Timing = field(default_factory=Timing)
     bucket: Hashable | None = None
+    batch: int = 0
+    run_again: bool = False
     _mark: int | None = None
 
     @property

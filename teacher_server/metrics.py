@@ -126,6 +126,9 @@ class Metrics:
             _SECONDS,
             ["method"],
         )
+        self.asides = self._counter(
+            "teacher_batch_asides", "Short batches that went first in a pause between two layers of a long one."
+        )
         self.batch_retries = self._counter(
             "teacher_batch_retries", "Batches that failed and were run again job by job."
         )

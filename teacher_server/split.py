@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
 from teacher_server.families import ImageSettings, LayerSpan, family_for
+from teacher_server.pauses import Pauses
 from teacher_server.sharding import is_sharded
 from teacher_server.spreading import is_offloaded, is_spread, main_device, whole_tensors
 from teacher_server.turns import Turns
@@ -183,10 +184,13 @@ class FrozenTeacher:
         kept = {f"hidden.{layer}" for layer in layers} | {"logits", "pooled"}
         return {name: value for name, value in found.items() if name in kept}
 
-    def upper(self, states: torch.Tensor, mask: torch.Tensor | None, span: LayerSpan) -> torch.Tensor:
+    def upper(
+        self, states: torch.Tensor, mask: torch.Tensor | None, span: LayerSpan, pauses: Pauses | None = None
+    ) -> torch.Tensor:
         """Runs `span` on states [batch, tokens, widths[span.start]] of any origin; differentiable, weights frozen.
 
-        The states are taken to the teacher's device and dtype; a mask [batch, tokens] is True on real tokens.
+        The states are taken to the teacher's device and dtype; a mask [batch, tokens] is True on real tokens. `pauses` that
+        are open are made between the layers.
 
         Raises:
             InvalidSetting: a span beyond the last layer.
@@ -194,9 +198,19 @@ class FrozenTeacher:
         """
         self._check_states(states, mask, span)
         mask = None if mask is None else mask.to(self.device, torch.bool)
+        states = states.to(self.device, self.dtype)
+        if pauses is None or not pauses.are_open:
+            return self._in_turn(states, mask, span)
+        for layer in range(span.start, span.stop):
+            if layer > span.start:
+                pauses.after_layer(states, (layer - span.start) / (span.stop - span.start))
+            states = self._in_turn(states, mask, LayerSpan(layer, layer + 1))
+        return states
+
+    def _in_turn(self, states: torch.Tensor, mask: torch.Tensor | None, span: LayerSpan) -> torch.Tensor:
         # weights that move are of one thread at a time
         with self._turns.alone() if self.is_spread else self._turns.together():
-            return self.run(states.to(self.device, self.dtype), mask, span).to(self.device)
+            return self.run(states, mask, span).to(self.device)
 
     def run(self, states: torch.Tensor, mask: torch.Tensor | None, span: LayerSpan) -> torch.Tensor:
         """What `upper` runs, on states and mask that are as the body takes them."""

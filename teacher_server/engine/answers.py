@@ -16,6 +16,7 @@ from teacher_server.engine.knowledge import MASK, Knowledge, LookUp, stack_rows,
 from teacher_server.engine.knowledge_cache import Row
 from teacher_server.engine.merging import Answering, answering, together
 from teacher_server.engine.transfers import Transfers
+from teacher_server.pauses import Pauses
 from teacher_server.sessions import Session
 from teacher_server.split import FrozenTeacher
 from teaching_protocol.errors import NonFiniteError
@@ -45,11 +46,11 @@ class _Complete(Ask):
 class Answers:
     """Computes output ports for Forwards of any sessions."""
 
-    def __init__(self, teacher: FrozenTeacher, knowledge: Knowledge, transfers: Transfers) -> None:
+    def __init__(self, teacher: FrozenTeacher, knowledge: Knowledge, transfers: Transfers, pauses: Pauses) -> None:
         self._teacher = teacher
         self._transfers = transfers
         self._knowledge = knowledge
-        self._answering: Answering = {_Complete: self._complete, **answering(teacher)}
+        self._answering: Answering = {_Complete: self._complete, **answering(teacher, pauses)}
 
     def question(self, session: Session, request: ForwardRequest) -> Question:
         """The question with its message inputs in memory of our own, float32, ready to gather gradients."""

@@ -14,6 +14,7 @@ from teacher_server.engine.merging import owned
 from teacher_server.engine.transfers import Transfers
 from teacher_server.faults import noted
 from teacher_server.metrics import Metrics
+from teacher_server.pauses import Pauses
 from teacher_server.sessions import Grads, OpenCall, Session, added
 from teaching_protocol.errors import CallFinished, InputsNeeded, InvalidTensor, NonFiniteError, StaleCall, UnknownCall
 from teaching_protocol.verbs import BackwardReply, BackwardRequest, ForwardRequest, Tensors
@@ -56,8 +57,15 @@ class Backwards:
     """
 
     def __init__(
-        self, forwards: Forwards, graphs: GraphCache, transfers: Transfers, input_bytes: int, metrics: Metrics
+        self,
+        forwards: Forwards,
+        graphs: GraphCache,
+        transfers: Transfers,
+        pauses: Pauses,
+        input_bytes: int,
+        metrics: Metrics,
     ) -> None:
+        self._pauses = pauses
         self._forwards = forwards
         self._transfers = transfers
         self._graphs = graphs
@@ -73,28 +81,35 @@ class Backwards:
                 _open_call(*each)
         valid = {key: each for key, each in calls.items() if key not in outcomes}
         found: dict[Key, tuple[_Way, Grads]] = {}
-        for ways in self._ways(valid, outcomes):
-            if ways:
-                found |= {key: (ways[key], grads) for key, grads in _through(ways).items()}
+        for begin, ways in self._ways(valid, outcomes):
+            with self._pauses.share(begin, 1.0):
+                found |= {key: (ways[key], grads) for key, grads in _through(ways).items()} if ways else {}
         finite = self._are_finite([grads for _, grads in found.values()])
         for (key, (way, grads)), is_finite in zip(found.items(), finite, strict=True):
             with noted(outcomes, key):
                 outcomes[key] = _gathered(way, grads, is_finite)
         return [outcomes[key] for key in calls]
 
-    def _ways(self, calls: Mapping[Key, Asked], outcomes: Outcomes) -> Iterator[dict[Key, _Way]]:
-        """The ways through each graph, the kept ones first; who has none is told why."""
+    def _ways(self, calls: Mapping[Key, Asked], outcomes: Outcomes) -> Iterator[tuple[float, dict[Key, _Way]]]:
+        """The ways through each graph, the kept ones first, and how much of their work is done by then; who has none is told why."""
         graphs = [cohort.members for cohort in self._graphs.take(list(calls))]
-        kept = set(chain.from_iterable(graphs))
-        graphs.append(self._again({key: each for key, each in calls.items() if key not in kept}, outcomes))
         for members in graphs:
-            ways = {}
-            for key, member in members.items():
-                session, request = calls[key]
-                with noted(outcomes, key):
-                    sent = _placed_grads(request.grads, member.outputs, self._transfers)
-                    ways[key] = _Way(session, session.calls[request.forward_id], sent, member, request.rank)
-            yield ways
+            yield 0.0, self._ends(members, calls, outcomes)
+        kept = set(chain.from_iterable(graphs))
+        gone = {key: each for key, each in calls.items() if key not in kept}
+        if gone:
+            with self._pauses.share(0.0, 0.5):
+                members = self._again(gone, outcomes)
+            yield 0.5, self._ends(members, calls, outcomes)
+
+    def _ends(self, members: Mapping[Key, Member], calls: Mapping[Key, Asked], outcomes: Outcomes) -> dict[Key, _Way]:
+        ways = {}
+        for key, member in members.items():
+            session, request = calls[key]
+            with noted(outcomes, key):
+                sent = _placed_grads(request.grads, member.outputs, self._transfers)
+                ways[key] = _Way(session, session.calls[request.forward_id], sent, member, request.rank)
+        return ways
 
     def _are_finite(self, found: Sequence[Grads]) -> Sequence[bool]:
         """Whether each call's gradients are all finite; waits for the device once.
@@ -113,6 +128,8 @@ class Backwards:
         if not forwards:
             return {}
         self._metrics.recomputes.inc(len(forwards))
+        for session, forward in forwards:
+            session.calls[forward.call_id].run_again = True
         members, _ = self._forwards.graph(forwards)
         outcomes |= {key: member for key, member in members.items() if isinstance(member, Exception)}
         return {key: member for key, member in members.items() if isinstance(member, Member)}

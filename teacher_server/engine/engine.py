@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -28,6 +29,7 @@ from teacher_server.engine.transfers import Arriving, Transfers
 from teacher_server.faults import typed
 from teacher_server.jobs import Batch, Job
 from teacher_server.metrics import Metrics
+from teacher_server.pauses import Pauses
 from teacher_server.replies import size_bytes
 from teacher_server.sessions import Session
 from teacher_server.split import FrozenTeacher
@@ -49,40 +51,49 @@ __all__ = ["Engine"]
 
 Asked = tuple[Session, Any]  # and its request
 
+_LONG_TOKENS = 512  # a batch of fewer is over soon
+
 
 class Engine:
     """Runs batches on one frozen teacher and keeps graphs and knowledge for it."""
 
     def __init__(self, teacher: FrozenTeacher, config: ServerConfig, metrics: Metrics) -> None:
         self.teacher = teacher
+        self.pauses = Pauses()
         self.graphs = GraphCache(config.graph_cache_bytes, config.session_graph_bytes, metrics)
         cache = KnowledgeCache(config.knowledge_cache_bytes, metrics)
         rows = 1 if config.deterministic else max(1, config.batch_tokens // config.max_tokens)
         self._transfers = transfers = Transfers(teacher.device)
         knowledge = Knowledge(teacher, cache, transfers, batch_rows=rows, max_tokens=config.max_tokens)
-        self.answers = Answers(teacher, knowledge, transfers)
+        self.answers = Answers(teacher, knowledge, transfers, self.pauses)
         forwards = Forwards(teacher, self.answers, self.graphs, config.session_input_bytes)
         self._rooms: Mapping[type, Callable[[Sequence[Any]], Sequence[Any]]] = {
             ForwardRequest: forwards.run,
-            BackwardRequest: Backwards(forwards, self.graphs, transfers, config.session_input_bytes, metrics).run,
+            BackwardRequest: Backwards(
+                forwards, self.graphs, transfers, self.pauses, config.session_input_bytes, metrics
+            ).run,
             StepRequest: Steps(self.graphs, transfers, metrics).run,
             ExportRequest: lambda asked: [self._export(*each) for each in asked],
             ImportRequest: lambda asked: [self._import(*each) for each in asked],
         }
         self._metrics = metrics
         self._parts = Parts(_workers(teacher, config))
+        self._may_pause = teacher.device.type == "cpu" and not teacher.is_spread
         self._arriving: list[Arriving] = []
 
     def run(self, batch: Batch) -> None:
         """Runs the jobs of a batch as one and fills in every future, with a reply or an error."""
         self._metrics.batch_rows.observe(batch.rows)
         self._metrics.batch_tokens.observe(batch.tokens)
-        started = time.perf_counter()
-        with at_work(batch):
-            found = self._parts.run(self._outcomes, self._shared_out(batch.jobs))
+        clock = self.pauses.clock if batch.tokens else time.perf_counter
+        started, parts = clock(), self._shared_out(batch.jobs)
+        is_long = self._may_pause and len(parts) == 1 and batch.tokens >= _LONG_TOKENS
+        with at_work(batch), self.pauses.opened() if is_long else nullcontext():
+            found = self._parts.run(self._outcomes, parts)
         outcomes = {job: self._homeward(outcome) for part in found for job, outcome in part.items()}
-        self._share_out(time.perf_counter() - started, batch)
+        self._share_out(clock() - started, batch)
         for job in batch.jobs:
+            job.run_again = _was_run_again(job)
             self._answer(job, outcomes[job])
         # while the replies travel; the thread that owns the model must outlive whatever happens here
         for job in batch.jobs:
@@ -92,7 +103,7 @@ class Engine:
                 typed(error, job.method)
         self._land(outcomes.values())
         if batch.tokens:  # what runs beside the model does not keep it busy
-            self._metrics.busy_seconds.inc(time.perf_counter() - started)
+            self._metrics.busy_seconds.inc(clock() - started)
 
     def close(self) -> None:
         """Ends the threads that the engine has of its own, and what the teacher has."""
@@ -225,6 +236,13 @@ def _workers(teacher: FrozenTeacher, config: ServerConfig) -> int:
     if teacher.device.type != "cpu" or teacher.is_spread or config.deterministic or config.compile:
         return 1
     return config.threads or torch.get_num_threads()
+
+
+def _was_run_again(job: Job) -> bool:
+    if job.session is None or not isinstance(job.request, BackwardRequest):
+        return False
+    call = job.session.calls.get(job.request.forward_id)
+    return call is not None and call.run_again
 
 
 def _tensors(reply: ForwardReply | BackwardReply | ImportReply) -> Tensors:

@@ -14,6 +14,7 @@ from torch.nn.functional import pad
 
 from teacher_server.engine.asks import Ask, Asking, Decode, Encode, Through
 from teacher_server.engine.stacking import decode_each, encode_each
+from teacher_server.pauses import Pauses
 from teacher_server.split import FrozenTeacher
 
 __all__ = ["Answering", "answering", "length_class", "merge_rows", "owned", "split_rows", "together"]
@@ -55,9 +56,9 @@ def together(calls: Sequence[Asking[Found]], answers: Answering) -> list[Found |
     return [found[place] for place in range(len(calls))]
 
 
-def answering(teacher: FrozenTeacher) -> Answering:
-    """Answers what a conversation asks for: codecs first, the body when nobody waits for a codec."""
-    return {Decode: decode_each, Encode: encode_each, Through: lambda asks: _through(teacher, asks)}
+def answering(teacher: FrozenTeacher, pauses: Pauses | None = None) -> Answering:
+    """Answers what a conversation asks for: codecs first, the body, with its pauses, when nobody waits for a codec."""
+    return {Decode: decode_each, Encode: encode_each, Through: lambda asks: _through(teacher, pauses, asks)}
 
 
 def length_class(tokens: int, takes_padding: bool = True) -> int:
@@ -93,7 +94,7 @@ def owned(tensor: torch.Tensor) -> torch.Tensor:
     return alone if alone.untyped_storage().nbytes() == alone.nbytes else alone.clone()
 
 
-def _through(teacher: FrozenTeacher, asks: Sequence[Through]) -> list[torch.Tensor]:
+def _through(teacher: FrozenTeacher, pauses: Pauses | None, asks: Sequence[Through]) -> list[torch.Tensor]:
     """One pass over the body for each span and class of lengths."""
     takes_padding = teacher.family.takes_padding
     passes: dict[Hashable, list[int]] = {}
@@ -101,13 +102,13 @@ def _through(teacher: FrozenTeacher, asks: Sequence[Through]) -> list[torch.Tens
         passes.setdefault((ask.span, length_class(ask.states.shape[1], takes_padding)), []).append(place)
     found: dict[int, torch.Tensor] = {}
     for places in passes.values():
-        found |= zip(places, _one_pass(teacher, [asks[place] for place in places]), strict=True)
+        found |= zip(places, _one_pass(teacher, pauses, [asks[place] for place in places]), strict=True)
     return [found[place] for place in range(len(asks))]
 
 
-def _one_pass(teacher: FrozenTeacher, asks: Sequence[Through]) -> list[torch.Tensor]:
+def _one_pass(teacher: FrozenTeacher, pauses: Pauses | None, asks: Sequence[Through]) -> list[torch.Tensor]:
     states, mask = merge_rows([ask.states for ask in asks]), _merged_mask(asks)
-    left = teacher.upper(states, mask, asks[0].span).float()
+    left = teacher.upper(states, mask, asks[0].span, pauses).float()
     takes_padding = teacher.family.takes_padding  # else all are equally long, and strides may have made fewer tokens
     return split_rows(left, [(len(ask.states), ask.states.shape[1] if takes_padding else None) for ask in asks])
 

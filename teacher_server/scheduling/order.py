@@ -72,13 +72,29 @@ class Order:
         active = len({job.lane for job in heads} | {each.lane for each in expected})
         return Choice(batch, self._hold_s(batch, expected, rules, waited_s), active)
 
+    def aside(self, heads: Sequence[Job], running: Batch, done: float) -> Choice | None:
+        """A batch of at most half the size of the one that runs, of lanes that are then no further than that one; None: there is none.
+
+        What runs is charged in full when it begins; here it counts as far as it is `done`, so that two who are at work take
+        turns in pieces of about the same size, however large their calls are.
+        """
+        room = min(job.tokens for job in running.jobs) // 2
+        standing = min(self._counters.of(job.lane) - (1 - done) * cost(job) / self._weight(job) for job in running.jobs)
+        turns = [Turn(job, self._counters.of(job.lane), self._is_alone(job)) for job in heads if job.tokens <= room]
+        turns = [turn for turn in turns if turn.counter + cost(turn.job) / self._weight(turn.job) <= standing]
+        if not turns:
+            return None
+        rules = Rules(room, merge=not self._live.now.deterministic)
+        return Choice(next_batch(turns, rules), 0.0, len(turns))
+
     def take(self, choice: Choice, waited_s: float) -> None:
         """The chosen batch is about to run: charges its students."""
         self._number += kind_of(choice.batch.jobs[0]) is not None
         self._counters.turn(choice.batch.jobs[0].lane)
         for job in choice.batch.jobs:
-            tokens, student = cost(job), job.session.account if job.session is not None else ""
-            self._counters.charge(job.lane, tokens, self._admission.weight(student))
+            job.batch = self._number
+            tokens = cost(job)
+            self._counters.charge(job.lane, tokens, self._weight(job))
             self._metrics.served_tokens.labels(job.method).inc(tokens)
             if job.session is not None:
                 job.session.usage.charge(tokens)
@@ -88,12 +104,15 @@ class Order:
         self._metrics.linger_seconds.labels(method).observe(waited_s)
 
     def ran(self, batch: Batch, seconds: float) -> None:
-        """A batch is done and took so long."""
+        """A batch is done and took so long; a Forward that was run once more for it is charged once more."""
+        for job in batch.jobs:
+            if job.run_again:
+                self._counters.charge(job.lane, cost(job), self._weight(job))
         self._pace.learn(kind_of(batch.jobs[0]) or "", area(batch.jobs), seconds)
 
     def done(self, job: Job, error: BaseException | None, ran: bool, now: float) -> None:
         """A job is answered; `ran`: by the engine."""
-        self._rhythm.replied(job, now, self._number, error is None)
+        self._rhythm.replied(job, now, job.batch, error is None)
         if ran and job.session is not None and kind_of(job) is not None:
             self._quarantine.judge(job.session.account, error, now)
 
@@ -101,6 +120,9 @@ class Order:
         """A session has ended."""
         self._counters.forget(lane)
         self._rhythm.forget(lane)
+
+    def _weight(self, job: Job) -> float:
+        return self._admission.weight(job.session.account if job.session is not None else "")
 
     def _is_alone(self, job: Job) -> bool:
         return job.session is not None and self._quarantine.is_alone(job.session.account)

@@ -10,7 +10,7 @@ from teacher_server.scheduling.fairness import cost
 
 __all__ = ["Rules", "Turn", "area", "next_batch"]
 
-_UNFAIR = 1.5
+_UNFAIR = 1.25
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def next_batch(turns: Sequence[Turn], rules: Rules) -> Batch:
     First is the lane that was charged least, then who came first. What frees memory goes before every new Forward: a
     Backward while its lane is ahead by no more than this very job, and what takes no time (Step, Export) while it is ahead by no
     more than a whole batch. Lanes of the same bucket join in the same order, each if (1) the padded batch stays within its budget, (2) it is not ahead of the first by more than the
-    budget, and (3) the batch takes at most 1.5 times as long as if everybody in it had sent what the first one did: a large
+    budget, and (3) the batch takes at most 1.25 times as long as if everybody in it had sent what the first one did: a large
     call does not ride along with a small one.
     """
     floor = min(turn.counter for turn in turns)

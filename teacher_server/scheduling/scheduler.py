@@ -91,6 +91,9 @@ class ThreadScheduler:
         self._order = Order(live, metrics, self._admission)
         self._under_way: Counter[str] = Counter()
         self._since: float | None = None
+        self._running = Batch(())
+        if live.now.step_aside:
+            engine.pauses.go_first = self._step_aside
         self._draining = self._stopped = False
         work = {"engine": (self._next, self._threads), "engine-steps": (self._next_short, 1)}
         self._workers = [
@@ -181,10 +184,22 @@ class ThreadScheduler:
         while (batch := choose()) is not None:
             self._run(batch)
 
+    def _step_aside(self, done: float) -> None:
+        """In a pause of a long batch: runs a short one that would have gone first, if one has come."""
+        with self._changed:
+            self._drop_dead()
+            choice = self._order.aside(self._heads(short=False), self._running, done)
+            if choice is None:
+                return
+            batch = self._taken(choice, 0.0)
+        self._metrics.asides.inc()
+        self._run(batch)
+
     def _run(self, batch: Batch) -> None:
-        started = time.monotonic()
+        clock = time.perf_counter if kind_of(batch.jobs[0]) is None else self._engine.pauses.clock
+        now, started = time.monotonic(), clock()
         for job in batch.jobs:
-            job.timing.queue_s = started - job.born
+            job.timing.queue_s = now - job.born
             self._metrics.queue_seconds.labels(job.method).observe(job.timing.queue_s)
         try:
             self._engine.run(batch)
@@ -192,7 +207,7 @@ class ThreadScheduler:
             for job in batch.jobs:
                 if not job.future.done():
                     job.future.set_exception(typed(error, job.method))
-        seconds = time.monotonic() - started
+        seconds = clock() - started
         with self._changed:
             self._order.ran(batch, seconds)
             self._admission.learn(seconds / len(batch.jobs))
@@ -217,7 +232,7 @@ class ThreadScheduler:
                     self._since = now - waited_s
                     self._changed.wait(choice.hold_s)
                     continue
-                self._since = None
+                self._since, self._running = None, choice.batch
                 return self._taken(choice, waited_s)
             return None
 

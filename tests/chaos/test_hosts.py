@@ -10,17 +10,14 @@ import pytest
 
 from tests.chaos.proxy import Proxy
 from tests.chaos.world import (
-    LIMIT_S,
     Ended,
     TeacherProcess,
     assert_same,
     chaos_config,
     ended,
-    health,
     student_process,
 )
 from tests.hosts import Host, Link
-from tests.integration.gate import poll
 
 Network = tuple[Host, list[Link]]
 OPEN = {"host": "0.0.0.0", "insecure": True}
@@ -46,8 +43,8 @@ def test_two_students_on_hosts_of_their_own(
     host, (far, poor) = network
     with ExitStack() as stack:
         teacher = stack.enter_context(TeacherProcess(model_folder("bert"), settings=OPEN, namespace=host.name))
+        teacher.wait_until_it_serves()
         with host.entered():
-            poll(lambda: health(teacher.port) == 1, "the teacher serves", LIMIT_S)
             proxy = stack.enter_context(Proxy(teacher.port, far.address))
         proxy.delay_s = delay_s
         if loss:

@@ -154,8 +154,17 @@ class TeacherProcess:
         return self
 
     def wait_until_it_serves(self) -> None:
-        """Returns once the health service says SERVING."""
-        poll(lambda: health(self.port) == 1, "the teacher serves", LIMIT_S)
+        """Returns once the health service says SERVING; asked from its namespace, by a process that was never elsewhere.
+
+        A thread of ours that enters the namespace does not do: gRPC connects in threads that it may have begun before.
+        """
+        if not self.namespace:
+            _wait_until_it_serves(self.port)
+            return
+        asks = _process(self.namespace, _wait_until_it_serves, self.port)
+        asks.start()
+        asks.join(LIMIT_S)
+        assert asks.exitcode == 0, "the teacher serves: nobody says so"
 
     def terminate(self) -> None:
         """SIGTERM."""
@@ -179,6 +188,10 @@ class TeacherProcess:
 
     def __exit__(self, *_: object) -> None:
         self.kill()
+
+
+def _wait_until_it_serves(port: int) -> None:
+    poll(lambda: health(port) == 1, "the teacher serves", LIMIT_S)
 
 
 def _process(namespace: str, work: Callable[..., None], *arguments: Any) -> ForkServerProcess:

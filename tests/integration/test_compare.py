@@ -113,6 +113,7 @@ def test_the_smoke_suite_ends_and_all_it_leaves_agrees(tmp_path: Path) -> None:
     assert json.loads((output / "results.json").read_text())["tables"] == results["tables"]
 
 
+@pytest.mark.slow
 def test_interrupted_killed_and_with_a_variant_that_fails_it_comes_to_its_end(tmp_path: Path) -> None:
     suite, output = tmp_path / "mine.yaml", tmp_path / "mine"
     suite.write_text(SUITE)

@@ -68,7 +68,7 @@ def test_it_writes_a_report_a_plot_and_the_metrics(tmp_path: Path, model_folder:
         assert (tmp_path / "demo" / method / "student" / "config.json").exists()
 
 
-@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("how", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_ended_in_the_middle_it_leaves_no_process(
     tmp_path: Path, model_folder: Callable[[str], Path], how: signal.Signals
 ) -> None:

@@ -181,6 +181,22 @@ def test_a_signal_ends_the_run_after_its_step_with_a_checkpoint(tmp_path: Path, 
     assert_same(whole["student"], trained(config, teach, resume=True)["student"])
 
 
+def test_a_signal_that_comes_while_ranks_are_asked_for_theirs_is_not_lost(tmp_path: Path) -> None:
+    with open_run(run_config(tmp_path)) as trainer:
+        gather, came = trainer.ranks.gather, []
+
+        def late(value: Any) -> list[Any]:
+            """The signal comes when this rank's word is given already."""
+            if trainer.position.step == 8 and type(value) is int and not came:  # asked for its signal
+                came.append(True)
+                signal.raise_signal(signal.SIGTERM)
+            return gather(value)
+
+        trainer.ranks.gather = late  # type: ignore[method-assign]
+        assert trainer.run() is None
+        assert trainer.position.step in (8, 9)
+
+
 @pytest.mark.parametrize("method", ["task_only", "talking"])
 def test_trains_in_bfloat16(tmp_path: Path, teach: Teach, method: str) -> None:
     config = run_config(tmp_path, "run", method, training__mixed_precision="bf16", training__max_steps=3)

@@ -20,6 +20,8 @@ from tests.unit.teacher_server.rooms import Room, Wish, assert_same
 from tests.unit.teacher_server.served_students import run_folder
 from tests.unit.teacher_server.tiny_models import tiny_inputs, tiny_model
 
+LLAMA, RESNET = (pytest.param(name, marks=pytest.mark.slow) for name in ("llama", "resnet"))
+
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:torch", "ignore::FutureWarning:torch")
 
 
@@ -57,7 +59,7 @@ def compiled(model_type: str, backend: str) -> FrozenTeacher:
     return teacher
 
 
-@pytest.mark.parametrize("model_type", ["bert", "llama", "resnet"])
+@pytest.mark.parametrize("model_type", ["bert", LLAMA, RESNET])
 def test_a_compiled_span_gives_the_same(model_type: str) -> None:
     """Outputs, message gradients and codec gradients; the backend keeps torch's own kernels."""
     asked = wishes(model_type)
@@ -95,7 +97,7 @@ def test_a_compiled_graph_is_weighed_and_run_again() -> None:
         assert again.metric("teacher_graph_recomputes_total") == len(asked)
 
 
-@pytest.mark.parametrize("model_type", ["bert", "resnet"])
+@pytest.mark.parametrize("model_type", ["bert", RESNET])
 def test_nothing_is_compiled_after_the_server_serves(model_type: str, model_folder: Callable[[str], Path]) -> None:
     config = ServerConfig(
         model=str(model_folder(model_type)), port=0, metrics_port=-1, compile=True, compile_backend="aot_eager"
