@@ -134,11 +134,11 @@ def test_alone_or_among_others_is_the_same_to_the_bit_if_deterministic(llama: Pa
 
 
 def test_a_killed_process_ends_the_server_and_students_go_on_with_a_plain_teacher(llama: Path, tmp_path: Path) -> None:
-    with TeacherProcess(llama) as plain:
-        whole = chaos_config(tmp_path, "whole", plain.address, 12)
-        with student_process(whole) as student:
-            ended(whole, student)
     with SplitServer(llama, tmp_path) as server:
+        with TeacherProcess(llama) as plain:
+            whole = chaos_config(tmp_path, "whole", plain.address, 12)
+            with student_process(whole) as student:
+                ended(whole, student)
         server.wait_until_it_serves()
         config = chaos_config(tmp_path, "moved", server.address, 12)
         with student_process(config) as student:
