@@ -9,11 +9,13 @@ from __future__ import annotations
 import logging
 import os
 import queue
+import shutil
 import signal
 import socket
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import IO
 
 import torch
@@ -50,7 +52,7 @@ def follow(control: socket.socket) -> None:
     waiting: queue.SimpleQueue[bytes] = (
         queue.SimpleQueue()
     )  # a line or two: each pass is run together with who wrote it
-    threading.Thread(target=_read, args=(lines, waiting), daemon=True).start()
+    threading.Thread(target=_read, args=(lines, waiting, Path(begin.meeting).parent), daemon=True).start()
     try:
         _work(_loaded(begin), waiting)
     except BaseException as error:
@@ -59,9 +61,10 @@ def follow(control: socket.socket) -> None:
         os._exit(ExitCode.FAILED)
 
 
-def _read(lines: IO[bytes], waiting: queue.SimpleQueue[bytes]) -> None:
+def _read(lines: IO[bytes], waiting: queue.SimpleQueue[bytes], folder: Path) -> None:
     for line in lines:
         waiting.put(line)
+    shutil.rmtree(folder, ignore_errors=True)  # who made it may have been killed
     os._exit(ExitCode.WELL)
 
 

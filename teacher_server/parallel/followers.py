@@ -77,7 +77,7 @@ class Followers:
         self._dropped: deque[int] = deque()
         self._closing = threading.Event()
         self._watcher = threading.Thread(target=self._watch, name="followers", daemon=True)
-        self._folder = tempfile.TemporaryDirectory(prefix="teacher-")
+        self._folder = tempfile.TemporaryDirectory(prefix="teacher-", ignore_cleanup_errors=True)
 
     def start(self) -> None:
         """Starts them and meets them; they load the model while this process does."""
@@ -179,5 +179,6 @@ class Followers:
         _log.critical("%s: the split teacher is not whole any more, and ends; start it again", why)
         for each in self._processes:
             each.kill()
+        self._folder.cleanup()
         logging.shutdown()
         os._exit(ExitCode.FAILED)

@@ -8,6 +8,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -70,9 +71,10 @@ def split_here(model: Path, **settings: Any) -> Iterator[tuple[MirroredTeacher, 
     assert started[0].wait(0) == 0
 
 
-def _serve(words: list[str], log: str) -> None:
-    with Path(log).open("ab") as file:
+def _serve(words: list[str], log: Path) -> None:
+    with log.open("ab") as file:
         os.dup2(file.fileno(), 2)
+    tempfile.tempdir = str(log.parent)
     torch.set_num_threads(1)
     sys.argv = ["teacher-server", *words]
     command()
@@ -88,13 +90,15 @@ class SplitServer:
 
     def __init__(self, model: Path, folder: Path, port: int | None = None, **settings: Any) -> None:
         self.port = port or free_port()
+        folder = folder / f"server-{self.port}"
+        folder.mkdir(exist_ok=True)
         known = {"model": str(model), "entry": 1, "exit": 3, "port": self.port, "metrics_port": -1, "threads": 1}
         known |= {"deterministic": True, "lease_s": 10.0, **settings}
-        path = folder / f"server-{self.port}.yaml"
+        path = folder / "server.yaml"
         path.write_text(json.dumps(known))
-        self._log = folder / f"server-{self.port}.log"
+        self._log = folder / "server.log"
         words = ["serve", "--tensor-parallel", "2", "--config", str(path)]
-        self.process: ForkServerProcess = _forks.Process(target=_serve, args=(words, str(self._log)), daemon=True)
+        self.process: ForkServerProcess = _forks.Process(target=_serve, args=(words, self._log), daemon=True)
 
     @property
     def address(self) -> str:
@@ -117,6 +121,7 @@ class SplitServer:
         self.process.kill()
         self.process.join(20)
         assert gone(self.follower), "the follower ends with its server"
+        assert not list(self._log.parent.glob("teacher-*")), "and leaves no file"
 
     def end(self) -> tuple[int | None, float]:
         """Waits for its end: the exit code and the seconds that it took."""
