@@ -88,6 +88,7 @@ class TeacherApp:
         self._engine = make_engine(self.config, self.metrics, self._teacher)
         card = build_card(self._engine, self.config)
         if not 0 <= card.entry < card.exit <= card.layers:
+            self._engine.close()
             raise InvalidSetting(f"entry {card.entry}, exit {card.exit}: expected 0 <= entry < exit <= {card.layers}")
         self._same_host.start()
         self._scheduler = ThreadScheduler(self._engine, self.live, self.metrics)
@@ -99,6 +100,7 @@ class TeacherApp:
         except (PortInUse, ConfigError):
             self._stop_web()
             self._same_host.close()
+            self._engine.close()
             raise
         self._scheduler.start()
         self._server.start()
@@ -107,6 +109,7 @@ class TeacherApp:
         except TeachingError:
             self._server.stop(None).wait()
             self._scheduler.stop()
+            self._engine.close()
             self._stop_web()
             self._same_host.close()
             raise

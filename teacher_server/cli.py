@@ -38,6 +38,7 @@ from teacher_server.flags import (
     OffloadFolder,
     Settings,
     SharedMemory,
+    TensorParallel,
 )
 from teacher_server.fleet.command import fleet, replace
 from teacher_server.plan.command import plan
@@ -68,6 +69,7 @@ def serve(
     device_map: DeviceMap = None,
     device_memory: DeviceMemory = None,
     offload_folder: OffloadFolder = None,
+    tensor_parallel: TensorParallel = None,
     host: Annotated[str | None, typer.Option(help="Address to bind; loopback unless you say otherwise.")] = None,
     port: Annotated[int | None, typer.Option(help="gRPC port; 0 takes a free one.")] = None,
     metrics_host: Annotated[
@@ -110,11 +112,10 @@ def serve(
     from teacher_server.logs import start_log
 
     path, as_json = flags.pop("config"), flags.pop("as_json")
-    flags["device_memory"] = device_memory or None
-    flags |= _given(flags.pop("settings"))
+    flags |= {"device_memory": device_memory or None} | _given(flags.pop("settings"))
     found = effective_config(path, os.environ, flags).config
     start_log(found.log_json, found.log_level)
-    flags["threads"] = found.threads or torch.get_num_threads()
+    flags["threads"] = found.threads or max(1, torch.get_num_threads() // found.tensor_parallel)
     torch.set_num_threads(1)  # this thread's own: the engine's is the only team of threads, see `side_threads`
     _serve(lambda: effective_config(path, os.environ, flags).config, as_json)
 

@@ -87,6 +87,14 @@ class ServerConfig(BaseModel):
     offload_folder: Path | None = Field(
         None, description="Folder for weights that lie on the disk until they are used."
     )
+    tensor_parallel: int = Field(
+        1, ge=1, description="Processes on this machine, a GPU each if there are any, that split every layer's weights."
+    )
+    tensor_parallel_limit_s: float = Field(
+        300.0,
+        gt=0,
+        description="Seconds one pass over a split model may take; then a process stands still, and all end.",
+    )
     trust_remote_code: bool = Field(False, description="Whether a model folder may bring Python code of its own.")
     deterministic: bool = Field(
         False, description="One student per batch and fixed shapes: the same bits alone or among many."
@@ -205,6 +213,18 @@ class ServerConfig(BaseModel):
             raise ValueError("device with device_map: the map says which devices; leave one of them away")
         if self.device_map is not None and self.compile:
             raise ValueError("compile with device_map: weights that move are not compiled; leave one of them away")
+        return self
+
+    @model_validator(mode="after")
+    def _layers_or_shares(self) -> Self:
+        if self.tensor_parallel > 1 and self.device_map is not None:
+            raise ValueError(
+                "tensor_parallel with device_map: one splits every layer, the other lays whole layers out; leave one of them away"
+            )
+        if self.tensor_parallel > 1 and self.compile:
+            raise ValueError(
+                "compile with tensor_parallel: layers whose parts talk to each other are not compiled; leave one of them away"
+            )
         return self
 
 

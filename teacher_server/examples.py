@@ -22,6 +22,7 @@ EXAMPLES = MappingProxyType(
                 "teacher-server serve --model minilm --device-map auto --device-memory 0=20GiB --device-memory cpu=60GiB",
                 "weights that one device cannot hold",
             ),
+            Example("teacher-server serve --model smollm2 --tensor-parallel 3", "every layer split over three devices"),
         ),
         "check-config": (
             Example("teacher-server check-config teacher.yaml", "every value, and who gave it"),

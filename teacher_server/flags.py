@@ -25,6 +25,7 @@ __all__ = [
     "OffloadFolder",
     "Settings",
     "SharedMemory",
+    "TensorParallel",
 ]
 
 Ca = Annotated[Path | None, typer.Option(help="PEM file of the CA of the server at ADDRESS; turns TLS on.")]
@@ -47,6 +48,9 @@ DeviceMap = Annotated[
 ]
 DeviceMemory = Annotated[
     list[str] | None, typer.Option(help="What a device may hold of the weights, 0=20GiB or cpu=60GiB; may be repeated.")
+]
+TensorParallel = Annotated[
+    int | None, typer.Option(min=1, help="Processes that split every layer's weights, a GPU each if there are any.")
 ]
 OffloadFolder = Annotated[
     Path | None, typer.Option(help="Folder for weights that lie on the disk until they are used.")

@@ -29,6 +29,7 @@ from teacher_server.config import PACKAGED, ServerConfig
 from teacher_server.families import ImageSettings, family_class, head_of
 from teacher_server.families.cnn import GridFamily
 from teacher_server.packaged import packaged_folder
+from teacher_server.sharding import Shards
 from teacher_server.split import FrozenTeacher
 from teacher_server.spreading import Spread
 from teaching_protocol.errors import ModelLoadError, TeachingError
@@ -42,7 +43,7 @@ def load_teacher(
     device: str = "auto",
     trust_remote_code: bool = False,
     image_size: int | None = None,
-    spread: Spread | None = None,
+    spread: Spread | Shards | None = None,
 ) -> FrozenTeacher:
     """Loads, places and freezes a teacher; with its head where its config names one that gives logits.
 
@@ -53,7 +54,7 @@ def load_teacher(
         device: auto (the first GPU, or else the CPU), or a torch device.
         trust_remote_code: whether code that comes with the model may run.
         image_size: side in pixels that a convolutional teacher's images are brought to; None is the model's own.
-        spread: over which devices the weights are spread, in place of `device`; None puts all on one.
+        spread: over which devices or processes the weights are spread, in place of `device`; None puts all on one.
 
     Raises:
         UnsupportedFamily: a model type without an adapter.
@@ -122,7 +123,7 @@ def spread_of(config: ServerConfig) -> Spread | None:
     return Spread(config.device_map, config.device_memory, config.offload_folder)
 
 
-def _check_whole(spread: Spread | None, shown: str) -> None:
+def _check_whole(spread: object | None, shown: str) -> None:
     if spread is not None:
         raise ModelLoadError(
             f"device_map: {shown} is a trained student or a convolutional model, which is small and lies on one device; leave it away"

@@ -11,6 +11,7 @@ from teacher_server.engine.engine import Engine
 from teacher_server.live import LiveSettings
 from teacher_server.loading import load_teacher, spread_of
 from teacher_server.metrics import Metrics
+from teacher_server.parallel.start import split_teacher
 from teacher_server.scheduling.scheduler import InlineScheduler
 from teacher_server.split import FrozenTeacher
 
@@ -33,7 +34,9 @@ def local_teacher(model: str | Path | FrozenTeacher, **settings: Any) -> Teacher
 
 def make_engine(config: ServerConfig, metrics: Metrics, teacher: FrozenTeacher | None = None) -> Engine:
     """Loads the configured model, unless one is given, and builds the engine around it."""
-    if teacher is None:
+    if teacher is None and config.tensor_parallel > 1:
+        teacher = split_teacher(config)
+    elif teacher is None:
         spread = spread_of(config)
         teacher = load_teacher(
             config.model, config.dtype, config.device, config.trust_remote_code, config.image_size, spread

@@ -15,6 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from teacher_server.families import ImageSettings, LayerSpan, family_for
 from teacher_server.pauses import Pauses
+from teacher_server.sharding import is_sharded
 from teacher_server.spreading import is_offloaded, is_spread, main_device, whole_tensors
 from teacher_server.turns import Turns
 from teaching_protocol.errors import InvalidSetting, InvalidTensor, UnknownPort
@@ -50,7 +51,7 @@ class FrozenTeacher:
         self._turns = Turns()
         self.model = freeze(model)
         self.family = family_for(model, tokenizer, image)
-        self.is_spread, self._device = is_spread(model), main_device(model)
+        self.is_spread, self._device = is_spread(model) or is_sharded(model), main_device(model)
         if is_offloaded(model):
             self.family.run_again()
         self._inputs = self.family.build_inputs()
@@ -178,18 +179,10 @@ class FrozenTeacher:
         self._check_ports(layers, with_logits)
         inputs = {name: tensor.to(self.device) for name, tensor in inputs.items()}
         cuts = sorted({*layers, *([self.family.layers] if with_pooled else [])})
-        outputs: dict[str, torch.Tensor] = {}
         with torch.no_grad(), self._turns.alone():  # the family hooks the model itself
-            if with_logits:
-                logits, found = self.family.logits(inputs, cuts)
-                outputs["logits"] = logits.to(self.device)
-            else:
-                found = self.family.climb(inputs, cuts)
-            found = {layer: state.to(self.device) for layer, state in found.items()}
-            if with_pooled:
-                finished = self.family.finish(found[self.family.layers]).to(self.device)
-                outputs["pooled"] = self.family.pool(finished, self.family.own_mask(inputs, finished))
-        return outputs | {f"hidden.{layer}": found[layer] for layer in layers}
+            found = self.look(inputs, cuts, with_logits, with_pooled)
+        kept = {f"hidden.{layer}" for layer in layers} | {"logits", "pooled"}
+        return {name: value for name, value in found.items() if name in kept}
 
     def upper(
         self, states: torch.Tensor, mask: torch.Tensor | None, span: LayerSpan, pauses: Pauses | None = None
@@ -207,17 +200,40 @@ class FrozenTeacher:
         mask = None if mask is None else mask.to(self.device, torch.bool)
         states = states.to(self.device, self.dtype)
         if pauses is None or not pauses.are_open:
-            return self._run(states, mask, span)
+            return self._in_turn(states, mask, span)
         for layer in range(span.start, span.stop):
             if layer > span.start:
                 pauses.after_layer(states, (layer - span.start) / (span.stop - span.start))
-            states = self._run(states, mask, LayerSpan(layer, layer + 1))
+            states = self._in_turn(states, mask, LayerSpan(layer, layer + 1))
         return states
 
-    def _run(self, states: torch.Tensor, mask: torch.Tensor | None, span: LayerSpan) -> torch.Tensor:
+    def _in_turn(self, states: torch.Tensor, mask: torch.Tensor | None, span: LayerSpan) -> torch.Tensor:
         # weights that move are of one thread at a time
         with self._turns.alone() if self.is_spread else self._turns.together():
-            return self.family.run(states, mask, span).to(self.device)
+            return self.run(states, mask, span).to(self.device)
+
+    def run(self, states: torch.Tensor, mask: torch.Tensor | None, span: LayerSpan) -> torch.Tensor:
+        """What `upper` runs, on states and mask that are as the body takes them."""
+        return self.family.run(states, mask, span)
+
+    def look(
+        self, inputs: Tensors, cuts: Sequence[int], with_logits: bool, with_pooled: bool
+    ) -> dict[str, torch.Tensor]:
+        """What `states` runs, on inputs that lie on the device: the states at all `cuts`, the last of them where `pooled` is asked for."""
+        outputs: dict[str, torch.Tensor] = {}
+        if with_logits:
+            logits, found = self.family.logits(inputs, cuts)
+            outputs["logits"] = logits.to(self.device)
+        else:
+            found = self.family.climb(inputs, cuts)
+        found = {layer: state.to(self.device) for layer, state in found.items()}
+        if with_pooled:
+            finished = self.family.finish(found[self.family.layers]).to(self.device)
+            outputs["pooled"] = self.family.pool(finished, self.family.own_mask(inputs, finished))
+        return outputs | {f"hidden.{layer}": state for layer, state in found.items()}
+
+    def close(self) -> None:
+        """Lets go of what it has beside memory: nothing, where one process has all of the weights."""
 
     def _check_ports(self, layers: Sequence[int], with_logits: bool) -> None:
         for layer in layers:

@@ -13,6 +13,7 @@ import torch
 from accelerate.utils import align_module_device, convert_file_size_to_int
 from torch import nn
 
+from teacher_server.sharding import whole
 from teaching_protocol.errors import ModelLoadError
 
 __all__ = ["MAPS", "Spread", "is_offloaded", "is_spread", "main_device", "resolved", "whole_tensors"]
@@ -148,11 +149,14 @@ def _children(model: nn.Module, path: str) -> list[str]:
 
 
 def whole_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """Every parameter and buffer by name, sorted; one that is offloaded is brought to the CPU while it is looked at."""
+    """Every parameter and buffer by name, sorted; one that is offloaded is brought to the CPU while it is looked at.
+
+    One that is split over processes is put together: all of them must look, at the same time.
+    """
     tied = getattr(model, "all_tied_weights_keys", None) or {}
     for name, tensor in sorted(chain(model.named_parameters(), model.named_buffers()), key=lambda each: each[0]):
         if not tensor.is_meta:
-            yield name, tensor
+            yield name, whole(tensor)
             continue
         if name in tied:
             continue  # on one device it is no parameter of its own

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from teacher_server.metrics import Metrics
+from teacher_server.sharding import local_part
 
 __all__ = ["Cohort", "GraphCache", "GraphWeight", "Key", "Member", "storage_place", "weigh_graph"]
 
@@ -68,7 +69,7 @@ def weigh_graph(weights: Iterable[int], place_of: Callable[[torch.Tensor], int] 
         place = place_of(tensor)
         if place not in seen:
             seen.add(place)
-            weight.size_bytes += tensor.untyped_storage().nbytes()
+            weight.size_bytes += local_part(tensor).untyped_storage().nbytes()
         return tensor.detach()  # holds no reference to the graph it is saved in
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
@@ -76,8 +77,8 @@ def weigh_graph(weights: Iterable[int], place_of: Callable[[torch.Tensor], int] 
 
 
 def storage_place(tensor: torch.Tensor) -> int:
-    """Where the tensor's memory begins."""
-    return tensor.untyped_storage().data_ptr()
+    """Where the tensor's memory begins: of one that is split over processes, the part in this one."""
+    return local_part(tensor).untyped_storage().data_ptr()
 
 
 class GraphCache:

@@ -106,8 +106,9 @@ class Engine:
             self._metrics.busy_seconds.inc(clock() - started)
 
     def close(self) -> None:
-        """Ends the threads that the engine has of its own."""
+        """Ends the threads that the engine has of its own, and what the teacher has."""
         self._parts.close()
+        self.teacher.close()
 
     def _shared_out(self, jobs: Sequence[Job]) -> list[list[Job]]:
         """The jobs as parts to be run at once, or as one. Calls that share a graph, or must wait for the model's own states, stay together."""

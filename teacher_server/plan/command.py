@@ -13,7 +13,7 @@ from rich.table import Table
 
 from command_config.line import Json
 from teacher_server.config import load_config
-from teacher_server.flags import ConfigFile, Device, DeviceMap, DeviceMemory, Dtype, Model
+from teacher_server.flags import ConfigFile, Device, DeviceMap, DeviceMemory, Dtype, Model, TensorParallel
 
 if TYPE_CHECKING:
     from teacher_server.plan.layout import Layout
@@ -32,6 +32,7 @@ def plan(
     device: Device = None,
     device_map: DeviceMap = None,
     device_memory: DeviceMemory = None,
+    tensor_parallel: TensorParallel = None,
     threads: Annotated[int | None, typer.Option(help="Compute threads to measure with.")] = None,
     rows: Annotated[int, typer.Option(min=1, help="Rows of one student's step.")] = 32,
     tokens: Annotated[int, typer.Option(min=1, help="Message tokens of a row.")] = 64,
@@ -59,7 +60,7 @@ def plan(
 
     transformers_logging.disable_progress_bar()
     flags: dict[str, Any] = {"model": model, "dtype": dtype, "device": device, "threads": threads}
-    flags |= {"device_map": device_map, "device_memory": device_memory or None}
+    flags |= {"device_map": device_map, "device_memory": device_memory or None, "tensor_parallel": tensor_parallel}
     found = load_config(config, flags)
     if found.threads:
         torch.set_num_threads(found.threads)
@@ -84,8 +85,9 @@ def _print(made: Plan, every_s: Sequence[float]) -> None:
     table.add_column("how it is known", overflow="fold")
     files = ", ".join(f"{name} {size / _MIB:.0f}" for name, size in made.files.items()) or "no local files"
     served = ", ".join(f"{name} {size / _MIB:.0f}" for name, size in made.weights.items())
+    share = "" if made.processes == 1 else f"the share of each of {made.processes} processes; "
     for what, size, how in (
-        ("weights", sizes.weights, f"as served: {served}; in the files: {files}"),
+        ("weights", sizes.weights, f"{share}as served: {served}; in the files: {files}"),
         ("knowledge cache", sizes.knowledge_budget, "its budget, knowledge_cache_bytes"),
         ("one step at work", 2 * sizes.graph, "its graph, and gradients taken to be as large again"),
         ("session of a student", sizes.session, "codec, gathered gradients, optimizer"),
@@ -101,6 +103,11 @@ def _print(made: Plan, every_s: Sequence[float]) -> None:
     if made.layout is not None:
         _print_layout(console, made.layout)
     console.print(table)
+    if made.processes > 1:
+        console.print(
+            f"of the one of {made.processes} processes that serves; the others hold as much of the weights and of graphs, and nothing "
+            "else. Graphs are counted as if they were not split: they are smaller"
+        )
     _print_fit(console, made)
     if made.measured:
         _print_served(console, made, every_s)

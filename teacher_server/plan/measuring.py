@@ -46,6 +46,7 @@ def measure(config: ServerConfig, shape: StepShape) -> list[Measured]:
             found.append(Measured(rows, min(took), engine.graphs.size_bytes))
             probe.backward(reply, torch.zeros_like(reply.answer))
             probe.step(0.0)
+    engine.close()
     return found
 
 

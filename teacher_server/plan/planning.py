@@ -16,6 +16,7 @@ from teacher_server.plan.graphs import StepShape, graph_bytes, session_bytes
 from teacher_server.plan.layout import Layout, lay_out
 from teacher_server.plan.sizing import Measured, Room, Sizes, students_served
 from teacher_server.plan.weights import file_bytes, served_bytes
+from teacher_server.sharding import Shards
 from teacher_server.split import FrozenTeacher
 from teaching_protocol.diagnosis.machine import free_bytes
 from teaching_protocol.errors import InvalidSetting
@@ -39,6 +40,7 @@ class Plan:
         room: what fits.
         measured: seconds of steps; empty without --measure.
         layout: of the weights over devices; None where one has them all.
+        processes: that split every layer's weights; `room` is then of one of them.
     """
 
     model: str
@@ -49,6 +51,7 @@ class Plan:
     room: Room
     measured: tuple[Measured, ...] = ()
     layout: Layout | None = None
+    processes: int = 1
 
     def served(self, every_s: float) -> tuple[int, int]:
         """Students that may ask every so many seconds: one by one, and merged."""
@@ -63,6 +66,7 @@ class Plan:
             "schema": SCHEMA,
             "model": self.model,
             "device": self.device,
+            "processes": self.processes,
             "memory_bytes": room.memory,
             "step": {"rows": self.shape.rows, "tokens": self.shape.tokens, "message_width": settings.message_width}
             | {"entry": settings.entry, "exit": settings.exit, "codec_depth": settings.codec_depth},
@@ -99,6 +103,7 @@ def make_plan(
     if layout is not None and layout.offloads:
         teacher.family.run_again()
     shape = StepShape(rows, tokens, _spanned(settings, teacher, config))
+    held = _held(teacher, config) if layout is None else layout.main_bytes
     if layout is not None:
         config = config.model_copy(update={"device": "cpu" if layout.main == "cpu" else f"cuda:{layout.main}"})
     kind = torch.device("cuda" if config.device == "auto" and torch.cuda.is_available() else _kind(config.device)).type
@@ -106,12 +111,22 @@ def make_plan(
     graph = graph_bytes(teacher, shape, kind if is_here or torch.cuda.is_available() else "cpu")
     replies = min(config.session_replay_bytes, 256 * 2 * shape.message_bytes)
     sizes = Sizes(
-        sum(weights.values()) if layout is None else layout.main_bytes, session_bytes(teacher, shape.settings), graph, shape.message_bytes, replies,
+        held, session_bytes(teacher, shape.settings), graph, shape.message_bytes, replies,
         config.knowledge_cache_bytes, config.graph_cache_bytes, config.state_bytes,
     )  # fmt: skip
     memory = _memory(kind) if memory_gib is None else int(memory_gib * _GIB)
     room = Room(memory, sizes, config.max_sessions, is_here)
-    return Plan(config.model, kind, shape, file_bytes(config.model), weights, room, layout=layout)
+    files, processes = file_bytes(config.model), config.tensor_parallel
+    return Plan(config.model, kind, shape, files, weights, room, layout=layout, processes=processes)
+
+
+def _held(teacher: FrozenTeacher, config: ServerConfig) -> int:
+    """Bytes of the weights that the process that serves has: all, or its share."""
+    if config.tensor_parallel == 1:
+        return sum(served_bytes(teacher).values())
+    shards = Shards(config.tensor_parallel)
+    shards.options(teacher.model)
+    return shards.share_bytes(teacher.model)
 
 
 def _kind(device: str) -> str:

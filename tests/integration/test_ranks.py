@@ -138,6 +138,25 @@ def test_two_runs_give_the_same_bits_and_a_killed_teacher_costs_none(
     assert broken.result["recoveries"] == 2
 
 
+def test_a_drained_teacher_costs_no_bit_and_no_rank_an_error(
+    model_folder: Models, tmp_path: Path, whole: Ended
+) -> None:
+    with TeacherProcess(model_folder("bert"), is_command=True) as teacher:
+        config = ranked(tmp_path, "drained", teacher, 24, student__dropout=0.1)
+        with rank_processes(config) as ranks:
+            wait_for_step(config, ranks[0], 7)
+            teacher.terminate()
+            assert teacher.exit_code() == 0
+            assert ranks[0].exitcode is None, "it has steps to go"
+            teacher.start()
+            drained = ended(config, ranks[0])
+            ranks[1].join(60)
+            assert ranks[1].exitcode == 0
+    assert_same(drained, whole, 24)
+    for rank in (0, 1):
+        assert "Error" not in rank_log(config, rank).read_text()
+
+
 def test_a_killed_rank_is_an_error_for_the_others_and_all_go_on_later(
     model_folder: Models, tmp_path: Path, whole: Ended
 ) -> None:
