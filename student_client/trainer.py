@@ -312,6 +312,7 @@ class Trainer:
             test=scores.value,
             test_loss=scores.loss,
             test_macro_f1=scores.macro_f1,
+            test_subset_accuracy=scores.subset_accuracy,
             best_step=self.position.best_step,
             parameters=count_parameters(best),
             codec_parameters=count_parameters(self.method),

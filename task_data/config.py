@@ -49,7 +49,19 @@ class DataConfig(BaseModel):
         min_length=1,
         description="Column of a file that holds a second text; the two are read as one, with [SEP] between.",
     )
-    label_column: str = Field("label", min_length=1, description="Column of a file that holds the label or target.")
+    label_column: str = Field(
+        "label", min_length=1, description="Column of a file that holds the label, a list of labels, or the target."
+    )
+    label_separator: str | None = Field(
+        None,
+        min_length=1,
+        description="What stands between the labels of a cell, such as `;`, where a row may have several: a multi-label task.",
+    )
+    label_columns: tuple[str, ...] | None = Field(
+        None,
+        min_length=2,
+        description="Columns of 0 and 1, one for each class: a multi-label task; `label_column` is not read then.",
+    )
     labelled: int | None = Field(
         300,
         ge=1,

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from task_data.assembly import SEPARATOR, TextRows, text_data
 from task_data.config import DataConfig
 from task_data.division import Part
+from task_data.multi_label import label_cells
 from task_data.splits import TaskData
 from task_data.tables import READERS, column_strings, read_table
 from teaching_protocol.errors import DataError
@@ -21,18 +23,19 @@ def load_file(config: DataConfig) -> TaskData:
     """Loads `config.path`: a CSV, TSV, JSON-lines or Parquet file, or a folder of such files.
 
     A folder has a `train` file (such as `train.csv`) and may have `validation` and `test` ones; parts it does
-    not have are drawn from the training rows. With `config.pair_column` each text is two, with `SEPARATOR` between.
+    not have are drawn from the training rows. With `config.pair_column` each text is two, with `SEPARATOR` between. A
+    column of lists, `config.label_separator` or `config.label_columns` make it a multi-label task.
 
     Raises:
         DataError: no path, a file that cannot be read, a column that is not there, or rows that cannot be used.
     """
     texts: list[str] = []
-    labels: list[str] = []
+    labels: list[Any] = []
     parts: list[Part] = []
     for part, path in _files(config):
         frame = read_table(path)
         texts += _texts(frame, config, path)
-        labels += column_strings(frame, config.label_column, path, "label_column")
+        labels += label_cells(frame, config, path)
         parts += [part] * len(frame)
     return text_data(TextRows(texts, labels, parts), config)
 

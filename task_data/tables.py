@@ -52,7 +52,7 @@ def find_reader(path: Path) -> Callable[[Path], pd.DataFrame]:
     raise DataError(f"{path}: files of this kind are not read; the name must end in one of {', '.join(READERS)}")
 
 
-def column_strings(frame: pd.DataFrame, column: str, path: Path, field: str) -> list[str]:
+def column_strings(frame: pd.DataFrame, column: str, path: object, field: str) -> list[str]:
     """Gives a column as strings without white space around them; a missing value is the empty string.
 
     Raises:

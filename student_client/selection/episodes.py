@@ -160,7 +160,7 @@ class _Episodes:
 
 
 def _development_loss(student: Student, view: Tensors, development: Split, calibrated: bool) -> float:
-    """The loss whose fall is the reward: cross-entropy, calibrated or not, or the mean squared error.
+    """The loss whose fall is the reward: cross-entropy, calibrated or not; of several labels the binary one, of a number the mean squared error.
 
     Args:
         student: on any device; its mode is restored.
@@ -168,7 +168,7 @@ def _development_loss(student: Student, view: Tensors, development: Split, calib
         development: what `hold_out` held out.
         calibrated: whether `calibrated_cross_entropy` is measured (ours) or the cross-entropy (the paper).
     """
-    if student.task.is_regression or not calibrated:
+    if student.task.kind != "single_label" or not calibrated:
         return evaluate(student, view, development).loss
     return calibrated_cross_entropy(*labelled_outputs(student, view, development)).item()
 
