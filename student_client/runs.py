@@ -21,6 +21,7 @@ from student_client.metrics import Facts
 from student_client.progress import Progress
 from student_client.ranks import Ranks, joined
 from student_client.result import Result
+from student_client.stream import check_streamable
 from student_client.students import build_student
 from student_client.trainer import Trainer
 from student_client.watching import watching
@@ -73,6 +74,7 @@ def open_run(
 ) -> Iterator[Trainer]:
     """Gives the trainer of a run, ready to `run`, with its session open; arguments and errors as of `train`."""
     progress = progress or Progress("+".join(config.method.names))
+    check_streamable(config)
     with ExitStack() as stack:
         stack.enter_context(compute_threads(config.training.threads))
         ranks = stack.enter_context(_ranks(config))

@@ -16,7 +16,17 @@ from task_data.multi_label import Labels, are_several, in_order, multi_hot, rare
 from task_data.splits import Split, Task, TaskData
 from teaching_protocol.errors import DataError
 
-__all__ = ["HIDDEN_CLASS", "SEPARATOR", "TextRows", "assemble", "class_numbers", "targets", "text_data"]
+__all__ = [
+    "HIDDEN_CLASS",
+    "SEPARATOR",
+    "TextRows",
+    "are_targets",
+    "assemble",
+    "class_numbers",
+    "row_keys",
+    "targets",
+    "text_data",
+]
 
 SEPARATOR = " [SEP] "
 """Stands between the two texts of a pair, which are read as one; a BERT-like tokenizer makes its own token of it."""
@@ -46,10 +56,15 @@ def text_data(rows: TextRows, config: DataConfig) -> TaskData:
             fewer rows than asked.
     """
     _refuse_empty("text", rows.texts, rows.parts, config)
-    keys = [" ".join(text.split()).casefold() for text in rows.texts]
+    keys = row_keys(rows.texts)
     task, labels, classes = _labels_of(rows, config)
     division = divide(keys, rows.parts, config, classes)
     return assemble(task, "text", {"text": rows.texts}, rows.texts, labels, division)
+
+
+def row_keys(texts: Sequence[str]) -> list[str]:
+    """What makes two texts the same example: case and white space do not count."""
+    return [" ".join(text.split()).casefold() for text in texts]
 
 
 def _labels_of(rows: TextRows, config: DataConfig) -> tuple[Task, torch.Tensor, Integers | None]:
@@ -59,7 +74,7 @@ def _labels_of(rows: TextRows, config: DataConfig) -> tuple[Task, torch.Tensor, 
         return Task(config.name, names, "multi_label"), several, rarest(several)
     single = cast("Sequence[str]", rows.labels)
     _refuse_empty("label", single, rows.parts, config)
-    if _are_targets([label for label, part in zip(single, rows.parts, strict=True) if part == "train"]):
+    if are_targets([label for label, part in zip(single, rows.parts, strict=True) if part == "train"]):
         return Task(config.name), targets(single, rows.parts, config.name), None
     names, numbers = class_numbers(single, rows.parts, config.name)
     return Task(config.name, names), torch.from_numpy(numbers), numbers
@@ -149,7 +164,8 @@ def _refuse_empty(kind: str, column: Sequence[str], parts: Sequence[Part], confi
             raise DataError(f"{config.name}: empty {kind} in {_place(row, parts)}; fill it in or drop the row")
 
 
-def _are_targets(labels: Sequence[str]) -> bool:
+def are_targets(labels: Sequence[str]) -> bool:
+    """Whether labels are numbers, one with a fraction at least."""
     return not all(map(_is_whole, labels)) and all(map(_is_number, labels))
 
 

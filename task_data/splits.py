@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
+
+if TYPE_CHECKING:
+    from task_data.streaming import RowStream
 
 __all__ = ["METRICS", "Split", "Task", "TaskData", "TaskKind"]
 
@@ -72,10 +75,14 @@ class Split:
 
 @dataclass(frozen=True)
 class TaskData:
-    """A data set ready to train on. Nothing in `train` was derived from the other two splits."""
+    """A data set ready to train on. Nothing in `train` was derived from the other two splits.
+
+    Where the training rows are read as they are needed, `stream` has them, and `train` is the first of them.
+    """
 
     task: Task
     modality: str  # text | ratings | image
     train: Split
     validation: Split
     test: Split
+    stream: RowStream | None = None

@@ -68,6 +68,10 @@ def train_selector(
     """
     if episodes < 1:
         raise ConfigError(f"episodes: received {episodes}, expected 1 or more")
+    if config.data.streaming:
+        raise ConfigError(
+            "data.streaming: a selector holds rows out of the training split; give it some that fit in memory"
+        )
     config = _prepared(config)
     progress = progress or Progress("selector")
     data, learning, seed = load_data(config.data), config.method.selection.learning, config.training.seed

@@ -67,6 +67,10 @@ def finetune(
         NonFiniteError: the training came to nothing finite.
     """
     _claim(config.output, overwrite)
+    if config.data.streaming:
+        raise ConfigError(
+            "data.streaming: received true, expected false; a teacher is fine-tuned on labelled rows in memory"
+        )
     # how many rows join unlabelled has no influence on which ones are labelled
     data = load_data(config.data.model_copy(update={"unlabelled": 0}))
     _check_validation(data)
