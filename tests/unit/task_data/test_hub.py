@@ -99,18 +99,19 @@ def test_hidden_labels_are_said(tmp_path: Path) -> None:
     assert len(load(tmp_path / "saved", test_split="").test) == 6
 
 
+SUBSETS = {"plain": {"train": 30, "test": 6}, "other": {"train": 40, "validation": 7, "test": 6}}
+
+
 def hub_folder(folder: Path) -> None:
     """A data set as a repository of the hub lies on a disk, with two subsets; the library takes it before the hub."""
-    for subset, count in (("plain", 30), ("other", 40)):
+    said = "---\nconfigs:\n"
+    for subset, parts in SUBSETS.items():
         (folder / "someone/moods" / subset).mkdir(parents=True)
-        for part, size in (("train", count), ("test", 6)):
+        said += f"- config_name: {subset}\n  data_files:\n"
+        for part, size in parts.items():
             rows(f"{subset} {part}", size).to_parquet(folder / f"someone/moods/{subset}/{part}-0.parquet")
-    files = "".join(
-        f"- config_name: {subset}\n  data_files:\n"
-        + "".join(f"  - split: {part}\n    path: {subset}/{part}-*\n" for part in ("train", "test"))
-        for subset in ("plain", "other")
-    )
-    (folder / "someone/moods/README.md").write_text(f"---\nconfigs:\n{files}---\n")
+            said += f"  - split: {part}\n    path: {subset}/{part}-*\n"
+    (folder / "someone/moods/README.md").write_text(f"{said}---\n")
 
 
 def test_a_data_set_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,6 +122,20 @@ def test_a_data_set_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert (len(data.train), data.test.teacher) == (25, [f"plain test {i}" for i in range(6)])
     with pytest.raises(DataError, match=r"someone/moods: it cannot be had .*Config name is missing"):
         load(name="someone/moods")
+
+
+def test_a_data_set_by_its_name_as_a_stream(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub_folder(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    data = load(name="someone/moods", subset="other", streaming=True, shuffle_rows=30)
+    assert data.task == Task("someone/moods", ("ham", "spam"))
+    assert [len(split) for split in (data.train, data.validation, data.test)] == [30, 5, 6]
+    assert data.stream is not None
+    rest, behind = data.stream.block(data.stream.block(None)[1])
+    assert (rest.teacher, behind) == ([f"other train {i}" for i in range(30, 40)], None)
+    assert [data.task.labels[label] for label in rest.labels] == ["spam", "ham"] * 5
+    with pytest.raises(DataError, match=r"no rows for validation; of a stream nothing is drawn"):
+        load(name="someone/moods", subset="plain", streaming=True)
 
 
 def test_code_that_a_data_set_brings_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
