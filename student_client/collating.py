@@ -51,17 +51,20 @@ def student_inputs(batch: Mapping[str, Any]) -> dict[str, Any]:
 def batch_of(batch: Mapping[str, Any], rows: int, device: torch.device) -> Batch:
     """A collated batch as methods read it, of a student that was run already.
 
-    A row whose label is -100, or no number, is unlabelled; without `labels` all are.
+    A row whose label is -100, or no number, is unlabelled; without `labels` all are. Of several labels a row one such is
+    enough.
 
     Args:
-        batch: with `teacher_*`, and perhaps `labels` [rows].
+        batch: with `teacher_*`, and perhaps `labels` [rows], or [rows, classes] of zeros and ones.
         rows: of the batch.
         device: of the student's outputs.
     """
     teacher = {name.removeprefix(PREFIX): value for name, value in batch.items() if name.startswith(PREFIX)}
     given = batch.get("labels")
-    labels = torch.full((rows,), _IGNORED) if given is None else given.to(device).reshape(rows)
-    labelled = ~labels.isnan() if labels.is_floating_point() else labels != _IGNORED
+    labels = torch.full((rows,), _IGNORED) if given is None else given.to(device)
+    labels = labels.reshape(rows) if labels.numel() == rows else labels
+    known = ~(labels.isnan() | (labels == _IGNORED)) if labels.is_floating_point() else labels != _IGNORED
+    labelled = known.reshape(rows, -1).all(1)
     return Batch(torch.arange(rows), {}, teacher, labels.to(device), labelled.to(device))
 
 

@@ -134,7 +134,8 @@ class TrainingConfig(BaseModel):
         0.5,
         ge=0.0,
         le=1.0,
-        description="Part of each batch that is labelled, where unlabelled rows teach; None draws from all alike.",
+        description="Part of each batch that is labelled, where unlabelled rows teach; None draws from all alike, as does a "
+        "stream (`data.streaming`) unless it is 1.",
     )
     group_by_length: bool = Field(
         False,

@@ -14,13 +14,19 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from student_client.acceleration import compute_threads
+from student_client.footprint import Footprint, as_values
 from student_client.processes import last_line, process, python, shared_threads, teacher_server
-from student_client.report import Run, plot_curves, read_run, table, write_report
+from student_client.report import Run, plot_curves, read_run, size_table, table, write_report
 from student_client.standing import read_standing
+from student_client.weighing import weigh_at
+from student_models import load_student
+from task_data import load_data
 from task_data.config import DataConfig
 from teaching_protocol.errors import ConfigError, ServiceError
 
@@ -84,18 +90,28 @@ def run_demo(demo: Demo, console: Console) -> list[Run]:
             f"students: {', '.join(students)} train at the same time, {demo.steps} steps each; metric on validation"
         )
         _watch(students, demo, console)
+        sizes = _sizes(demo, teacher.address)
         with urllib.request.urlopen(f"http://{teacher.metrics}/metrics", timeout=10) as reply:
             (demo.output / "metrics.prom").write_bytes(reply.read())
     runs = [read_run(name, demo.output / name) for name in METHODS]
     title = (
         f"{demo.data.name}: {demo.data.labelled} labelled + {demo.data.unlabelled} unlabelled rows, seed {demo.seed}"
     )
-    facts = {"teacher": Path(model).name, "data": demo.data.model_dump(mode="json")}
-    write_report(runs, facts | {"seed": demo.seed, "wall_s": time.monotonic() - started}, demo.output / "report.json")
+    facts: dict[str, Any] = {"teacher": Path(model).name, "data": demo.data.model_dump(mode="json")}
+    facts |= {"seed": demo.seed, "wall_s": time.monotonic() - started, "sizes": as_values(sizes)}
+    write_report(runs, facts, demo.output / "report.json")
     plot_curves(runs, title, demo.output / "curves.png")
     console.print(table(runs, title))
+    console.print(size_table(sizes))
     console.print(f"written: {demo.output}/report.json, curves.png, metrics.prom ({time.monotonic() - started:.0f} s)")
     return runs
+
+
+def _sizes(demo: Demo, address: str) -> dict[str, Footprint]:
+    """How large and fast the students and their teacher are, measured in turns now that nobody trains."""
+    students = {name: load_student(demo.output / name / "student") for name in METHODS}
+    with compute_threads(_threads()):  # as many as the teacher has
+        return weigh_at(students, {"": address}, load_data(demo.data).validation)
 
 
 def _empty(folder: Path) -> None:

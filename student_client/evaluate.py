@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from student_client.losses import task_loss
 from student_models import Student, Tensors, load_student
 from task_data import Split, batches, load_data
 from task_data.config import SplitName
+from task_data.metrics import measured
 from teaching_protocol.errors import DataError
 
 __all__ = ["Scores", "SplitName", "evaluate", "evaluate_run", "labelled_outputs"]
@@ -24,8 +24,9 @@ __all__ = ["Scores", "SplitName", "evaluate", "evaluate_run", "labelled_outputs"
 class Scores:
     """What a student scored on the labelled rows of a split.
 
-    `value` is that of `metric`: accuracy (higher is better) or rmse (lower is better). `macro_f1` is the
-    mean F1 of the classes that occur among labels or predictions; None for a regression.
+    `value` is that of `metric`: accuracy or micro_f1 (higher is better) or rmse (lower is better). `macro_f1` is the
+    mean F1 of the classes that occur among labels or predictions; None for a regression. `subset_accuracy` is the share
+    of the rows whose labels are all right, of a multi-label task only.
     """
 
     metric: str
@@ -33,6 +34,7 @@ class Scores:
     loss: float
     rows: int
     macro_f1: float | None = None
+    subset_accuracy: float | None = None
 
     def better_than(self, value: float | None) -> bool:
         """Whether this beats an earlier value of the same metric; anything beats None."""
@@ -42,8 +44,9 @@ class Scores:
 
     def as_dict(self) -> dict[str, float]:
         """{metric: value, "loss": ..., "macro_f1": ...} without what does not apply."""
+        further = {"macro_f1": self.macro_f1, "subset_accuracy": self.subset_accuracy}
         found = {self.metric: self.value, "loss": self.loss}
-        return found if self.macro_f1 is None else found | {"macro_f1": self.macro_f1}
+        return found | {name: value for name, value in further.items() if value is not None}
 
 
 def evaluate(student: Student, view: Tensors, split: Split, batch_size: int = 128) -> Scores:
@@ -60,12 +63,9 @@ def evaluate(student: Student, view: Tensors, split: Split, batch_size: int = 12
     """
     outputs, labels = labelled_outputs(student, view, split, batch_size)
     loss = task_loss(outputs, labels, torch.ones(len(labels), dtype=torch.bool)).item()
-    if student.task.is_regression:
-        rmse = math.sqrt((outputs - labels.double()).square().mean().item())
-        return Scores("rmse", rmse, loss, len(labels))
-    predicted = outputs.argmax(-1)
-    accuracy = (predicted == labels).double().mean().item()
-    return Scores("accuracy", accuracy, loss, len(labels), _macro_f1(predicted, labels, student.task.outputs))
+    found = measured(student.task.kind, outputs, labels)
+    metric = student.task.metric
+    return Scores(metric, found.pop(metric), loss, len(labels), **found)
 
 
 def evaluate_run(folder: Path, split: SplitName = "test", batch_size: int = 128) -> Scores:
@@ -85,7 +85,7 @@ def evaluate_run(folder: Path, split: SplitName = "test", batch_size: int = 128)
 def labelled_outputs(
     student: Student, view: Tensors, split: Split, batch_size: int = 128
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Float64 outputs [rows, classes] or [rows], and the labels [rows], of the labelled rows on the CPU.
+    """Float64 outputs [rows, classes] or [rows], and the labels as in `Split`, of the labelled rows on the CPU.
 
     Evaluation mode and no gradients; arguments and errors as of `evaluate`.
     """
@@ -114,9 +114,3 @@ def _evaluating(student: Student) -> Iterator[None]:
             yield
     finally:
         student.train(training)
-
-
-def _macro_f1(predicted: torch.Tensor, labels: torch.Tensor, classes: int) -> float:
-    hits = torch.bincount(labels[predicted == labels], minlength=classes)
-    named = torch.bincount(labels, minlength=classes) + torch.bincount(predicted, minlength=classes)
-    return float((2 * hits[named > 0] / named[named > 0]).mean())

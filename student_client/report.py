@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,10 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
+from student_client.footprint import SIZE_COLUMNS, Footprint, size_rows
 from teaching_protocol.errors import DataError
 
-__all__ = ["Run", "plot_curves", "read_run", "table", "write_report"]
+__all__ = ["Run", "plot_curves", "read_run", "size_table", "table", "write_report"]
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,16 @@ def table(runs: Sequence[Run], title: str) -> Table:
             f"{run.teacher_s:.1f}",
             f"{run.wall_s:.0f}",
         )
+    return found
+
+
+def size_table(sizes: Mapping[str, Footprint]) -> Table:
+    """Models that were weighed together as a table for the terminal."""
+    found = Table(title="size and speed, measured in turns", box=box.SIMPLE_HEAD, pad_edge=False)
+    for number, column in enumerate(SIZE_COLUMNS):
+        found.add_column(column, justify="right" if number else "left", no_wrap=True)
+    for row in size_rows(sizes):
+        found.add_row(*row)
     return found
 
 

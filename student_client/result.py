@@ -48,6 +48,7 @@ class Result:
     recoveries: int = 0
     replayed_steps: int = 0
     paused_s: float = 0.0
+    test_subset_accuracy: float | None = None
     student_size: Footprint = field(default_factory=Footprint)
     teacher_size: Footprint = field(default_factory=Footprint)
 

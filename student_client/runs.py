@@ -15,16 +15,17 @@ from student_client.acceleration import compute_threads
 from student_client.config import RunConfig
 from student_client.connecting import connected
 from student_client.division import check_divisible
-from student_client.footprint import Footprint
+from student_client.footprint import TEACHER, Footprint
 from student_client.methods import Context, build_methods
 from student_client.metrics import Facts
 from student_client.progress import Progress
 from student_client.ranks import Ranks, joined
 from student_client.result import Result
+from student_client.stream import check_streamable
 from student_client.students import build_student
 from student_client.trainer import Trainer
 from student_client.watching import watching
-from student_client.weighing import of_student, of_teacher
+from student_client.weighing import weigh
 from student_models import load_student
 from task_data import load_data, teacher_ports
 from teaching_protocol.errors import ConfigError
@@ -73,6 +74,7 @@ def open_run(
 ) -> Iterator[Trainer]:
     """Gives the trainer of a run, ready to `run`, with its session open; arguments and errors as of `train`."""
     progress = progress or Progress("+".join(config.method.names))
+    check_streamable(config)
     with ExitStack() as stack:
         stack.enter_context(compute_threads(config.training.threads))
         ranks = stack.enter_context(_ranks(config))
@@ -139,12 +141,12 @@ def _facts(trainer: Trainer) -> Facts:
 def measured(trainer: Trainer, result: Result) -> Result:
     """A run's result with the sizes and times of its best student and its foundation teacher, written again.
 
-    The teacher is asked about one more batch, which is counted nowhere.
+    The teacher is asked about a few more batches, which are counted nowhere.
     """
-    rows = trainer.data.validation
     best = load_student(trainer.config.output / "student").to(trainer.accelerator.device)
-    teacher = of_teacher(trainer.teachers.first, rows) if trainer.teachers else Footprint()
-    found = replace(result, student_size=of_student(best, rows), teacher_size=teacher)
+    teachers = {TEACHER: trainer.teachers.first} if trainer.teachers else {}
+    sizes = weigh({"student": best}, teachers, trainer.data.validation)
+    found = replace(result, student_size=sizes["student"], teacher_size=sizes.get(TEACHER, Footprint()))
     found.write(trainer.config.output)
     return found
 

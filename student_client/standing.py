@@ -10,7 +10,7 @@ from pathlib import Path
 __all__ = ["Standing", "read_standing"]
 
 _TAIL_BYTES = 2**16
-_METRICS = ("accuracy", "rmse")
+_METRICS = ("accuracy", "micro_f1", "rmse")
 
 
 @dataclass(frozen=True)

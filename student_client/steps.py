@@ -19,7 +19,7 @@ from student_client.pausing import Pausing
 from student_client.stream import Stream
 from student_client.teachers import Teachers
 from student_models import Student
-from task_data import Split
+from task_data import RowStream, Split
 from teaching_protocol.errors import NonFiniteError
 
 __all__ = ["Steps"]
@@ -32,7 +32,7 @@ class Steps:
 
     Args:
         config: of the run.
-        train: the training rows.
+        train: the training rows, in memory or as a stream.
         student: trained in place.
         method: trained with it.
         teachers: enrolled, or none.
@@ -42,7 +42,7 @@ class Steps:
     def __init__(
         self,
         config: RunConfig,
-        train: Split,
+        train: Split | RowStream,
         student: Student,
         method: Methods,
         teachers: Teachers,

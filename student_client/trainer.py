@@ -61,7 +61,8 @@ class Trainer:
         self.ranks = self.teachers.ranks
         self.accelerator = build_accelerator(config.training, config.output, self.ranks.count)
         self.ranks.align([student, method])
-        self.steps = Steps(config, data.train, student, method, self.teachers, self.accelerator)
+        rows = data.train if data.stream is None else data.stream
+        self.steps = Steps(config, rows, student, method, self.teachers, self.accelerator)
         self.student, self.method = self.steps.student, self.steps.method
         self.stream, self.batches, self.optimizer = self.steps.stream, self.steps.batches, self.steps.optimizer
         self.total_steps = self.steps.total
@@ -314,6 +315,7 @@ class Trainer:
             test=scores.value,
             test_loss=scores.loss,
             test_macro_f1=scores.macro_f1,
+            test_subset_accuracy=scores.subset_accuracy,
             best_step=self.position.best_step,
             parameters=count_parameters(best),
             codec_parameters=count_parameters(self.method),

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError
 
-from task_data.splits import Task
+from task_data.splits import Task, TaskKind
 from teaching_protocol.errors import ModelLoadError
 
 __all__ = ["Modality", "StudentCard"]
@@ -26,6 +26,8 @@ class StudentCard(BaseModel):
     """Name of the task it was trained for."""
     labels: tuple[str, ...]
     """The classes in the order of its logits; empty for a regression."""
+    kind: TaskKind = "single_label"
+    """Whether one class is true of a row, or any number of them; cards of before say nothing, and mean one."""
     sizes: dict[str, PositiveInt]
     """Its sizes: those of the preset, and what the data fixed (users, items, the images' shape)."""
     dropout: float
@@ -33,7 +35,7 @@ class StudentCard(BaseModel):
 
     def to_task(self) -> Task:
         """The task the student predicts."""
-        return Task(name=self.task, labels=self.labels)
+        return Task(self.task, self.labels, self.kind)
 
     def write(self, folder: Path) -> None:
         """Writes `student.json`."""

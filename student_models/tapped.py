@@ -84,6 +84,7 @@ class TappedStudent(Student):
             labels = {} if task.is_regression else {"id2label": dict(enumerate(task.labels))}
             heads = {"num_labels": task.outputs, **labels, "ignore_mismatched_sizes": True}
             heads |= {"label2id": {label: place for place, label in enumerate(task.labels)}} if labels else {}
+            heads |= {"problem_type": "multi_label_classification"} if task.is_multi_label else {}
         try:
             with torch.random.fork_rng(devices=[]):
                 torch.default_generator.manual_seed(seed)
@@ -161,16 +162,22 @@ def task_of(model: nn.Module) -> Task:
     """What a transformers model predicts, by its config.
 
     Raises:
-        ConfigError: there is none, or it is no classification of one label and no regression.
+        ConfigError: there is none, or one label only that is no number.
     """
     config: Any = getattr(model, "config", None)
-    if config is None or getattr(config, "problem_type", None) == "multi_label_classification":
+    if config is None:
         raise ConfigError(
-            f"task: {type(model).__name__} says nothing of one label or one number; give TappedStudent(model, task=Task(...))"
+            f"task: {type(model).__name__} does not say what it predicts; give TappedStudent(model, task=Task(...))"
         )
+    several = getattr(config, "problem_type", None) == "multi_label_classification"
     if config.num_labels == 1:
+        if several:
+            raise ConfigError(
+                "task: received one label that is true or not, expected two classes; give the model num_labels=2"
+            )
         return Task("regression")
-    return Task("classification", tuple(str(config.id2label[place]) for place in range(config.num_labels)))
+    labels = tuple(str(config.id2label[place]) for place in range(config.num_labels))
+    return Task("classification", labels, "multi_label" if several else "single_label")
 
 
 def _width(model: nn.Module, cuts: Sequence[Tap]) -> int:

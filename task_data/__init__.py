@@ -12,10 +12,12 @@ if TYPE_CHECKING:
     from task_data.batching import Batch, batches, count_batches, pack_texts, teacher_ports, teacher_view, token_lengths
     from task_data.loaders import LOADERS, load_data
     from task_data.splits import Split, Task, TaskData
+    from task_data.streaming import RowStream
 
 __all__ = [
     "LOADERS",
     "Batch",
+    "RowStream",
     "Split",
     "Task",
     "TaskData",
@@ -31,6 +33,7 @@ __all__ = [
 _HOMES = {
     **dict.fromkeys(("LOADERS", "load_data"), "task_data.loaders"),
     **dict.fromkeys(("Split", "Task", "TaskData"), "task_data.splits"),
+    "RowStream": "task_data.streaming",
 }
 """Where what is not in `task_data.batching` lies."""
 

@@ -5,16 +5,28 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
 
 from task_data.config import DataConfig
 from task_data.division import Division, Integers, Part, divide
+from task_data.multi_label import Labels, are_several, in_order, multi_hot, rarest
 from task_data.splits import Split, Task, TaskData
 from teaching_protocol.errors import DataError
 
-__all__ = ["HIDDEN_CLASS", "SEPARATOR", "TextRows", "assemble", "class_numbers", "targets", "text_data"]
+__all__ = [
+    "HIDDEN_CLASS",
+    "SEPARATOR",
+    "TextRows",
+    "are_targets",
+    "assemble",
+    "class_numbers",
+    "row_keys",
+    "targets",
+    "text_data",
+]
 
 SEPARATOR = " [SEP] "
 """Stands between the two texts of a pair, which are read as one; a BERT-like tokenizer makes its own token of it."""
@@ -25,10 +37,10 @@ HIDDEN_CLASS = -1
 
 @dataclass(frozen=True)
 class TextRows:
-    """N rows of text as read: labels still as written, `parts` the data set's own."""
+    """N rows of text as read: labels still as written, one or several a row, `parts` the data set's own."""
 
     texts: Sequence[str]
-    labels: Sequence[str]
+    labels: Labels
     parts: Sequence[Part]
 
 
@@ -36,22 +48,36 @@ def text_data(rows: TextRows, config: DataConfig) -> TaskData:
     """Makes a text task: a classification, or a regression when the training labels are numbers with a fraction.
 
     Labels are classes if all of them are whole numbers or if one is no number ("1", "spam"), and targets
-    otherwise ("0.5", "3.0"). Two texts that differ only in case or white space count as the same example.
+    otherwise ("0.5", "3.0"). Where each row has several, it is a multi-label task. Two texts that differ only in case
+    or white space count as the same example.
 
     Raises:
         DataError: an empty text or label, a label the training rows do not have, a target that is not finite,
             fewer rows than asked.
     """
-    for kind, column in (("text", rows.texts), ("label", rows.labels)):
-        _refuse_empty(kind, column, rows.parts, config)
-    keys = [" ".join(text.split()).casefold() for text in rows.texts]
-    columns = {"text": rows.texts}
-    if _are_targets([label for label, part in zip(rows.labels, rows.parts, strict=True) if part == "train"]):
-        values = targets(rows.labels, rows.parts, config.name)
-        return assemble(Task(config.name), "text", columns, rows.texts, values, divide(keys, rows.parts, config))
-    names, numbers = class_numbers(rows.labels, rows.parts, config.name)
-    division = divide(keys, rows.parts, config, numbers)
-    return assemble(Task(config.name, names), "text", columns, rows.texts, torch.from_numpy(numbers), division)
+    _refuse_empty("text", rows.texts, rows.parts, config)
+    keys = row_keys(rows.texts)
+    task, labels, classes = _labels_of(rows, config)
+    division = divide(keys, rows.parts, config, classes)
+    return assemble(task, "text", {"text": rows.texts}, rows.texts, labels, division)
+
+
+def row_keys(texts: Sequence[str]) -> list[str]:
+    """What makes two texts the same example: case and white space do not count."""
+    return [" ".join(text.split()).casefold() for text in texts]
+
+
+def _labels_of(rows: TextRows, config: DataConfig) -> tuple[Task, torch.Tensor, Integers | None]:
+    """The task, the labels as `Split` has them, and the class by which rows are drawn in proportion."""
+    if are_several(rows.labels, config.name):
+        names, several = multi_hot(cast("Sequence[tuple[str, ...]]", rows.labels), rows.parts, config)
+        return Task(config.name, names, "multi_label"), several, rarest(several)
+    single = cast("Sequence[str]", rows.labels)
+    _refuse_empty("label", single, rows.parts, config)
+    if are_targets([label for label, part in zip(single, rows.parts, strict=True) if part == "train"]):
+        return Task(config.name), targets(single, rows.parts, config.name), None
+    names, numbers = class_numbers(single, rows.parts, config.name)
+    return Task(config.name, names), torch.from_numpy(numbers), numbers
 
 
 def class_numbers(labels: Sequence[str], parts: Sequence[Part], source: str) -> tuple[tuple[str, ...], Integers]:
@@ -63,7 +89,7 @@ def class_numbers(labels: Sequence[str], parts: Sequence[Part], source: str) -> 
         DataError: a validation or test label that no training row has, or fewer than two classes.
     """
     found = {label for label, part in zip(labels, parts, strict=True) if part == "train"}
-    names = tuple(sorted(found, key=lambda name: (int(name), name)) if all(map(_is_whole, found)) else sorted(found))
+    names = in_order(found)
     if len(names) < 2:
         raise DataError(f"{source}: the training rows have one label only ({', '.join(names)}); two or more are needed")
     number = {name: index for index, name in enumerate(names)}
@@ -112,8 +138,9 @@ def assemble(
 
     def split(rows: Integers, labelled: torch.Tensor) -> Split:
         taken = {name: _take(column, rows) for name, column in columns.items()}
-        hidden = HIDDEN_CLASS if task.labels else math.nan
-        own = labels[torch.from_numpy(rows)].masked_fill(~labelled, hidden)
+        hidden = math.nan if labels.is_floating_point() else HIDDEN_CLASS
+        own = labels[torch.from_numpy(rows)]
+        own = own.masked_fill(~labelled.reshape(-1, *[1] * (own.dim() - 1)), hidden)
         return Split(taken, _take(teacher, rows), own, labelled)
 
     return TaskData(
@@ -137,7 +164,8 @@ def _refuse_empty(kind: str, column: Sequence[str], parts: Sequence[Part], confi
             raise DataError(f"{config.name}: empty {kind} in {_place(row, parts)}; fill it in or drop the row")
 
 
-def _are_targets(labels: Sequence[str]) -> bool:
+def are_targets(labels: Sequence[str]) -> bool:
+    """Whether labels are numbers, one with a fraction at least."""
     return not all(map(_is_whole, labels)) and all(map(_is_number, labels))
 
 

@@ -5,36 +5,30 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import pandas as pd
-
-from task_data.assembly import SEPARATOR, TextRows, text_data
 from task_data.config import DataConfig
 from task_data.division import Part
+from task_data.frames import frames_data
+from task_data.hub import is_saved, load_saved
 from task_data.splits import TaskData
-from task_data.tables import READERS, column_strings, read_table
+from task_data.tables import READERS, read_table
 from teaching_protocol.errors import DataError
 
-__all__ = ["load_file", "load_sentence_polarity"]
+__all__ = ["load_file", "load_sentence_polarity", "part_files"]
 
 
 def load_file(config: DataConfig) -> TaskData:
-    """Loads `config.path`: a CSV, TSV, JSON-lines or Parquet file, or a folder of such files.
+    """Loads `config.path`: a CSV, TSV, JSON-lines or Parquet file, a folder of such files, or one of `datasets`' own.
 
     A folder has a `train` file (such as `train.csv`) and may have `validation` and `test` ones; parts it does
-    not have are drawn from the training rows. With `config.pair_column` each text is two, with `SEPARATOR` between.
+    not have are drawn from the training rows. With `config.pair_column` each text is two, with `SEPARATOR` between. A
+    column of lists, `config.label_separator` or `config.label_columns` make it a multi-label task.
 
     Raises:
         DataError: no path, a file that cannot be read, a column that is not there, or rows that cannot be used.
     """
-    texts: list[str] = []
-    labels: list[str] = []
-    parts: list[Part] = []
-    for part, path in _files(config):
-        frame = read_table(path)
-        texts += _texts(frame, config, path)
-        labels += column_strings(frame, config.label_column, path, "label_column")
-        parts += [part] * len(frame)
-    return text_data(TextRows(texts, labels, parts), config)
+    if config.path is not None and is_saved(config.path):
+        return load_saved(config.path, config)
+    return frames_data(((part, path, read_table(path)) for part, path in part_files(config)), config)
 
 
 def load_sentence_polarity(config: DataConfig) -> TaskData:
@@ -48,21 +42,12 @@ def load_sentence_polarity(config: DataConfig) -> TaskData:
     return load_file(config)
 
 
-def _texts(frame: pd.DataFrame, config: DataConfig, path: Path) -> list[str]:
-    first = column_strings(frame, config.text_column, path, "text_column")
-    if config.pair_column is None:
-        return first
-    second = column_strings(frame, config.pair_column, path, "pair_column")
-    for row, pair in enumerate(zip(first, second, strict=True), start=1):
-        if not all(pair):
-            name = config.pair_column if pair[0] else config.text_column
-            raise DataError(
-                f"{path}: row {row} has nothing in column {name!r}; a pair needs both texts: fill it in or drop the row"
-            )
-    return list(map(SEPARATOR.join, zip(first, second, strict=True)))
+def part_files(config: DataConfig, shards: bool = False) -> Sequence[tuple[Part, Path]]:
+    """The file of each part: the one file, or those of a folder; with `shards` `train-*` files, too, in their order.
 
-
-def _files(config: DataConfig) -> Sequence[tuple[Part, Path]]:
+    Raises:
+        DataError: no path, two files for one part, or none for the training rows.
+    """
     if config.path is None:
         raise DataError(f"{config.name}: `path` is not set; give the file or folder to read")
     if not config.path.is_dir():
@@ -70,7 +55,10 @@ def _files(config: DataConfig) -> Sequence[tuple[Part, Path]]:
     found: list[tuple[Part, Path]] = []
     for part in ("train", "validation", "test"):
         there = [path for ending in READERS if (path := config.path / f"{part}{ending}").is_file()]
-        if len(there) > 1:
+        several = [sorted(config.path.glob(f"{part}-*{ending}")) for ending in READERS] if shards else []
+        if not there and len(given := [paths for paths in several if paths]) == 1:
+            found += [(part, path) for path in given[0]]
+        elif len(there) > 1:
             raise DataError(f"{config.path}: {there[0].name} and {there[1].name} are both there; keep one of them")
         found += [(part, path) for path in there]
     if not any(part == "train" for part, _ in found):

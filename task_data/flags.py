@@ -6,22 +6,28 @@ from pathlib import Path
 from typing import Any, get_args
 
 from command_config import hint
-from task_data.config import DataName
+from task_data.config import DataName, is_on_hub
 from teaching_protocol.errors import ConfigError
 
 __all__ = ["data_fields"]
 
+_ENDINGS = (".csv", ".tsv", ".jsonl", ".json", ".parquet", ".gz", ".txt", ".yaml")
+"""Of what is meant for a file, even where it looks like OWNER/NAME."""
+
 
 def data_fields(data: str | None) -> dict[str, Any]:
-    """`--data` by the dotted fields it sets: a data set by name, or a file.
+    """`--data` by the dotted fields it sets: a data set by name, a file or folder, or OWNER/NAME of the hub.
 
     Raises:
-        ConfigError: it is neither.
+        ConfigError: it is none of them.
     """
     if data is None or data in get_args(DataName):
         return {"data.name": data}
     if not Path(data).exists():
+        if is_on_hub(data) and not data.lower().endswith(_ENDINGS):
+            return {"data.name": data}
         raise ConfigError(
-            f"--data: received {data!r}, expected one of {', '.join(get_args(DataName))}, or a file that exists{hint(data, get_args(DataName))}"
+            f"--data: received {data!r}, expected one of {', '.join(get_args(DataName))}, a file or folder that exists, or "
+            f"OWNER/NAME of the Hugging Face hub{hint(data, get_args(DataName))}"
         )
     return {"data.name": "file", "data.path": data}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from task_data.assembly import SEPARATOR, TextRows, text_data
 from task_data.config import DataConfig, GlueTask
 from task_data.division import Part
+from task_data.hub import library
 from task_data.splits import TaskData
 from teaching_protocol.errors import DataError
 
@@ -134,10 +134,11 @@ def _from_hub(task: GlueTask, form: _Form) -> dict[Part, list[_Row]]:
         f"or let the `datasets` library fetch them (pip install datasets)"
     )
     try:
-        library = importlib.import_module("datasets")
-        parts = {name: library.load_dataset(_HUB, task, split=split) for name, split in _splits(form).items()}
-    except ImportError as error:
-        raise DataError(f"glue: `path` is not set and `datasets` is not installed: {advice}") from error
+        datasets = library()
+    except DataError as error:
+        raise DataError(f"glue: `path` is not set, and {error}: {advice}") from error
+    try:
+        parts = {name: datasets.load_dataset(_HUB, task, split=split) for name, split in _splits(form).items()}
     except Exception as error:
         # The library raises errors of every library below it, of the network too.
         raise DataError(

@@ -9,11 +9,13 @@ from task_data.digits import load_digits
 from task_data.fashion_mnist import load_fashion_mnist
 from task_data.files import load_file, load_sentence_polarity
 from task_data.glue import load_glue
+from task_data.hub import load_named
 from task_data.mnist import load_mnist
 from task_data.movielens import load_movielens
 from task_data.orange import load_newsgroups, load_reuters_r8
 from task_data.spam_assassin import load_spam_assassin
 from task_data.splits import TaskData
+from task_data.streaming import load_stream
 from task_data.uci_sentiment import load_uci_sentiment
 
 __all__ = ["LOADERS", "load_data"]
@@ -40,4 +42,6 @@ def load_data(config: DataConfig) -> TaskData:
     Raises:
         DataError: a file or package that cannot be had or read, or rows that cannot be used.
     """
-    return LOADERS[config.name](config)
+    if config.streaming:
+        return load_stream(config)
+    return LOADERS.get(config.name, load_named)(config)

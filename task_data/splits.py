@@ -4,23 +4,44 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
-__all__ = ["Split", "Task", "TaskData"]
+if TYPE_CHECKING:
+    from task_data.streaming import RowStream
+
+__all__ = ["METRICS", "Split", "Task", "TaskData", "TaskKind"]
+
+TaskKind = Literal["single_label", "multi_label", "regression"]
+"""What a row's label is: one of the classes, any number of them, or a number. The words are those of transformers."""
+
+
+METRICS: dict[TaskKind, str] = {"single_label": "accuracy", "multi_label": "micro_f1", "regression": "rmse"}
+"""The metric that chooses and tests a student; `task_data.metrics` has it and what stands beside it."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """What is to be predicted. `labels` names the classes in order; empty for a regression."""
+    """What is to be predicted. `labels` names the classes in order; without any it is a regression, whatever `kind` says."""
 
     name: str
     labels: tuple[str, ...] = ()
+    kind: TaskKind = "single_label"
+
+    def __post_init__(self) -> None:
+        if not self.labels:
+            object.__setattr__(self, "kind", "regression")
 
     @property
     def is_regression(self) -> bool:
         """Whether the target is a number and not a class."""
-        return not self.labels
+        return self.kind == "regression"
+
+    @property
+    def is_multi_label(self) -> bool:
+        """Whether a row may have several of the classes, or none."""
+        return self.kind == "multi_label"
 
     @property
     def outputs(self) -> int:
@@ -29,8 +50,8 @@ class Task:
 
     @property
     def metric(self) -> str:
-        """Name of the test metric: accuracy (higher is better) or rmse (lower is better)."""
-        return "rmse" if self.is_regression else "accuracy"
+        """Name of the test metric: accuracy or micro_f1 (higher is better) or rmse (lower is better)."""
+        return METRICS[self.kind]
 
 
 @dataclass(frozen=True)
@@ -39,8 +60,8 @@ class Split:
 
     `columns` is the student's raw view (`text`: N strings; `user`, `item`: [N] int64;
     `image`: [N, channels, height, width] uint8) and `teacher` the teacher's view of the same examples:
-    N strings, or the images. `labels` is [N] int64 classes or [N] float32 targets; a row whose
-    `labelled` [N] bool is False keeps its label out of every loss.
+    N strings, or the images. `labels` is [N] int64 classes, [N, classes] float32 zeros and ones of a multi-label
+    task, or [N] float32 targets; a row whose `labelled` [N] bool is False keeps its label out of every loss.
     """
 
     columns: Mapping[str, Sequence[str] | torch.Tensor]
@@ -54,10 +75,14 @@ class Split:
 
 @dataclass(frozen=True)
 class TaskData:
-    """A data set ready to train on. Nothing in `train` was derived from the other two splits."""
+    """A data set ready to train on. Nothing in `train` was derived from the other two splits.
+
+    Where the training rows are read as they are needed, `stream` has them, and `train` is the first of them.
+    """
 
     task: Task
     modality: str  # text | ratings | image
     train: Split
     validation: Split
     test: Split
+    stream: RowStream | None = None

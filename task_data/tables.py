@@ -15,7 +15,7 @@ import pandas as pd
 
 from teaching_protocol.errors import DataError
 
-__all__ = ["READERS", "column_strings", "find_reader", "read_table"]
+__all__ = ["READERS", "column_strings", "find_ending", "find_reader", "read_table"]
 
 
 def read_table(path: Path) -> pd.DataFrame:
@@ -46,13 +46,18 @@ def find_reader(path: Path) -> Callable[[Path], pd.DataFrame]:
     Raises:
         DataError: an ending that has no reader.
     """
-    for ending, reader in READERS.items():
+    return READERS[find_ending(path)]
+
+
+def find_ending(path: Path) -> str:
+    """The one of `READERS` that a file's name ends in; errors as of `find_reader`."""
+    for ending in READERS:
         if path.name.lower().endswith(ending):
-            return reader
+            return ending
     raise DataError(f"{path}: files of this kind are not read; the name must end in one of {', '.join(READERS)}")
 
 
-def column_strings(frame: pd.DataFrame, column: str, path: Path, field: str) -> list[str]:
+def column_strings(frame: pd.DataFrame, column: str, path: object, field: str) -> list[str]:
     """Gives a column as strings without white space around them; a missing value is the empty string.
 
     Raises:

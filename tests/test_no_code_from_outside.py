@@ -13,7 +13,7 @@ from tests.test_architecture import FILES, ROOT
 FORBIDDEN_CALLS = {"eval", "exec", "compile", "__import__"}
 FORBIDDEN_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
 KNOWN_IMPORTS = {
-    "task_data/glue.py": ["datasets"],
+    "task_data/hub.py": ["datasets", "huggingface_hub"],
     "teacher_server/packaged.py": [],
     "student_client/compare/command.py": [],
 }
@@ -40,7 +40,7 @@ def test_a_file_turns_no_data_into_code(path: Path) -> None:
                 f"{name}:{node.lineno}: torch.load without weights_only"
             )
         if called == "importlib.import_module":
-            assert [ast.unparse(each).strip("'\"") for each in node.args] == KNOWN_IMPORTS[name]
+            assert {ast.unparse(each).strip("'\"") for each in node.args} <= set(KNOWN_IMPORTS[name])
 
 
 def test_code_that_a_model_brings_runs_only_on_demand() -> None:

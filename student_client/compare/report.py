@@ -22,10 +22,13 @@ from student_client.compare.sheets import (
     narrowed,
     overview_sheet,
     settings_sheet,
+    size_sheet,
     task_sheet,
 )
+from student_client.compare.sizes import read_sizes, sizes_of
 from student_client.compare.tables import Contrast, TaskTable, contrasts, task_table
 from student_client.compare.teachers import TeacherName, read_scores
+from student_client.footprint import as_values
 
 __all__ = ["machine", "write_report", "write_runs"]
 
@@ -70,10 +73,12 @@ def write_runs(boards: Sequence[TaskRuns], root: Path, command: str) -> None:
 
 def write_report(boards: Sequence[TaskRuns], root: Path, command: str) -> list[Sheet]:
     """Writes results.json, results.md, plots/*.png and report.html; gives what a terminal has room for."""
-    tables = [task_table(board, _teacher_scores(root, board)) for board in boards]
+    tables = [
+        task_table(board, _teacher_scores(root, board), read_sizes(sizes_of(root, board.task))) for board in boards
+    ]
     found = [each for board in boards for each in contrasts(board)]
     facts = _facts(boards, command)
-    numbers = {"tables": [asdict(table) for table in tables], "contrasts": [asdict(each) for each in found]}
+    numbers = {"tables": [_numbers(table) for table in tables], "contrasts": [asdict(each) for each in found]}
     write_results(root / "results.json", {**facts, **numbers}, _records(boards))
     sections = _sections(boards, tables, found, root)
     (root / "plots").mkdir(exist_ok=True)
@@ -84,7 +89,12 @@ def write_report(boards: Sequence[TaskRuns], root: Path, command: str) -> list[S
     (root / "results.md").write_text(_markdown(title, facts, sections), encoding="utf-8")
     whole = [task_sheet(table) for table in tables]
     shown = [narrowed(sheet, columns, columns is _SCORES) for sheet in whole for columns in (_SCORES, _COSTS)]
-    return [*shown, *([contrast_sheet(found)] if found else [])]
+    sizes = [size_sheet(table) for table in tables if table.sizes]
+    return [*shown, *sizes, *([contrast_sheet(found)] if found else [])]
+
+
+def _numbers(table: TaskTable) -> dict[str, Any]:
+    return asdict(table) | {"sizes": as_values(table.sizes)}
 
 
 def _facts(boards: Sequence[TaskRuns], command: str) -> dict[str, Any]:
@@ -109,7 +119,8 @@ def _sections(
         ("Over all tasks", [*_HOW, overview_sheet(tables), *([contrast_sheet(found)] if found else [])])
     ]
     for board, table in zip(boards, tables, strict=True):
-        sections.append((board.task, [task_sheet(table), *_plots(board, table, root), settings_sheet(table)]))
+        sizes = [size_sheet(table)] if table.sizes else []
+        sections.append((board.task, [task_sheet(table), *_plots(board, table, root), *sizes, settings_sheet(table)]))
     failed = _failed_sheet(_records(boards))
     sections.append(("Failed runs", [failed] if failed.rows else ["None."]))
     return sections

@@ -12,6 +12,7 @@ from typing import Any
 
 from student_client.compare.plan import TaskRuns, run_config, settings_of
 from student_client.compare.records import SELECTED, Planned, Record, read_record, record_of, write_plan
+from student_client.compare.sizes import sizes_of, student_configs
 from student_client.compare.suites import Suite
 from student_client.compare.teachers import Recipe, Servers, TeacherName, recipes, teacher_facts
 from student_client.compare.view import Running, View, time_left_s
@@ -84,9 +85,11 @@ class Runner:
         folder.mkdir(parents=True, exist_ok=True)
         with ExitStack() as stack:
             servers = Servers(board.suite.tasks[board.task], folder, stack)
+            names = [name for name in _teachers(board) if name[1] == "trained"]
             try:
                 lost = self._make(board, folder)
                 self._train(board, servers, lost)
+                self._weigh(board, servers, [name for name in names if name not in lost])
             except BaseException:
                 self.workers.close()  # before the servers that their runs talk to
                 raise
@@ -130,6 +133,21 @@ class Runner:
                     self._end(board, job, outcome)
                 elif outcome.error is not None:
                     self.view.say(f"{board.task}: {' '.join(job)} teacher is without a score: {outcome.error}")
+
+    def _weigh(self, board: TaskRuns, servers: Servers, names: Sequence[TeacherName]) -> None:
+        """How large and fast the task's models are, while nothing else runs; without it the report has no such table."""
+        try:
+            addresses = {name[0]: servers.address(name) for name in names}
+        except TeachingError as error:
+            self.view.say(f"{board.task}: its models are not weighed: {error}")
+            return
+        data = board.suite.tasks[board.task].data.model_dump(mode="json")
+        job = {"kind": "weigh", "students": student_configs(board), "addresses": addresses, "data": data}
+        self._give("weighing", job | {"output": str(sizes_of(self.root, board.task))}, servers.root / "sizes.log")
+        while self.workers.running:
+            for _, outcome in self._wait(board):
+                if outcome.error is not None:
+                    self.view.say(f"{board.task}: its models are not weighed: {outcome.error}")
 
     def _score(self, board: TaskRuns, servers: Servers, name: TeacherName, lost: dict[TeacherName, str]) -> None:
         try:
@@ -196,7 +214,7 @@ class Runner:
             steps = board.suite.tasks[board.task].settings.get("training.max_steps", 0)
             steps = 0 if job.stage == "select" else steps
             return Running(_called(job), read_standing(self.root / job.folder).step, steps)
-        return Running(f"{board.task}: scores {' '.join(job)}")
+        return Running(f"{board.task}: {job if isinstance(job, str) else 'scores ' + ' '.join(job)}")
 
 
 def _teachers(board: TaskRuns) -> list[TeacherName]:

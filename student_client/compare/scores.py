@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import math
 import uuid
 
 import torch
 
+from student_client.methods.served import MULTI_LABEL_HEAD
 from student_client.remote import RemoteTeacher
 from student_client.teachers import Member, reads
-from task_data import Split, TaskData, load_data, teacher_ports, teacher_view
+from task_data import Split, Task, TaskData, load_data, teacher_ports, teacher_view
 from task_data.config import DataConfig
+from task_data.metrics import measured
 
 __all__ = ["score_teacher"]
 
@@ -33,25 +34,24 @@ def score_teacher(address: str, config: DataConfig) -> dict[str, float | str | N
         member = Member(teacher, reads(card, teacher_ports(data.train)))
         order = [card.labels.index(label) for label in data.task.labels]
         return nothing | {
-            "validation": _score(member, data.validation, order),
-            "test": _score(member, data.test, order),
+            "validation": _score(member, data.validation, data.task, order),
+            "test": _score(member, data.test, data.task, order),
         }
 
 
 def _fits(heads: tuple[str, ...], labels: tuple[str, ...], data: TaskData) -> bool:
-    if "causal_lm" in heads:
+    if "causal_lm" in heads or (MULTI_LABEL_HEAD in heads) != data.task.is_multi_label:
         return False
     return len(labels) <= 1 if data.task.is_regression else sorted(labels) == sorted(data.task.labels)
 
 
-def _score(member: Member, split: Split, order: list[int]) -> float:
-    """Accuracy, or RMSE where `order`, the teacher's column of each class, is empty."""
+def _score(member: Member, split: Split, task: Task, order: list[int]) -> float:
+    """The task's metric; `order` is the teacher's column of each class, of which a regression has none."""
     view = teacher_view(split, member.ports)
     parts = []
     for rows in torch.split(torch.arange(len(split)), _ROWS):
         inputs = {name: tensor[rows] for name, tensor in view.items()}
         parts.append(member.teacher.observe(inputs, ["logits"])["logits"].double())
-    logits, labels, known = torch.cat(parts), split.labels, split.labelled
-    if not order:
-        return math.sqrt((logits.squeeze(-1) - labels.double())[known].square().mean().item())
-    return (logits[:, order].argmax(-1) == labels)[known].double().mean().item()
+    logits = torch.cat(parts)
+    outputs = logits[:, order] if order else logits.squeeze(-1)
+    return measured(task.kind, outputs[split.labelled], split.labels[split.labelled])[task.metric]

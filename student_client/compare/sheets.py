@@ -13,6 +13,7 @@ from rich.text import Text
 
 from student_client.compare.statistics import Difference, Summary
 from student_client.compare.tables import Contrast, Row, TaskTable
+from student_client.footprint import SIZE_COLUMNS, size_rows
 
 __all__ = [
     "Sheet",
@@ -23,6 +24,7 @@ __all__ = [
     "narrowed",
     "overview_sheet",
     "settings_sheet",
+    "size_sheet",
     "task_sheet",
 ]
 
@@ -86,6 +88,15 @@ def overview_sheet(tables: Sequence[TaskTable]) -> Sheet:
     note = "Test, mean ± standard deviation; ▲ and ▼: the interval of the gain over the task's best baseline leaves zero out."
     columns = ("variant", *(f"{table.task} ({table.metric})" for table in tables), "better / worse / unclear")
     return Sheet("All tasks", columns, tuple(rows), (note,))
+
+
+def size_sheet(table: TaskTable) -> Sheet:
+    """Parameters, bytes on the disk and rows a second of a task's student and teachers."""
+    note = (
+        "Measured in one run, in turns, with nothing else at work; `smaller` and `faster` are against the first teacher. Of a "
+        "teacher the bytes are its weights as served, the seconds its own, without the network; a student has one thread."
+    )
+    return Sheet(f"{table.task}: size and speed", SIZE_COLUMNS, tuple(size_rows(table.sizes)), (note,))
 
 
 def settings_sheet(table: TaskTable) -> Sheet:

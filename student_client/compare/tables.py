@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from student_client.compare.plan import TaskRuns, settings_of
 from student_client.compare.records import Record, lower_is_better
 from student_client.compare.statistics import Difference, Summary, gap_recovered, paired_gain, summarise
+from student_client.footprint import Footprint
 
 __all__ = ["Contrast", "Costs", "Row", "TaskTable", "best_baseline", "contrasts", "task_table"]
 
@@ -59,7 +60,11 @@ class Row:
 
 @dataclass(frozen=True)
 class TaskTable:
-    """All variants of a task. `baseline` is the best baseline by validation; `teachers` what teachers score themselves."""
+    """All variants of a task. `baseline` is the best baseline by validation; `teachers` what teachers score themselves.
+
+    `sizes` are parameters, bytes and rows a second of its student and teachers, measured in turns on this machine; none where
+    that was not done.
+    """
 
     task: str
     metric: str
@@ -67,6 +72,7 @@ class TaskTable:
     baseline: str | None
     rows: tuple[Row, ...]
     teachers: Scores
+    sizes: Mapping[str, Footprint] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -79,18 +85,19 @@ class Contrast:
     gain: Difference | None
 
 
-def task_table(board: TaskRuns, teachers: Scores) -> TaskTable:
+def task_table(board: TaskRuns, teachers: Scores, sizes: Mapping[str, Footprint] | None = None) -> TaskTable:
     """What the final runs of a task come to.
 
     Args:
         board: its runs, ended or not.
         teachers: scores by teacher name, such as `foundation-trained`, as `teachers.read_scores` gives them.
+        sizes: of its models, by name.
     """
     ended = {name: _finals(board, name) for name in board.shown}
     metric = next((record.metric for finals in ended.values() for record in finals), "")
     baseline = best_baseline({name: ended[name] for name in board.shown if _is_baseline(board, name)})
     rows = (_row(board, name, ended, baseline, teachers) for name in board.shown)
-    return TaskTable(board.task, metric, lower_is_better(metric), baseline, tuple(rows), teachers)
+    return TaskTable(board.task, metric, lower_is_better(metric), baseline, tuple(rows), teachers, dict(sizes or {}))
 
 
 def best_baseline(finals: Mapping[str, Sequence[Record]]) -> str | None:

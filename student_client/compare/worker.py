@@ -21,6 +21,7 @@ import torch
 
 from student_client.compare.records import SELECTED
 from student_client.compare.scores import score_teacher
+from student_client.compare.sizes import weigh_models
 from student_client.compare.weights import randomise
 from student_client.config import RunConfig
 from student_client.processes import last_line, process
@@ -79,6 +80,7 @@ JOBS: dict[str, Callable[..., None]] = {
     "command": _command,
     "randomise": _randomise,
     "score": _score,
+    "weigh": weigh_models,
 }
 """What a worker can do, by the `kind` of a job; the job's other fields are the arguments, `log` its log file."""
 

@@ -106,7 +106,7 @@ def _data(asker: Asker, data: str | None, text_column: str | None, label_column:
     if found["data.name"] != "file":
         return found
     from student_client.init.proposals import propose_columns, propose_rows
-    from task_data.tables import column_strings, read_table
+    from task_data.tables import read_table
 
     path = Path(found["data.path"])
     if path.is_dir():
@@ -115,7 +115,7 @@ def _data(asker: Asker, data: str | None, text_column: str | None, label_column:
     if len(table.columns) < 2:
         raise ConfigError(f"--data: {path} has one column only, expected one of texts and one of labels")
     text, label = propose_columns(
-        {str(each): column_strings(table, each, path, "text_column") for each in table.columns}
+        {str(each): [str(cell) for cell in table[each]] for each in table.columns}  # a label may be a list of several
     )
     known = _one_of("--text-column", tuple(map(str, table.columns)))
     found["data.text_column"] = asker.ask("Column of the texts", "--text-column", text_column, text, known)

@@ -5,7 +5,13 @@ from __future__ import annotations
 from student_client.losses.committee import committee_error, mixed, mixed_prediction, mixed_targets
 from student_client.losses.features import hint_error, patient_error
 from student_client.losses.fsp import flow_error, flow_matrix
-from student_client.losses.labels import answer_labels, averaged_soft_targets, soft_label_kl, soft_targets
+from student_client.losses.labels import (
+    answer_labels,
+    averaged_soft_targets,
+    of_independent,
+    soft_label_kl,
+    soft_targets,
+)
 from student_client.losses.messages import (
     CONSISTENCY_READINGS,
     batch_standardised,
@@ -15,7 +21,13 @@ from student_client.losses.messages import (
 )
 from student_client.losses.relations import angle_relation, distance_relation, self_relation_kl
 from student_client.losses.states import interact, state_consistency, state_error
-from student_client.losses.task import calibrated_cross_entropy, masked_cross_entropy, masked_mse, task_loss
+from student_client.losses.task import (
+    calibrated_cross_entropy,
+    masked_binary_cross_entropy,
+    masked_cross_entropy,
+    masked_mse,
+    task_loss,
+)
 
 __all__ = [
     "CONSISTENCY_READINGS",
@@ -31,6 +43,7 @@ __all__ = [
     "flow_matrix",
     "hint_error",
     "interact",
+    "masked_binary_cross_entropy",
     "masked_cross_entropy",
     "masked_mse",
     "message_consistency",
@@ -38,6 +51,7 @@ __all__ = [
     "mixed",
     "mixed_prediction",
     "mixed_targets",
+    "of_independent",
     "patient_error",
     "self_relation_kl",
     "soft_label_kl",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch.nn import functional
 
+from student_client.losses.labels import of_independent
 from teaching_protocol.errors import InvalidTensor
 
 __all__ = ["committee_error", "mixed", "mixed_prediction", "mixed_targets"]
@@ -42,7 +43,9 @@ def mixed(answers: torch.Tensor, importance: torch.Tensor) -> torch.Tensor:
     return (importance[..., None] * answers).sum(1)
 
 
-def mixed_prediction(predictions: torch.Tensor, importance: torch.Tensor, *, temperature: float = 1.0) -> torch.Tensor:
+def mixed_prediction(
+    predictions: torch.Tensor, importance: torch.Tensor, *, temperature: float = 1.0, independent: bool = False
+) -> torch.Tensor:
     """What a committee predicts, differentiable to the importance: log sum_i alpha_i softmax(y_i / T), or sum_i alpha_i y_i.
 
     Ours: the mixture of the teachers' own predictions by their importance for each row.
@@ -51,9 +54,11 @@ def mixed_prediction(predictions: torch.Tensor, importance: torch.Tensor, *, tem
         predictions: [batch, teachers, classes] logits, or [batch, teachers, 1] predicted targets; they get no gradient.
         importance: alpha [batch, teachers], rows of sum 1.
         temperature: of the softmaxes; a regression does not use it.
+        independent: whether each class is true or not by itself, as in a multi-label task: sigmoids are mixed.
 
     Returns:
-        [batch, classes] log-probabilities, which a task loss takes as logits, or [batch] predicted targets.
+        [batch, classes] log-probabilities, which a task loss takes as logits; of independent classes the logits of the
+        mixture; or [batch] predicted targets.
 
     Raises:
         InvalidTensor: shapes that do not fit.
@@ -66,16 +71,23 @@ def mixed_prediction(predictions: torch.Tensor, importance: torch.Tensor, *, tem
     if predictions.shape[-1] == 1:
         return (importance * predictions.detach().squeeze(-1)).sum(1)
     shares = importance.clamp(min=torch.finfo(importance.dtype).tiny).log()[..., None]
-    return (shares + (predictions.detach() / temperature).log_softmax(-1)).logsumexp(1)
+    scaled = predictions.detach() / temperature
+    if independent:
+        true, false = ((shares + functional.logsigmoid(each)).logsumexp(1) for each in (scaled, -scaled))
+        return true - false
+    return (shares + scaled.log_softmax(-1)).logsumexp(1)
 
 
-def mixed_targets(outputs: torch.Tensor, mixture: torch.Tensor, *, temperature: float = 2.0) -> torch.Tensor:
+def mixed_targets(
+    outputs: torch.Tensor, mixture: torch.Tensor, *, temperature: float = 2.0, independent: bool = False
+) -> torch.Tensor:
     """T^2 KL(mixture || softmax(y / T)), or mean (y - mixture)^2; the mixture of `mixed_prediction` gets no gradient.
 
     Args:
         outputs: y [batch, classes] logits, or [batch] predicted targets.
-        mixture: log-probabilities at the same temperature, or predicted targets; the same shape.
+        mixture: log-probabilities, or logits, at the same temperature, or predicted targets; the same shape.
         temperature: T; a regression does not use it.
+        independent: as in `mixed_prediction`.
 
     Raises:
         InvalidTensor: the two differ in shape.
@@ -87,8 +99,10 @@ def mixed_targets(outputs: torch.Tensor, mixture: torch.Tensor, *, temperature: 
         )
     if outputs.dim() == 1:
         return functional.mse_loss(outputs, mixture.detach())
-    ours = (outputs / temperature).log_softmax(-1)
-    return functional.kl_div(ours, mixture.detach(), reduction="batchmean", log_target=True) * temperature**2
+    scaled, target = outputs / temperature, mixture.detach()
+    if independent:
+        scaled, target = of_independent(scaled), of_independent(target).log_softmax(-1)
+    return functional.kl_div(scaled.log_softmax(-1), target, reduction="batchmean", log_target=True) * temperature**2
 
 
 def _check(states: torch.Tensor, answers: torch.Tensor, importance: torch.Tensor) -> None:

@@ -5,7 +5,13 @@ from __future__ import annotations
 import torch
 from torch.nn import functional
 
-__all__ = ["calibrated_cross_entropy", "masked_cross_entropy", "masked_mse", "task_loss"]
+__all__ = [
+    "calibrated_cross_entropy",
+    "masked_binary_cross_entropy",
+    "masked_cross_entropy",
+    "masked_mse",
+    "task_loss",
+]
 
 _SHARPNESS = torch.cat([torch.zeros(1, dtype=torch.float64), torch.logspace(-3, 2, 201, dtype=torch.float64)])
 """1 / T of the calibrated cross-entropy."""
@@ -38,9 +44,29 @@ def masked_mse(predictions: torch.Tensor, targets: torch.Tensor, labelled: torch
     return _labelled_mean(rows, labelled)
 
 
+def masked_binary_cross_entropy(logits: torch.Tensor, targets: torch.Tensor, labelled: torch.Tensor) -> torch.Tensor:
+    """Binary cross-entropy of independent classes, mean over classes and labelled rows; exactly 0 where there is none.
+
+    L = -(1 / n c) sum_{b labelled} sum_k t log sigmoid(y) + (1 - t) log sigmoid(-y), as transformers has it for a
+    multi-label task.
+
+    Args:
+        logits: y [batch, classes].
+        targets: t [batch, classes] float, 0 to 1.
+        labelled: [batch] bool.
+    """
+    wanted = targets.masked_fill(~labelled[:, None], 0.0).to(logits.dtype)
+    rows = functional.binary_cross_entropy_with_logits(logits, wanted, reduction="none").mean(-1)
+    return _labelled_mean(rows, labelled)
+
+
 def task_loss(outputs: torch.Tensor, labels: torch.Tensor, labelled: torch.Tensor) -> torch.Tensor:
-    """L_task: cross-entropy for logits [batch, classes], squared error for predicted targets [batch]."""
-    loss = masked_mse if outputs.dim() == 1 else masked_cross_entropy
+    """L_task by outputs and labels: the squared error of predicted targets [batch], else of logits [batch, classes] the
+    binary cross-entropy where labels are [batch, classes] of zeros and ones, the cross-entropy where they are classes [batch].
+    """
+    if outputs.dim() == 1:
+        return masked_mse(outputs, labels, labelled)
+    loss = masked_binary_cross_entropy if labels.is_floating_point() else masked_cross_entropy
     return loss(outputs, labels, labelled)
 
 

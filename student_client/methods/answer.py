@@ -41,5 +41,5 @@ def add_answer_labels(terms: Terms, config: MethodConfig, seen: Seen, batch: Bat
     terms.add("answer_task", config.w_answer_task, task_loss(learner, batch.labels, batch.labelled))
     with torch.no_grad():
         label = seen.student.head(answer)  # y_A, the answer as it is
-    soft = answer_labels(seen.outputs, label, temperature=config.label_temperature)
+    soft = answer_labels(seen.outputs, label, temperature=config.label_temperature, independent=seen.is_multi_label)
     terms.add("answer_labels", config.w_answer_labels, soft)

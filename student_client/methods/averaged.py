@@ -59,7 +59,9 @@ class Averaged(Method):
         found = {place: teachers[place].observe(batch, ports) for place, ports in self.observed.items()}
         if self.predicting:
             logits = [found[place]["logits"] for place in self.predicting]
-            loss = averaged_soft_targets(seen.outputs, logits, temperature=settings.temperature)
+            loss = averaged_soft_targets(
+                seen.outputs, logits, temperature=settings.temperature, independent=seen.is_multi_label
+            )
             terms.add("averaged_labels", settings.w_labels, loss)
         if settings.w_features:
             ours, errors = masked_mean(seen.upper), []

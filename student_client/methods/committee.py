@@ -172,11 +172,12 @@ class Committee(Asking):
         rows = (weights.sum(1) > 0).nonzero().squeeze(1)  # for some, nobody who predicts may have been asked
         predictions, weights = torch.stack(each, dim=1)[rows], weights[rows]
         share = weights / weights.sum(1, keepdim=True)
-        target = mixed_prediction(predictions, share, temperature=settings.temperature)
-        soft = mixed_targets(seen.outputs[rows], target, temperature=settings.temperature)
+        soft_by, several = settings.temperature, seen.is_multi_label
+        target = mixed_prediction(predictions, share, temperature=soft_by, independent=several)
+        soft = mixed_targets(seen.outputs[rows], target, temperature=soft_by, independent=several)
         terms.add("committee_labels", settings.w_labels, soft)
         if settings.importance == "learned":
-            mixture = mixed_prediction(predictions, share)
+            mixture = mixed_prediction(predictions, share, independent=several)
             learned = task_loss(mixture, batch.labels[rows], batch.labelled[rows])
             terms.add("importance_task", settings.w_labels, learned)
 

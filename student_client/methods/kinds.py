@@ -78,7 +78,10 @@ class Response(Kind):
     def terms(self, seen: Seen, batch: Batch, teachers: Teachers, known: Known) -> Terms:
         """The divergence from the teacher's prediction."""
         terms = Terms()
-        terms.add("response", 1.0, soft_targets(seen.outputs, known["logits"], temperature=self.temperature))
+        loss = soft_targets(
+            seen.outputs, known["logits"], temperature=self.temperature, independent=seen.is_multi_label
+        )
+        terms.add("response", 1.0, loss)
         return terms
 
 

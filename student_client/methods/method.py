@@ -48,6 +48,11 @@ class Seen:
         """H^g_u, at the exit tap."""
         return self.states[-1]
 
+    @property
+    def is_multi_label(self) -> bool:
+        """Whether each class is true or not by itself: losses on predictions then compare sigmoids."""
+        return self.student.task.is_multi_label
+
 
 @dataclass
 class Terms:

@@ -9,7 +9,10 @@ from task_data import Task
 from teaching_protocol.errors import IncompatibleTeacher
 from teaching_protocol.verbs import DescribeReply
 
-__all__ = ["Means", "has_head", "means", "require_head", "require_port"]
+__all__ = ["MULTI_LABEL_HEAD", "Means", "has_head", "means", "require_head", "require_port"]
+
+MULTI_LABEL_HEAD = "multi_label_classification"
+"""What a card calls a head whose classes are independent of each other."""
 
 _MEANS = "hidden.<layer>.mean<"
 _NAMED = 12
@@ -53,8 +56,11 @@ def require_port(card: DescribeReply, port: str) -> str:
 
 
 def has_head(card: DescribeReply, task: Task) -> bool:
-    """Whether the teacher's `logits` are about the task: the same labels in the same order, or a number as it is."""
+    """Whether the teacher's `logits` are about the task: the same labels in the same order, one or several of them true
+    at a time as in the task, or a number as it is."""
     if not card.heads or "causal_lm" in card.heads or "logits" not in card.output_ports:
+        return False
+    if (MULTI_LABEL_HEAD in card.heads) != task.is_multi_label:
         return False
     return len(card.labels) <= 1 if task.is_regression else tuple(card.labels) == task.labels
 
@@ -70,8 +76,12 @@ def require_head(card: DescribeReply, task: Task) -> None:
     if not card.heads or "causal_lm" in card.heads:
         received = f"received {' and '.join(card.heads) or 'no head'}"
     else:
-        received = f"received the labels {_listed(card.labels) or 'of a regression'}"
-    expected = "one predicted number" if task.is_regression else f"the labels {_listed(task.labels)}, in this order"
+        several = ", any number of which may be true" if MULTI_LABEL_HEAD in card.heads else ""
+        received = f"received the labels {_listed(card.labels) or 'of a regression'}{several}"
+    several = ", of which any number may be true" if task.is_multi_label else ""
+    expected = (
+        "one predicted number" if task.is_regression else f"the labels {_listed(task.labels)}, in this order{several}"
+    )
     raise IncompatibleTeacher(
         f"`logits` of the teacher {card.model_name}: {received}, expected {expected} (task {task.name}); train a head "
         "on this data by `teacher-server finetune --model ... --data ... --out FOLDER` and serve that folder, or choose "

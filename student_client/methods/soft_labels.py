@@ -14,7 +14,7 @@ __all__ = ["SoftLabels"]
 
 
 class SoftLabels(Method):
-    """T^2 KL(softmax(y_h / T) || softmax(y / T)) on all rows; a regression: (y - y_h)^2.
+    """T^2 KL(softmax(y_h / T) || softmax(y / T)) on all rows, of sigmoids for several labels; a regression: (y - y_h)^2.
 
     Hinton et al. 2015. The teacher needs a head for the task.
     """
@@ -38,5 +38,6 @@ class SoftLabels(Method):
         """The divergence from the teacher's prediction."""
         terms, settings = Terms(), self.settings
         logits = teachers.first.observe(batch, self.observed[0])["logits"]
-        terms.add("soft_labels", settings.weight, soft_targets(seen.outputs, logits, temperature=settings.temperature))
+        loss = soft_targets(seen.outputs, logits, temperature=settings.temperature, independent=seen.is_multi_label)
+        terms.add("soft_labels", settings.weight, loss)
         return terms

@@ -68,6 +68,10 @@ def train_selector(
     """
     if episodes < 1:
         raise ConfigError(f"episodes: received {episodes}, expected 1 or more")
+    if config.data.streaming:
+        raise ConfigError(
+            "data.streaming: a selector holds rows out of the training split; give it some that fit in memory"
+        )
     config = _prepared(config)
     progress = progress or Progress("selector")
     data, learning, seed = load_data(config.data), config.method.selection.learning, config.training.seed
@@ -160,7 +164,7 @@ class _Episodes:
 
 
 def _development_loss(student: Student, view: Tensors, development: Split, calibrated: bool) -> float:
-    """The loss whose fall is the reward: cross-entropy, calibrated or not, or the mean squared error.
+    """The loss whose fall is the reward: cross-entropy, calibrated or not; of several labels the binary one, of a number the mean squared error.
 
     Args:
         student: on any device; its mode is restored.
@@ -168,7 +172,7 @@ def _development_loss(student: Student, view: Tensors, development: Split, calib
         development: what `hold_out` held out.
         calibrated: whether `calibrated_cross_entropy` is measured (ours) or the cross-entropy (the paper).
     """
-    if student.task.is_regression or not calibrated:
+    if student.task.kind != "single_label" or not calibrated:
         return evaluate(student, view, development).loss
     return calibrated_cross_entropy(*labelled_outputs(student, view, development)).item()
 

@@ -103,6 +103,7 @@ def _card(config: StudentConfig, data: TaskData, found: dict[str, int]) -> Stude
         modality=data.modality,  # type: ignore[arg-type]
         task=task.name,
         labels=task.labels,
+        kind=task.kind,
         sizes=sizes,
         dropout=config.dropout,
     )

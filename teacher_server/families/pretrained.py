@@ -64,8 +64,10 @@ class PretrainedFamily(Family):
 
     @property
     def heads(self) -> tuple[str, ...]:
-        """The head that the model's class tells."""
+        """The head that the model's class tells; `multi_label_classification` where its config says that classes are independent."""
         head = head_of(type(self.model).__name__)
+        if head and getattr(self.model.config, "problem_type", None) == "multi_label_classification":
+            return ("multi_label_classification",)
         return (head,) if head else ()
 
     @property

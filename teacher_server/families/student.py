@@ -50,7 +50,8 @@ class StudentFamily(Family):
     @property
     def heads(self) -> tuple[str, ...]:
         """The student's head."""
-        return ("regression",) if self.student.task.is_regression else (self.classifier,)
+        own = {"regression": "regression", "multi_label": "multi_label_classification"}
+        return (own.get(self.student.task.kind, self.classifier),)
 
     @property
     def labels(self) -> tuple[str, ...]:

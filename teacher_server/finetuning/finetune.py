@@ -67,6 +67,10 @@ def finetune(
         NonFiniteError: the training came to nothing finite.
     """
     _claim(config.output, overwrite)
+    if config.data.streaming:
+        raise ConfigError(
+            "data.streaming: received true, expected false; a teacher is fine-tuned on labelled rows in memory"
+        )
     # how many rows join unlabelled has no influence on which ones are labelled
     data = load_data(config.data.model_copy(update={"unlabelled": 0}))
     _check_validation(data)
@@ -74,7 +78,7 @@ def finetune(
         accelerator = _accelerator(config)
         source = load_teacher(config.model, device=str(accelerator.device), image_size=config.image_size)
         with torch.random.fork_rng([accelerator.device] if accelerator.device.type == "cuda" else []):
-            teacher = with_head(source, data.task.labels, config.seed)
+            teacher = with_head(source, data.task.labels, config.seed, data.task.kind)
             _check_modality(teacher, data)
             result = _train(teacher, data, config, accelerator, report)
         _write(folder / _RECORD, _record(config, source, teacher, data, result))
@@ -165,10 +169,10 @@ def _learner(teacher: FrozenTeacher, config: FinetuneConfig) -> Learner:
 def _objective(learner: Learner, train: Split, data: TaskData) -> Objective:
     """Classes, or targets of mean 0 and deviation 1; without a bias nothing could give the mean back."""
     if not data.task.is_regression:
-        return Objective(False)
+        return Objective(data.task.kind)
     scale = float(train.labels.std()) if len(train) > 1 else 0.0
     shift = float(train.labels.mean()) if last_linear(learner.head).bias is not None else 0.0
-    return Objective(True, shift, scale or 1.0)
+    return Objective("regression", shift, scale or 1.0)
 
 
 def _claim(output: Path, overwrite: bool) -> None:

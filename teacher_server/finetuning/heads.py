@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForImageClassification, AutoModelForSequenceClassification
 
+from task_data.splits import TaskKind
 from teacher_server.families.cnn import GridFamily
 from teacher_server.families.pretrained import PretrainedFamily
 from teacher_server.split import FrozenTeacher
@@ -36,7 +37,9 @@ HEADS: dict[str, Callable[[Any], tuple[nn.Module, ...]]] = {
 _READS_LAST_TOKEN = ("gpt2", "llama", "mistral", "qwen2")
 
 
-def with_head(teacher: FrozenTeacher, labels: Sequence[str], seed: int) -> FrozenTeacher:
+def with_head(
+    teacher: FrozenTeacher, labels: Sequence[str], seed: int, kind: TaskKind = "single_label"
+) -> FrozenTeacher:
     """The same body, tokenizer and image settings under a new head, drawn from `seed`; a head it had is dropped.
 
     The head is that of transformers' own class for the family. A pooler that the body brings is kept, one that it
@@ -46,6 +49,7 @@ def with_head(teacher: FrozenTeacher, labels: Sequence[str], seed: int) -> Froze
         teacher: a transformers model of any head, or none; float32.
         labels: the classes in order; empty for a regression, whose one logit is the predicted number.
         seed: of the new weights.
+        kind: of the task; whether one class is true of a row, or any number of them.
 
     Raises:
         UnsupportedFamily: a trained student, or a model type without such a head.
@@ -60,7 +64,7 @@ def with_head(teacher: FrozenTeacher, labels: Sequence[str], seed: int) -> Froze
     loader = AutoModelForSequenceClassification if family.modality == "text" else AutoModelForImageClassification
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = loader.from_config(_config(family, labels), dtype=torch.float32)
+        model = loader.from_config(_config(family, labels, kind), dtype=torch.float32)
     missing, unexpected = model.base_model.load_state_dict(family.base.state_dict(), strict=False)
     strange = [name for name in (*missing, *unexpected) if not name.startswith("pooler.")]
     if strange:
@@ -110,11 +114,11 @@ def last_linear(head: nn.Module) -> nn.Linear:
     return [module for module in head.modules() if isinstance(module, nn.Linear)][-1]
 
 
-def _config(family: PretrainedFamily, labels: Sequence[str]) -> Any:
+def _config(family: PretrainedFamily, labels: Sequence[str], kind: TaskKind) -> Any:
     config = copy.deepcopy(family.model.config)
     config.id2label = dict(enumerate(labels)) or {0: "LABEL_0"}
     config.label2id = {name: number for number, name in config.id2label.items()}
-    config.problem_type = "single_label_classification" if labels else "regression"
+    config.problem_type = f"{kind}_classification" if labels else "regression"
     if isinstance(family, GridFamily) and family.image is not None:
         config.image_size = family.image.size  # it may not be the model's own
     config._name_or_path = ""  # a folder of this machine, which is nobody's business

@@ -11,6 +11,8 @@ from accelerate import Accelerator
 from torch import nn
 from transformers import get_linear_schedule_with_warmup
 
+from task_data.metrics import measured
+from task_data.splits import METRICS, TaskKind
 from teaching_protocol.errors import NonFiniteError
 
 __all__ = ["Epoch", "Examples", "Objective", "Plan", "tune"]
@@ -20,7 +22,7 @@ _EVALUATION_ROWS = 64
 
 @dataclass(frozen=True)
 class Examples:
-    """N examples. `outputs` gives [B, outputs] for the row numbers [B]; `targets` [N] are int64 classes or floats."""
+    """N examples. `outputs` gives [B, outputs] for the row numbers [B]; `targets` are `Split.labels`, all of them known."""
 
     outputs: Callable[[torch.Tensor], torch.Tensor]
     targets: torch.Tensor
@@ -30,17 +32,24 @@ class Examples:
 class Objective:
     """What outputs are held against: classes, or targets of which the outputs give (target - shift) / scale."""
 
-    is_regression: bool
+    kind: TaskKind
     shift: float = 0.0
     scale: float = 1.0
 
     @property
+    def is_regression(self) -> bool:
+        """Whether less of the metric is better."""
+        return self.kind == "regression"
+
+    @property
     def metric(self) -> str:
-        """accuracy (higher is better), or rmse in the unit of the targets (lower is better)."""
-        return "rmse" if self.is_regression else "accuracy"
+        """accuracy or micro_f1 (higher is better), or rmse in the unit of the targets (lower is better)."""
+        return METRICS[self.kind]
 
     def loss(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """Cross-entropy, or the mean squared error of scaled targets; a scalar."""
+        """Cross-entropy, that of each class by itself, or the mean squared error of scaled targets; a scalar."""
+        if self.kind == "multi_label":
+            return nn.functional.binary_cross_entropy_with_logits(outputs, targets.to(outputs.dtype))
         if not self.is_regression:
             return nn.functional.cross_entropy(outputs, targets)
         return nn.functional.mse_loss(outputs.squeeze(-1), (targets - self.shift) / self.scale)
@@ -48,10 +57,9 @@ class Objective:
     def score(self, outputs: torch.Tensor, targets: torch.Tensor) -> float:
         """The metric."""
         outputs, targets = outputs.cpu(), targets.cpu()
-        if not self.is_regression:
-            return float((outputs.argmax(-1) == targets).double().mean())
-        predicted = outputs.squeeze(-1).double() * self.scale + self.shift
-        return math.sqrt(float((predicted - targets.double()).square().mean()))
+        if self.is_regression:
+            outputs = outputs.squeeze(-1).double() * self.scale + self.shift
+        return measured(self.kind, outputs, targets)[self.metric]
 
 
 @dataclass(frozen=True)

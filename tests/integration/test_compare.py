@@ -102,6 +102,12 @@ def test_the_smoke_suite_ends_and_all_it_leaves_agrees(tmp_path: Path) -> None:
     teacher = table["teachers"]["foundation-trained"]["test"]
     assert 0.5 < teacher <= 1, "the teacher knows the digits"
     assert f"foundation-trained {teacher:.4f}" in " ".join(said.split())
+    assert list(table["sizes"]) == ["student", "teacher foundation"]
+    assert table["sizes"]["student"]["parameters"] == runs[0]["parameters"]
+    for size in table["sizes"].values():
+        assert min(size["rows_per_s"], size["disk_bytes"]) > 0
+        assert all(f"{size['rows_per_s']:.0f}" in text for text in (said, page, (output / "results.md").read_text()))
+    assert "digits: size and speed" in said
     assert {path.name for path in (output / "plots").iterdir()} == {"digits-scores.png", "digits-curves.png"}
     assert page.count("<svg") == 2
     assert results["command"] in page

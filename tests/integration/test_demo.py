@@ -61,6 +61,9 @@ def test_it_writes_a_report_a_plot_and_the_metrics(tmp_path: Path, model_folder:
     configured = [json.loads(path.read_text()) for path in (tmp_path / "demo").glob("*.json")]
     threads = [each.get("threads", each.get("training", {}).get("threads")) for each in configured]
     assert [count for count in threads if count] == [shared_threads(4)] * 4, "the server and the three students"
+    assert list(report["sizes"]) == ["task_only", "one_way", "talking", "teacher"]
+    assert min(size["rows_per_s"] for size in report["sizes"].values()) > 0
+    assert "size and speed" in said
     assert (tmp_path / "demo" / "curves.png").read_bytes().startswith(b"\x89PNG")
     metrics = (tmp_path / "demo" / "metrics.prom").read_text()
     assert "teacher_session_steps_total 12.0" in metrics, "two students of six steps"

@@ -75,7 +75,11 @@ def follow(page: str, folder: Path, without: tuple[str, ...] = (), limit_s: floa
             lines.append(smaller(text))
     (folder / "followed.sh").write_text("\n".join([*lines, "echo the end\n"]))
     path = f"{folder / 'bin'}:{os.environ['PATH']}"
-    environment = os.environ | {"PATH": path, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | variables
+    environment = (
+        os.environ
+        | {"PATH": path, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HOME": str(folder / "hf")}
+        | variables
+    )
     alone = os.geteuid() == 0 and any("teacher-server serve" in line for line in lines)
     shell = ["unshare", "--net", "sh", "-c", 'ip link set lo up && exec bash "$0"'] if alone else ["bash"]
     done = subprocess.run(
@@ -91,6 +95,10 @@ def test_own_data(tmp_path: Path) -> None:
     said = follow("own_data", tmp_path)
     assert "train: 100 rows, 60 with their label" in said
     assert (tmp_path / "runs/labels_only/result.json").exists()
+    assert "test micro_f1" in said
+    assert "validation subset_accuracy" in said
+    assert (tmp_path / "runs/saved/result.json").exists()
+    assert (tmp_path / "runs/streamed/result.json").exists()
 
 
 def test_own_method(servers: dict[str, Address], tmp_path: Path) -> None:

@@ -84,7 +84,7 @@ def test_merged_lora_is_the_model_that_was_trained(model_type: str) -> None:
                 weight.normal_(std=0.3)
     trained = outputs_of(learner, model_type)
     assert (trained - untouched).abs().max() > 1e-3
-    learner.finish(Objective(False))
+    learner.finish(Objective("single_label"))
     assert set(learner.teacher.model.state_dict()) == names
     torch.testing.assert_close(plain_outputs(learner, model_type), trained, atol=1e-4, rtol=1e-4)
 
@@ -93,7 +93,7 @@ def test_merged_lora_is_the_model_that_was_trained(model_type: str) -> None:
 def test_the_logit_of_a_finished_regression_is_the_number_itself(model_type: str) -> None:
     learner = HeadLearner(headed(model_type, labels=()), 512)
     has_bias = model_type not in ("gpt2", "llama", "mistral", "qwen2")
-    objective = Objective(True, shift=50.0 if has_bias else 0.0, scale=12.5)
+    objective = Objective("regression", shift=50.0 if has_bias else 0.0, scale=12.5)
     expected = outputs_of(learner, model_type).double() * objective.scale + objective.shift
     learner.finish(objective)
     torch.testing.assert_close(plain_outputs(learner, model_type).double(), expected, atol=1e-3, rtol=1e-5)

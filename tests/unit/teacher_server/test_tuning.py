@@ -38,7 +38,7 @@ def run(plan: Plan, dropout: float = 0.0, noise: float = 0.0) -> tuple[torch.nn.
         Examples(lambda rows, inputs=inputs: module(inputs[rows]), targets)
         for inputs, targets in (linear_task(41, noise), linear_task(60, noise))
     )
-    best, epochs = tune(module, train, held, Objective(False), plan, Accelerator(cpu=True), told.append)
+    best, epochs = tune(module, train, held, Objective("single_label"), plan, Accelerator(cpu=True), told.append)
     assert list(epochs) == told
     return module, best, told, held
 
@@ -54,14 +54,14 @@ def test_losses_and_metrics_are_the_plain_ones() -> None:
     logits, classes = rng.normal(size=(6, 3)), rng.integers(0, 3, 6)
     exponents = np.exp(logits)
     expected = -np.mean(np.log(exponents[np.arange(6), classes] / exponents.sum(1)))
-    objective = Objective(False)
+    objective = Objective("single_label")
     outputs, labels = torch.from_numpy(logits), torch.from_numpy(classes)
     assert objective.metric == "accuracy"
     assert objective.loss(outputs, labels).item() == pytest.approx(expected)
     assert objective.score(outputs, labels) == np.mean(logits.argmax(1) == classes)
 
     found, targets = rng.normal(size=(6, 1)), rng.normal(5, 3, 6)
-    objective = Objective(True, shift=4.0, scale=2.5)
+    objective = Objective("regression", shift=4.0, scale=2.5)
     outputs, numbers = torch.from_numpy(found), torch.from_numpy(targets)
     assert objective.metric == "rmse"
     assert objective.loss(outputs, numbers).item() == pytest.approx(np.mean((found[:, 0] - (targets - 4) / 2.5) ** 2))
@@ -81,7 +81,7 @@ def test_it_learns_and_ends_with_the_weights_of_the_best_epoch() -> None:
 def test_of_a_regression_the_lowest_error_is_the_best() -> None:
     inputs = linear_task(40)[0]
     targets = inputs.sum(1) * 3 + 100
-    objective = Objective(True, float(targets.mean()), float(targets.std()))
+    objective = Objective("regression", float(targets.mean()), float(targets.std()))
     module = torch.nn.Linear(5, 1)
     examples = Examples(lambda rows: module(inputs[rows]), targets)
     best, epochs = tune(module, examples, examples, objective, PLAN, Accelerator(cpu=True), lambda epoch: None)
@@ -117,6 +117,6 @@ def test_batch_norms_keep_their_statistics() -> None:
     module = torch.nn.Sequential(torch.nn.BatchNorm1d(5), torch.nn.Linear(5, 2))
     before = {name: buffer.clone() for name, buffer in module.named_buffers()}
     examples = Examples(lambda rows: module(inputs[rows]), targets)
-    tune(module, examples, examples, Objective(False), PLAN, Accelerator(cpu=True), lambda epoch: None)
+    tune(module, examples, examples, Objective("single_label"), PLAN, Accelerator(cpu=True), lambda epoch: None)
     for name, buffer in module.named_buffers():
         assert torch.equal(buffer, before[name]), name

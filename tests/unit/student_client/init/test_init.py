@@ -13,9 +13,11 @@ from typer.testing import CliRunner
 
 from student_client.cli import build_app
 from student_client.config import load_run_config
+from task_data import load_data
 from teacher_server.app import TeacherApp
 from teacher_server.config import ServerConfig
 from tests.unit.student_client.run_setup import write_csv
+from tests.unit.task_data.multi_label_files import sample, write_form
 
 SMALL = ["--size", "tiny", "--batch-size", "8", "--max-steps", "3"]
 
@@ -95,6 +97,15 @@ def test_without_a_teacher_and_without_a_terminal() -> None:
     code, out, said = run("train", "--config", "alone.yaml", "--quiet")
     assert code == 0, said
     assert "task_only: test accuracy" in out
+
+
+def test_a_file_of_lists_of_labels() -> None:
+    write_form(Path("lists.jsonl"), sample())
+    code, _, said = run("init", "moods.yaml", "--yes", "--teacher", "none", "--data", "lists.jsonl", *SMALL)
+    assert code == 0, said
+    config = load_run_config(Path("moods.yaml"), {})
+    assert (config.data.text_column, config.data.label_column) == ("text", "moods")
+    assert load_data(config.data).task.kind == "multi_label"
 
 
 def test_fields_by_set_and_sections_of_the_methods_that_are_used() -> None:
