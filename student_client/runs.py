@@ -16,7 +16,8 @@ from student_client.config import RunConfig
 from student_client.connecting import connected
 from student_client.division import check_divisible
 from student_client.footprint import Footprint
-from student_client.methods import Context, build_methods
+from student_client.members import STUDENT_TOKENS
+from student_client.methods import Context, build_methods, check_suits, reads_student_tokens
 from student_client.metrics import Facts
 from student_client.progress import Progress
 from student_client.ranks import Ranks, joined
@@ -87,10 +88,10 @@ def open_run(
                 stack.enter_context(_owned(config.output))
                 _claim(config.output, resume, overwrite)
             data = load_data(config.data)
+        check_suits(config.method, data.task)
         student = build_student(config.student, data)
-        together = stack.enter_context(
-            connected(config, data.task.name, teacher_ports(data.train), teachers, progress.say, resume, ranks)
-        )
+        served = STUDENT_TOKENS if reads_student_tokens(config.method, data.task) else teacher_ports(data.train)
+        together = stack.enter_context(connected(config, data.task.name, served, teachers, progress.say, resume, ranks))
         method = build_methods(Context(config.method, student, together.cards, config.method.seed))
         trainer = Trainer(config, data, student, method, together, progress)
         trainer.watch = stack.enter_context(
@@ -143,7 +144,7 @@ def measured(trainer: Trainer, result: Result) -> Result:
     """
     rows = trainer.data.validation
     best = load_student(trainer.config.output / "student").to(trainer.accelerator.device)
-    teacher = of_teacher(trainer.teachers.first, rows) if trainer.teachers else Footprint()
+    teacher = of_teacher(trainer.teachers.first, trainer.student, rows) if trainer.teachers else Footprint()
     found = replace(result, student_size=of_student(best, rows), teacher_size=teacher)
     found.write(trainer.config.output)
     return found

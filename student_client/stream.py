@@ -9,8 +9,10 @@ import torch
 
 from student_client.config import TrainingConfig
 from student_client.division import part_of
+from student_client.members import read_by_teachers
 from student_models import Student
-from task_data import Batch, Split, batches, count_batches, teacher_view, token_lengths
+from student_models.token_labels import labelled_view
+from task_data import Batch, Split, batches, count_batches, token_lengths
 
 __all__ = ["Place", "Stream"]
 
@@ -49,8 +51,8 @@ class Stream:
         self.epoch_batches = count_batches(split, training.batch_size, training.labelled_share)
         """Batches of one epoch."""
         self._training, self._device = training, device
-        self._view: Mapping[str, torch.Tensor] = student.view(split.columns)
-        self._teacher_view: Mapping[str, torch.Tensor] = teacher_view(split, ports)
+        self._view: Mapping[str, torch.Tensor] = labelled_view(student, split)
+        self._teacher_view: Mapping[str, torch.Tensor] = read_by_teachers(split, ports, self._view)
         self._lengths = token_lengths(self._view) if training.group_by_length else None
         self._epoch: Iterator[Batch] | None = None
 

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from student_client.footprint import Footprint
-from student_client.members import Member
+from student_client.members import Member, read_by_teachers
 from student_models import Student
-from task_data import Split, batches, teacher_view
+from task_data import Split, batches
 from teaching_protocol.errors import TeachingError
 
 __all__ = ["count_parameters", "of_student", "of_teacher"]
@@ -34,7 +34,7 @@ def of_student(student: Student, split: Split) -> Footprint:
     return Footprint(count_parameters(student), _size_bytes(student), 1e3 * statistics.median(times[1:]), rows)
 
 
-def of_teacher(member: Member, split: Split) -> Footprint:
+def of_teacher(member: Member, student: Student, split: Split) -> Footprint:
     """A teacher, by its card; its own seconds for one batch of up to 32 rows of a split that it was not asked about before.
 
     What it cannot be asked is 0: rows it has in its cache cost it nothing.
@@ -42,7 +42,8 @@ def of_teacher(member: Member, split: Split) -> Footprint:
     card = member.card
     seconds, rows = 0.0, min(_ROWS, len(split))
     with suppress(TeachingError, StopIteration):
-        batch = next(batches({}, teacher_view(split, member.ports), split, _ROWS, seed=0, epoch=0))
+        view = read_by_teachers(split, member.ports, student.view(split.columns))
+        batch = next(batches({}, view, split, _ROWS, seed=0, epoch=0))
         before = member.teacher.seconds
         member.teacher.observe(member.own(batch), ["pooled"])
         seconds = member.teacher.seconds - before

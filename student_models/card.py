@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError
 
+from task_data.config import Level
 from task_data.splits import Task
 from teaching_protocol.errors import ModelLoadError
 
@@ -26,6 +27,8 @@ class StudentCard(BaseModel):
     """Name of the task it was trained for."""
     labels: tuple[str, ...]
     """The classes in the order of its logits; empty for a regression."""
+    level: Level = "row"
+    """What has a label: a row, or each token of it."""
     sizes: dict[str, PositiveInt]
     """Its sizes: those of the preset, and what the data fixed (users, items, the images' shape)."""
     dropout: float
@@ -33,7 +36,7 @@ class StudentCard(BaseModel):
 
     def to_task(self) -> Task:
         """The task the student predicts."""
-        return Task(name=self.task, labels=self.labels)
+        return Task(name=self.task, labels=self.labels, level=self.level)
 
     def write(self, folder: Path) -> None:
         """Writes `student.json`."""

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from student_models.auto_models import level_of
 from student_models.card import StudentCard
 from student_models.image import ImageStudent
 from student_models.ratings import RatingsStudent
@@ -31,17 +32,17 @@ def load_student(folder: Path) -> Student:
         ModelLoadError: a file is missing or broken.
     """
     folder = Path(folder)
-    if not (folder / "student.json").is_file() and _is_classifier(folder / "config.json"):
+    if not (folder / "student.json").is_file() and _has_head(folder / "config.json"):
         return TappedStudent.from_pretrained(folder).eval()
     card = StudentCard.read(folder)
     with torch.random.fork_rng(devices=[]):
         return STUDENTS[card.modality].load(folder, card).eval()
 
 
-def _is_classifier(path: Path) -> bool:
-    """Whether a transformers config is that of a classifier of sequences."""
+def _has_head(path: Path) -> bool:
+    """Whether a transformers config is that of a model with a head that students have."""
     try:
         names = json.loads(path.read_text(encoding="utf-8")).get("architectures") or [""]
     except (OSError, ValueError):
         return False
-    return str(names[0]).endswith("ForSequenceClassification")
+    return level_of(str(names[0])) is not None

@@ -11,7 +11,7 @@ import torch
 
 from task_data.config import DataConfig
 from task_data.division import Division, Integers, Part, divide
-from task_data.splits import Split, Task, TaskData
+from task_data.splits import IGNORED, Split, Task, TaskData
 from teaching_protocol.errors import DataError
 
 __all__ = ["HIDDEN_CLASS", "SEPARATOR", "TextRows", "assemble", "class_numbers", "targets", "text_data"]
@@ -112,8 +112,7 @@ def assemble(
 
     def split(rows: Integers, labelled: torch.Tensor) -> Split:
         taken = {name: _take(column, rows) for name, column in columns.items()}
-        hidden = HIDDEN_CLASS if task.labels else math.nan
-        own = labels[torch.from_numpy(rows)].masked_fill(~labelled, hidden)
+        own = _hidden(task, labels[torch.from_numpy(rows)], ~labelled)
         return Split(taken, _take(teacher, rows), own, labelled)
 
     return TaskData(
@@ -123,6 +122,13 @@ def assemble(
         validation=split(division.validation, torch.ones(len(division.validation), dtype=torch.bool)),
         test=split(division.test, torch.ones(len(division.test), dtype=torch.bool)),
     )
+
+
+def _hidden(task: Task, labels: torch.Tensor, unlabelled: torch.Tensor) -> torch.Tensor:
+    """Labels without those of the unlabelled rows; of tokens it stays known which of them have one."""
+    if task.level == "token":
+        return labels.masked_fill(unlabelled[:, None] & (labels != IGNORED), HIDDEN_CLASS)
+    return labels.masked_fill(unlabelled, math.nan if task.is_regression else HIDDEN_CLASS)
 
 
 def _take(column: Sequence[str] | torch.Tensor, rows: Integers) -> Sequence[str] | torch.Tensor:

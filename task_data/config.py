@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-__all__ = ["DataConfig", "DataName", "GlueTask", "SplitName"]
+__all__ = ["DataConfig", "DataName", "GlueTask", "Level", "SplitName"]
 
 DataName = Literal[
     "newsgroups",
@@ -31,6 +31,10 @@ GlueTask = Literal["cola", "mnli", "mrpc", "qnli", "qqp", "rte", "sst2"]
 """Tasks of GLUE."""
 
 
+Level = Literal["row", "token", "next_token"]
+"""What has a label: a row, each token of it (word by word), or each token by being followed by another."""
+
+
 class DataConfig(BaseModel):
     """Which data set, and how many of its rows go where."""
 
@@ -50,6 +54,22 @@ class DataConfig(BaseModel):
         description="Column of a file that holds a second text; the two are read as one, with [SEP] between.",
     )
     label_column: str = Field("label", min_length=1, description="Column of a file that holds the label or target.")
+    level: Level = Field(
+        "row",
+        description="Files only: whether a row has a label, each of its tokens has one, or each token is followed by another.",
+    )
+    tokens_column: str = Field(
+        "tokens", min_length=1, description="Column of a file that holds the list of a row's tokens, at level `token`."
+    )
+    tags_column: str = Field(
+        "tags", min_length=1, description="Column of a file that holds the list of their labels, at level `token`."
+    )
+    block_bytes: int = Field(
+        480,
+        ge=16,
+        le=2048,
+        description="Bytes of text, at most, that are a row at level `next_token`: some 4 of them make a token.",
+    )
     labelled: int | None = Field(
         300,
         ge=1,

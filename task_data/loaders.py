@@ -15,6 +15,7 @@ from task_data.orange import load_newsgroups, load_reuters_r8
 from task_data.spam_assassin import load_spam_assassin
 from task_data.splits import TaskData
 from task_data.uci_sentiment import load_uci_sentiment
+from teaching_protocol.errors import DataError
 
 __all__ = ["LOADERS", "load_data"]
 
@@ -40,4 +41,9 @@ def load_data(config: DataConfig) -> TaskData:
     Raises:
         DataError: a file or package that cannot be had or read, or rows that cannot be used.
     """
+    if config.level != "row" and config.name != "file":
+        raise DataError(
+            f"data.level: received {config.level!r} with the data set {config.name}, which has a label for each row; "
+            "tokens and plain text come from files: set data.name to file, and data.path"
+        )
     return LOADERS[config.name](config)

@@ -7,20 +7,31 @@ from dataclasses import dataclass
 
 import torch
 
-__all__ = ["Split", "Task", "TaskData"]
+from task_data.config import Level
+
+__all__ = ["IGNORED", "Split", "Task", "TaskData"]
+
+IGNORED = -100
+"""The label of a token that has none, as in transformers: padding, a word's further pieces, the last of a text."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """What is to be predicted. `labels` names the classes in order; empty for a regression."""
+    """What is to be predicted. `labels` names the classes in order; empty for a regression, and for next tokens."""
 
     name: str
     labels: tuple[str, ...] = ()
+    level: Level = "row"
 
     @property
     def is_regression(self) -> bool:
         """Whether the target is a number and not a class."""
-        return not self.labels
+        return not self.labels and self.level == "row"
+
+    @property
+    def has_spans(self) -> bool:
+        """Whether the classes of tokens mark spans: B-x begins one, I-x goes on in it."""
+        return self.level == "token" and any(label.startswith("B-") for label in self.labels)
 
     @property
     def outputs(self) -> int:
@@ -29,7 +40,11 @@ class Task:
 
     @property
     def metric(self) -> str:
-        """Name of the test metric: accuracy (higher is better) or rmse (lower is better)."""
+        """Name of the test metric: accuracy or span_f1 (higher is better), rmse or perplexity (lower is better)."""
+        if self.level == "next_token":
+            return "perplexity"
+        if self.has_spans:
+            return "span_f1"
         return "rmse" if self.is_regression else "accuracy"
 
 
@@ -40,7 +55,9 @@ class Split:
     `columns` is the student's raw view (`text`: N strings; `user`, `item`: [N] int64;
     `image`: [N, channels, height, width] uint8) and `teacher` the teacher's view of the same examples:
     N strings, or the images. `labels` is [N] int64 classes or [N] float32 targets; a row whose
-    `labelled` [N] bool is False keeps its label out of every loss.
+    `labelled` [N] bool is False keeps its label out of every loss. At level `token` the words of a text stand between
+    single spaces, and `labels` is [N, words] int64, `IGNORED` behind the last word. At level `next_token` the text is its own
+    label, and `labels` is [N] of no meaning.
     """
 
     columns: Mapping[str, Sequence[str] | torch.Tensor]

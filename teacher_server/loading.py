@@ -16,6 +16,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageClassification,
     AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
     AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
@@ -220,6 +221,7 @@ def _model(name: str, config: dict[str, Any], place: torch.device, **options: An
 def _loader(config: dict[str, Any]) -> tuple[Any, str]:
     heads = {
         "sequence_classification": AutoModelForSequenceClassification,
+        "token_classification": AutoModelForTokenClassification,
         "causal_lm": AutoModelForCausalLM,
         "image_classification": AutoModelForImageClassification,
     }

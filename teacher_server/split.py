@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
+from student_models.language_head import hash_of_head
+from student_models.tokenizer import hash_of
 from teacher_server.families import ImageSettings, LayerSpan, family_for
 from teacher_server.spreading import is_offloaded, is_spread, main_device, whole_tensors
 from teacher_server.turns import Turns
@@ -104,7 +104,7 @@ class FrozenTeacher:
         """SHA-256 of what the tokenizer does to a text, as hex digits; empty without a tokenizer."""
         if self.family.tokenizer is None:
             return ""
-        return hashlib.sha256(_tokenizer_json(self.family.tokenizer).encode()).hexdigest()
+        return hash_of(self.family.tokenizer)
 
     def default_span(self) -> LayerSpan:
         """From a third of the way up (the input of block `layers // 3`, not below 1) to the last cut."""
@@ -163,20 +163,26 @@ class FrozenTeacher:
         return self._inputs.example()
 
     def states(
-        self, inputs: Tensors, layers: Sequence[int], with_logits: bool = False, with_pooled: bool = False
+        self,
+        inputs: Tensors,
+        layers: Sequence[int],
+        with_logits: bool = False,
+        with_pooled: bool = False,
+        with_finished: bool = False,
     ) -> dict[str, torch.Tensor]:
         """The teacher's own view of prepared `inputs`, without gradients; blocks are run only as far as needed.
 
         Returns:
             `hidden.<l>` [batch, tokens, widths[l]], the states at cut l (before the final norm), for l in `layers`;
-            `logits` of the model's own head; `pooled` [batch, width], see `Family.pool`.
+            `logits` of the model's own head; `pooled` [batch, width], see `Family.pool`; `last_hidden_state` [batch, tokens, width],
+            behind the final norm.
 
         Raises:
             UnknownPort: a layer the teacher has not, or logits of a teacher without a head.
         """
         self._check_ports(layers, with_logits)
         inputs = {name: tensor.to(self.device) for name, tensor in inputs.items()}
-        cuts = sorted({*layers, *([self.family.layers] if with_pooled else [])})
+        cuts = sorted({*layers, *([self.family.layers] if with_pooled or with_finished else [])})
         outputs: dict[str, torch.Tensor] = {}
         with torch.no_grad(), self._turns.alone():  # the family hooks the model itself
             if with_logits:
@@ -185,10 +191,30 @@ class FrozenTeacher:
             else:
                 found = self.family.climb(inputs, cuts)
             found = {layer: state.to(self.device) for layer, state in found.items()}
-            if with_pooled:
+            if with_pooled or with_finished:
                 finished = self.family.finish(found[self.family.layers]).to(self.device)
-                outputs["pooled"] = self.family.pool(finished, self.family.own_mask(inputs, finished))
+                outputs |= {"last_hidden_state": finished} if with_finished else {}
+                outputs |= (
+                    {"pooled": self.family.pool(finished, self.family.own_mask(inputs, finished))}
+                    if with_pooled
+                    else {}
+                )
         return outputs | {f"hidden.{layer}": found[layer] for layer in layers}
+
+    def said(self, finished: torch.Tensor) -> torch.Tensor:
+        """Logits [..., vocabulary] of a language model's last hidden states [..., width], without gradients.
+
+        Raises:
+            UnknownPort: a teacher without such a head.
+        """
+        with torch.no_grad(), self._turns.alone():
+            return self.family.say(finished).to(self.device)
+
+    @functools.cached_property
+    def head_hash(self) -> str:
+        """What tells the head of a language model, as `student_models.language_head` has it; empty of any other teacher."""
+        weight = self.family.language_head
+        return "" if weight is None else hash_of_head(weight)
 
     def upper(self, states: torch.Tensor, mask: torch.Tensor | None, span: LayerSpan) -> torch.Tensor:
         """Runs `span` on states [batch, tokens, widths[span.start]] of any origin; differentiable, weights frozen.
@@ -232,12 +258,3 @@ class FrozenTeacher:
 def freeze(model: nn.Module) -> nn.Module:
     """Switches off the parameters' gradients and dropout, in place; gradients still pass."""
     return model.requires_grad_(False).eval()
-
-
-def _tokenizer_json(tokenizer: Any) -> str:
-    """Everything but truncation and padding, which are settings of a call."""
-    backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
-    if not isinstance(backend, Tokenizer):
-        return json.dumps([type(tokenizer).__name__, sorted(tokenizer.get_vocab().items())])
-    whole = json.loads(backend.to_str())
-    return json.dumps({key: value for key, value in whole.items() if key not in ("truncation", "padding")})

@@ -16,6 +16,7 @@ from student_client.losses.messages import (
 from student_client.losses.relations import angle_relation, distance_relation, self_relation_kl
 from student_client.losses.states import interact, state_consistency, state_error
 from student_client.losses.task import calibrated_cross_entropy, masked_cross_entropy, masked_mse, task_loss
+from student_client.losses.tokens import shared_head_kl, token_cross_entropy, token_kl, top_kl
 
 __all__ = [
     "CONSISTENCY_READINGS",
@@ -40,9 +41,13 @@ __all__ = [
     "mixed_targets",
     "patient_error",
     "self_relation_kl",
+    "shared_head_kl",
     "soft_label_kl",
     "soft_targets",
     "state_consistency",
     "state_error",
     "task_loss",
+    "token_cross_entropy",
+    "token_kl",
+    "top_kl",
 ]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch.nn import functional
 
+from student_client.losses.tokens import token_cross_entropy
+
 __all__ = ["calibrated_cross_entropy", "masked_cross_entropy", "masked_mse", "task_loss"]
 
 _SHARPNESS = torch.cat([torch.zeros(1, dtype=torch.float64), torch.logspace(-3, 2, 201, dtype=torch.float64)])
@@ -39,7 +41,12 @@ def masked_mse(predictions: torch.Tensor, targets: torch.Tensor, labelled: torch
 
 
 def task_loss(outputs: torch.Tensor, labels: torch.Tensor, labelled: torch.Tensor) -> torch.Tensor:
-    """L_task: cross-entropy for logits [batch, classes], squared error for predicted targets [batch]."""
+    """L_task: cross-entropy for logits [batch, classes], squared error for predicted targets [batch].
+
+    Logits [batch, tokens, classes] are of tokens, with labels [batch, tokens].
+    """
+    if outputs.dim() == 3:
+        return token_cross_entropy(outputs, labels, labelled)
     loss = masked_mse if outputs.dim() == 1 else masked_cross_entropy
     return loss(outputs, labels, labelled)
 

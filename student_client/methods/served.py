@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from student_models import Student
 from task_data import Task
 from teaching_protocol.errors import IncompatibleTeacher
 from teaching_protocol.verbs import DescribeReply
 
-__all__ = ["Means", "has_head", "means", "require_head", "require_port"]
+__all__ = ["Means", "has_head", "means", "require_head", "require_port", "require_tokenizer"]
 
 _MEANS = "hidden.<layer>.mean<"
 _NAMED = 12
@@ -56,6 +57,8 @@ def has_head(card: DescribeReply, task: Task) -> bool:
     """Whether the teacher's `logits` are about the task: the same labels in the same order, or a number as it is."""
     if not card.heads or "causal_lm" in card.heads or "logits" not in card.output_ports:
         return False
+    if ("token_classification" in card.heads) != (task.level == "token"):
+        return False
     return len(card.labels) <= 1 if task.is_regression else tuple(card.labels) == task.labels
 
 
@@ -70,12 +73,34 @@ def require_head(card: DescribeReply, task: Task) -> None:
     if not card.heads or "causal_lm" in card.heads:
         received = f"received {' and '.join(card.heads) or 'no head'}"
     else:
-        received = f"received the labels {_listed(card.labels) or 'of a regression'}"
+        whose = " of tokens" if "token_classification" in card.heads else ""
+        received = f"received the labels {_listed(card.labels) or 'of a regression'}{whose}"
     expected = "one predicted number" if task.is_regression else f"the labels {_listed(task.labels)}, in this order"
+    expected += " and of each token" if task.level == "token" else ""
+    how = (
+        "train a head on this data by `teacher-server finetune --model ... --data ... --out FOLDER` and serve that folder"
+        if task.level == "row"
+        else "serve a model for token classification with these labels, or a student trained on this data"
+    )
     raise IncompatibleTeacher(
-        f"`logits` of the teacher {card.model_name}: {received}, expected {expected} (task {task.name}); train a head "
-        "on this data by `teacher-server finetune --model ... --data ... --out FOLDER` and serve that folder, or choose "
+        f"`logits` of the teacher {card.model_name}: {received}, expected {expected} (task {task.name}); {how}, or choose "
         "a method that needs no head"
+    )
+
+
+def require_tokenizer(card: DescribeReply, student: Student) -> None:
+    """Refuses a teacher that makes other tokens of a text than the student, where both are compared token by token.
+
+    Raises:
+        IncompatibleTeacher: with both tokenizers, and what to do.
+    """
+    if card.tokenizer_hash and card.tokenizer_hash == student.tokenizer_hash:
+        return
+    raise IncompatibleTeacher(
+        f"the teacher {card.model_name} has the tokenizer {card.tokenizer_hash[:12] or '(none)'}, the student "
+        f"{student.tokenizer_hash[:12] or '(none)'}, and each token's prediction is compared with the same token's; begin the "
+        "student with the teacher's: set student.tokenizer to the name or folder of the teacher's model, or student.pretrained "
+        "to that model with student.keep_every; or choose a method that compares no tokens: fitnets, rkd, pkd, minilm, talking"
     )
 
 

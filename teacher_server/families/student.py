@@ -50,6 +50,8 @@ class StudentFamily(Family):
     @property
     def heads(self) -> tuple[str, ...]:
         """The student's head."""
+        if self.student.task.level == "token":
+            return ("token_classification",)
         return ("regression",) if self.student.task.is_regression else (self.classifier,)
 
     @property
@@ -70,11 +72,11 @@ class StudentFamily(Family):
     def logits(
         self, inputs: Mapping[str, torch.Tensor], cuts: Sequence[int]
     ) -> tuple[torch.Tensor, dict[int, torch.Tensor]]:
-        """The student's outputs: [batch, classes], or [batch, 1] predicted targets."""
+        """The student's outputs: [batch, classes], [batch, 1] predicted targets, or [batch, tokens, classes]."""
         found = self.climb(inputs, [*cuts, self.layers])
         last = found[self.layers]
         outputs = self.student.head(States(last, self.own_mask(inputs, last)))
-        return outputs.reshape(len(last), -1), found
+        return outputs[:, None] if outputs.dim() == 1 else outputs, found
 
 
 class TextStudentFamily(StudentFamily):
