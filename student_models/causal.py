@@ -13,18 +13,22 @@ from task_data.splits import Task
 __all__ = ["causal_student"]
 
 
-def causal_student(tokenizer: Any, task: Task, sizes: Mapping[str, int], dropout: float) -> TappedStudent:
+def causal_student(
+    tokenizer: Any, vocabulary: int, task: Task, sizes: Mapping[str, int], dropout: float
+) -> TappedStudent:
     """A student whose every token sees those before it alone, and predicts the next one.
 
     Args:
         tokenizer: of transformers, its own or another model's.
+        vocabulary: how many tokens it predicts; with another model's tokenizer as many as that model, which may be more
+            than the tokenizer makes.
         task: of level `next_token`.
         sizes: `width`, `layers`, `heads` and `max_tokens`.
         dropout: of the attention, in training.
     """
     width = sizes["width"]
     config = LlamaConfig(
-        vocab_size=len(tokenizer),
+        vocab_size=vocabulary,
         hidden_size=width,
         num_hidden_layers=sizes["layers"],
         num_attention_heads=sizes["heads"],

@@ -71,6 +71,11 @@ class Student(nn.Module, ABC):
         raise DataError(f"{type(self).__name__} reads {', '.join(self.inputs)} and no text; its data has no tokens")
 
     @property
+    def vocabulary_size(self) -> int:
+        """How many tokens a student of next tokens predicts; 0 of any other."""
+        return 0
+
+    @property
     def tokenizer_hash(self) -> str:
         """What its tokenizer does to a text, as a teacher's card has it; empty where there is none to compare."""
         return ""

@@ -111,6 +111,11 @@ class TappedStudent(Student):
         return found
 
     @property
+    def vocabulary_size(self) -> int:
+        """Of a language model: rows of its head."""
+        return int(self.model.config.vocab_size) if self.task.level == "next_token" else 0
+
+    @property
     def tokenizer_hash(self) -> str:
         """What its tokenizer does to a text; empty without one."""
         return "" if self.tokenizer is None else hash_of(self.tokenizer)

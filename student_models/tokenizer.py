@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerFast
 
 from teaching_protocol.errors import ModelLoadError
 
@@ -22,6 +22,7 @@ __all__ = [
     "read_tokenizer",
     "tokenizer_of",
     "train_tokenizer",
+    "vocabulary_of",
     "wrapped",
 ]
 
@@ -83,6 +84,16 @@ def pretrained_tokenizer(name: str) -> Any:
         raise ModelLoadError(
             f"the tokenizer of {name} does not load ({reason}); give the name or folder of a model that has one"
         ) from error
+
+
+def vocabulary_of(name: str, tokenizer: Any) -> int:
+    """Rows of the table of tokens of the model that a tokenizer comes with; without a model, those the tokenizer needs."""
+    needed = 1 + max(tokenizer.get_vocab().values())
+    try:
+        config = PreTrainedConfig.get_config_dict(name)[0]
+    except (OSError, ValueError):
+        return needed
+    return max(needed, int(config.get("vocab_size") or 0))
 
 
 def tokenizer_of(name: str, max_tokens: int) -> Tokenizer:

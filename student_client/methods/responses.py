@@ -114,6 +114,11 @@ def response_for(settings: SoftLabelsConfig, student: Student, card: DescribeRep
         return OfTokens(settings)
     _require_language_model(card)
     require_tokenizer(card, student)
+    if card.vocabulary_size != student.vocabulary_size:
+        raise IncompatibleTeacher(
+            f"the teacher {card.model_name} predicts {card.vocabulary_size} tokens, the student {student.vocabulary_size}; begin "
+            "the student with the teacher's model: student.tokenizer or student.pretrained"
+        )
     return OfLikeliest(settings) if settings.head is None else BySharedHead(settings, card)
 
 

@@ -11,7 +11,7 @@ from student_client.students.presets import sizes_of
 from student_models import ImageStudent, RatingsStudent, Student, StudentCard, TappedStudent, TextStudent
 from student_models.causal import causal_student
 from student_models.columns import tensor_column, text_column
-from student_models.tokenizer import pretrained_tokenizer, tokenizer_of, train_tokenizer, wrapped
+from student_models.tokenizer import pretrained_tokenizer, tokenizer_of, train_tokenizer, vocabulary_of, wrapped
 from task_data import Split, Task, TaskData
 from teaching_protocol.errors import ConfigError, DataError
 
@@ -79,10 +79,12 @@ def _build_causal(config: StudentConfig, data: TaskData) -> TappedStudent:
     sizes = sizes_of(config, "text")
     if config.tokenizer is not None:
         tokenizer = pretrained_tokenizer(config.tokenizer)
+        vocabulary = vocabulary_of(config.tokenizer, tokenizer)
     else:
         texts = text_column(data.train.columns, "text")
         tokenizer = wrapped(train_tokenizer(texts, sizes["vocabulary_size"], sizes["max_tokens"]), sizes["max_tokens"])
-    return causal_student(tokenizer, data.task, sizes, config.dropout)
+        vocabulary = len(tokenizer)
+    return causal_student(tokenizer, vocabulary, data.task, sizes, config.dropout)
 
 
 def _build_ratings(config: StudentConfig, data: TaskData) -> RatingsStudent:
