@@ -61,7 +61,7 @@ def load_teacher(
         ModelLoadError: whatever else keeps the model from loading; the text says what to do.
     """
     shown = _shown(str(name_or_folder))
-    name = str(packaged_folder(str(name_or_folder)) or name_or_folder)
+    name = _place(str(name_or_folder))
     place, kind = _device(device), _dtype(dtype)
     student = _student_folder(Path(name))
     if student is not None:
@@ -94,7 +94,7 @@ def empty_teacher(
     A trained student is small and comes with its weights. Raises and takes what `load_teacher` does.
     """
     shown, kind = _shown(str(name_or_folder)), _dtype(dtype)
-    name = str(packaged_folder(str(name_or_folder)) or name_or_folder)
+    name = _place(str(name_or_folder))
     student = _student_folder(Path(name))
     if student is not None:
         return FrozenTeacher(_student(student, torch.device("cpu"), kind), shown)
@@ -141,6 +141,14 @@ def _check_resized(image_size: int | None, shown: str, resizable: bool) -> None:
 def _shown(name: str) -> str:
     """What students are told: a hub's name as it is, of a folder no more than its own name."""
     return Path(name).resolve().name if Path(name).is_dir() else name
+
+
+def _place(name: str) -> str:
+    """The name or folder to load: of a packaged teacher its folder, of a run with a transformers student the student's."""
+    own = Path(name) / "student"
+    if (own / "config.json").is_file() and not (own / "student.json").is_file():
+        return str(own)
+    return str(packaged_folder(name) or name)
 
 
 def _student_folder(folder: Path) -> Path | None:

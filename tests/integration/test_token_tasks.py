@@ -1,0 +1,210 @@
+"""Tasks with labels for tokens, and next tokens, through real servers: what learns, what is refused, what is left."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from student_client import RemoteTeacher
+from student_client.config import load_run_config
+from student_client.evaluate import evaluate_run
+from student_client.losses import top_kl
+from student_client.result import Result
+from student_client.runs import train
+from student_models import load_student
+from student_models.language_head import read_head
+from teaching_protocol.errors import ConfigError, IncompatibleTeacher, TeachingError
+from tests.integration.processes import Address, ServerProcess
+from tests.unit.student_client.run_setup import quiet
+from tests.unit.teacher_server.tiny_models import tiny_inputs, tiny_model, tiny_tokenizer
+
+WITHOUT_ANSWER_LABELS = {"method.w_answer_task": 0, "method.w_answer_labels": 0}
+WORDS = ("good", "bad", "film", "Anna", "Paris", "U.S.")
+
+
+def write_files(folder: Path) -> None:
+    """Rows of words, `B-name` where one begins with a large letter, as token data and as plain text."""
+    draw = torch.Generator().manual_seed(0)
+    rows = [[WORDS[n] for n in torch.randint(6, (5,), generator=draw).tolist()] for _ in range(160)]
+    tagged = [{"tokens": row, "tags": ["B-name" if word[0].isupper() else "O" for word in row]} for row in rows]
+    (folder / "words.jsonl").write_text("\n".join(map(json.dumps, tagged)))
+    (folder / "story.txt").write_text("\n".join(" ".join(row) for row in rows))
+
+
+class Room:
+    """The folder of all runs, and the teachers' addresses."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.addresses: dict[str, Address] = {}
+
+    def train(self, output: str, method: str, level: str, teacher: str = "", **fields: Any) -> Result:
+        """A run of a few steps of a tiny student."""
+        file = {"token": "words.jsonl", "next_token": "story.txt"}[level]
+        values = {
+            "data.name": "file",
+            "data.path": self.folder / file,
+            "data.level": level,
+            "data.block_bytes": 60,
+            "data.labelled": 30,
+            "data.unlabelled": 10,
+            "data.validation": 15,
+            "data.test": 15,
+            "student.size": "tiny",
+            "method.names": method,
+            "method.message_width": 8,
+            "training.max_steps": 4,
+            "training.batch_size": 8,
+            "training.evaluate_every": 4,
+            "training.lr": 3e-3,
+            "training.tensorboard": False,
+            "training.device": "cpu",
+            "output": self.folder / output,
+        }
+        if teacher:
+            values["teacher.address"] = self.addresses[teacher].name
+        found = train(load_run_config(None, values | fields), progress=quiet(), overwrite=True)
+        assert found is not None
+        return found
+
+
+@pytest.fixture(scope="module")
+def room(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Room]:
+    """Teachers: a student that has learned the labels, and a tiny Llama."""
+    room = Room(tmp_path_factory.mktemp("tokens"))
+    write_files(room.folder)
+    tiny_model("llama").save_pretrained(room.folder / "llama")
+    tiny_tokenizer().save_pretrained(room.folder / "llama")
+    room.train("tagger", "task_only", "token", **{"training.max_steps": 80, "data.labelled": 90, "data.unlabelled": 0})
+    process = ServerProcess(
+        {
+            name: {"model": str(room.folder / folder), "metrics_port": -1}
+            for name, folder in (("tagger", "tagger"), ("llama", "llama"))
+        }
+    )
+    room.addresses = process.addresses
+    yield room
+    assert process.close() == 0
+
+
+def test_a_student_of_tokens_alone(room: Room) -> None:
+    """The scores of the run that the other tests take their teacher from: it has learned, and is loaded alone."""
+    result = Result.read(room.folder / "tagger")
+    assert result.metric == "span_f1"
+    assert result.test > 0.9
+    assert evaluate_run(room.folder / "tagger").value == pytest.approx(result.test)
+    assert load_student(room.folder / "tagger/student").task.level == "token"
+
+
+SAME_TOKENS = {"student.tokenizer": "tagger/student"}
+OF_TOKENS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "a few message tokens": ("talking", "llama", WITHOUT_ANSWER_LABELS),
+    "the message alone": (
+        "talking",
+        "llama",
+        {"method.message_tokens": 0, "method.answer_from": "message"}
+        | {"method.w_message_consistency": 0, "method.w_state_consistency": 0},
+    ),
+    "a message for each token": ("talking", "tagger", {"method.message_tokens": 0, **SAME_TOKENS}),
+    "unasked": ("one_way", "llama", WITHOUT_ANSWER_LABELS),
+    "features": ("fitnets,pkd,rkd", "llama", {}),
+    "responses": ("soft_labels", "tagger", SAME_TOKENS),
+}
+
+
+@pytest.mark.parametrize("case", OF_TOKENS)
+def test_methods_for_labels_of_tokens(room: Room, case: str) -> None:
+    method, teacher, fields = OF_TOKENS[case]
+    fields = {name: room.folder / value if name == "student.tokenizer" else value for name, value in fields.items()}
+    fields = {name: str(value) if isinstance(value, Path) else value for name, value in fields.items()}
+    result = room.train(f"token {case}", method, "token", teacher, **fields)
+    assert result.metric == "span_f1"
+    assert result.teacher_rows > 0
+    assert result.bytes_received > 0
+
+
+OF_NEXT: dict[str, tuple[str, dict[str, Any]]] = {
+    "likeliest": ("soft_labels", {"student.tokenizer": "llama", "method.soft_labels.top": 5}),
+    "all by the head": ("soft_labels", {"student.tokenizer": "llama", "method.soft_labels.head": "llama"}),
+    "layers of the teacher": (
+        "soft_labels,fitnets",
+        {"student.pretrained": "llama", "student.keep_every": 2, "student.size": "small"},
+    ),
+    "other tokens": ("talking", WITHOUT_ANSWER_LABELS),
+}
+FOLDERS = ("student.tokenizer", "student.pretrained", "method.soft_labels.head")
+
+
+@pytest.mark.parametrize("case", OF_NEXT)
+def test_methods_for_next_tokens(room: Room, case: str) -> None:
+    method, fields = OF_NEXT[case]
+    fields = {name: str(room.folder / value) if name in FOLDERS else value for name, value in fields.items()}
+    result = room.train(f"next {case}", method, "next_token", "llama", **fields)
+    assert result.metric == "perplexity"
+    assert result.teacher_rows > 0
+    scores = evaluate_run(room.folder / f"next {case}")
+    assert scores.value == pytest.approx(result.test, rel=1e-4)
+    assert scores.accuracy is not None
+    model = AutoModelForCausalLM.from_pretrained(room.folder / f"next {case}" / "student")  # by transformers alone
+    tokenizer = AutoTokenizer.from_pretrained(room.folder / f"next {case}" / "student")
+    with torch.no_grad():
+        assert model(**tokenizer("good film", return_tensors="pt")).logits.isfinite().all()
+
+
+REFUSED: dict[str, tuple[str, str, dict[str, Any], type[TeachingError], str]] = {
+    "one prediction a row": ("fixed_mix", "token", {}, ConfigError, "it reads one prediction a row; use soft_labels"),
+    "no answer for each token": ("talking", "token", {}, ConfigError, "set method.message_tokens to 0"),
+    "nothing of tokens in one answer": ("one_way", "token", {}, ConfigError, "method.w_answer_labels to 0"),
+    "the answer has seen it": ("talking", "next_token", {}, ConfigError, "predicts what comes next: an answer"),
+    "another tokenizer": ("soft_labels", "next_token", {}, IncompatibleTeacher, "set student.tokenizer to the name or"),
+    "no labels of tokens": ("soft_labels", "token", {}, IncompatibleTeacher, "serve a model for token classification"),
+    "another head": (
+        "soft_labels",
+        "next_token",
+        {"student.tokenizer": "llama", "method.soft_labels.head": "other"},
+        IncompatibleTeacher,
+        "give the name or folder of the model that is served",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_makes_no_sense_is_refused_at_once(room: Room, case: str) -> None:
+    method, level, fields, error, said = REFUSED[case]
+    other = tiny_model("llama")
+    other.lm_head.weight.data += 1
+    other.save_pretrained(room.folder / "other")
+    fields = {name: str(room.folder / value) if name in FOLDERS else value for name, value in fields.items()}
+    with pytest.raises(error, match=said):
+        room.train("refused", method, level, "llama", **fields)
+    assert not (room.folder / "refused" / "metrics.jsonl").exists()
+
+
+def test_the_served_likeliest_are_a_lower_bound_of_the_whole_divergence(room: Room) -> None:
+    """What a student gets over the wire against the teacher's model here: more of the likeliest, more of the truth."""
+    model = AutoModelForCausalLM.from_pretrained(room.folder / "llama")
+    inputs = tiny_inputs("llama", 3, 7)
+    mask = inputs["attention_mask"].bool()
+    student = torch.randn(3, 7, 60, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        target = model(**inputs).logits.log_softmax(-1)
+    whole = (target.exp() * (target - student.log_softmax(-1))).sum(-1)[mask].mean()
+    bounds = []
+    with RemoteTeacher(room.addresses["llama"].name, student="bound", compression="none") as teacher:
+        for k in (1, 4, 16, 59):
+            logprobs, tokens = (f"logprobs.top{k}", f"tokens.top{k}")
+            found = teacher.observe(inputs, [logprobs, tokens])
+            assert found[tokens].dtype == torch.int32
+            bounds.append(top_kl(student, found[logprobs], found[tokens], mask).item())
+        hidden = teacher.observe(inputs, ["last_hidden_state"])["last_hidden_state"]
+    assert bounds == sorted(bounds)
+    assert bounds[0] < bounds[2] < whole
+    assert bounds[-1] == pytest.approx(whole.item(), abs=1e-5)
+    logits = hidden @ read_head(room.folder / "llama").T
+    torch.testing.assert_close(logits.log_softmax(-1)[mask], target[mask], atol=1e-5, rtol=1e-5)
