@@ -26,6 +26,7 @@ from transformers.utils import cached_file
 
 from command_config import hint
 from student_models import Student, load_student
+from student_models.loading import has_own_head
 from teacher_server.config import PACKAGED, ServerConfig
 from teacher_server.families import ImageSettings, family_class, head_of
 from teacher_server.families.cnn import GridFamily
@@ -146,7 +147,7 @@ def _shown(name: str) -> str:
 def _place(name: str) -> str:
     """The name or folder to load: of a packaged teacher its folder, of a run with a transformers student the student's."""
     own = Path(name) / "student"
-    if (own / "config.json").is_file() and not (own / "student.json").is_file():
+    if not (own / "student.json").is_file() and has_own_head(own):
         return str(own)
     return str(packaged_folder(name) or name)
 

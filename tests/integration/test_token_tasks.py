@@ -9,16 +9,19 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, DataCollatorForLanguageModeling, TrainingArguments
 
 from student_client import RemoteTeacher
 from student_client.config import load_run_config
+from student_client.distillation import Distillation, distillation_config
 from student_client.evaluate import evaluate_run
+from student_client.hugging_face import DistillationTrainer
 from student_client.losses import top_kl
 from student_client.result import Result
 from student_client.runs import train
-from student_models import load_student
+from student_models import TappedStudent, load_student
 from student_models.language_head import read_head
+from student_models.layer_drop import drop_layers
 from teaching_protocol.errors import ConfigError, IncompatibleTeacher, TeachingError
 from tests.integration.processes import Address, ServerProcess
 from tests.unit.student_client.run_setup import quiet
@@ -208,3 +211,40 @@ def test_the_served_likeliest_are_a_lower_bound_of_the_whole_divergence(room: Ro
     assert bounds[-1] == pytest.approx(whole.item(), abs=1e-5)
     logits = hidden @ read_head(room.folder / "llama").T
     torch.testing.assert_close(logits.log_softmax(-1)[mask], target[mask], atol=1e-5, rtol=1e-5)
+
+
+def test_a_loop_of_others_shifts_once_and_sends_its_own_tokens(room: Room) -> None:
+    """Labels as transformers has them: our task loss is its own, and a Trainer learns from the likeliest."""
+    folder = room.folder / "llama"
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    batch = dict(tokenizer(["good film bad", "bad"], padding=True, return_tensors="pt"))
+    batch["labels"] = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+    config = distillation_config(
+        room.addresses["llama"].name, {"names": "soft_labels", "soft_labels": {"temperature": 1}}
+    )
+    with Distillation(TappedStudent(model, tokenizer=tokenizer), config, columns=()) as distillation:
+        inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        loss = distillation.loss(batch, model(**inputs))
+        loss.backward()
+        distillation.step(lr=1e-3)
+        parts = distillation.means.take()
+    assert parts["loss_task"] == pytest.approx(model(**batch).loss.item(), rel=1e-5)
+    assert parts["loss_soft_labels"] < 1e-3  # the student is the teacher; bfloat16 travels
+
+
+def test_a_trainer_of_next_tokens(room: Room) -> None:
+    folder = room.folder / "llama"
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    rows = [dict(tokenizer(" ".join(WORDS[row % 3 :]))) for row in range(8)]
+    trainer = DistillationTrainer(
+        drop_layers(AutoModelForCausalLM.from_pretrained(folder), [0, 2]),
+        TrainingArguments(str(room.folder / "trainer"), max_steps=2, report_to="none", use_cpu=True, logging_steps=1),
+        DataCollatorForLanguageModeling(tokenizer, mlm=False),
+        rows,
+        processing_class=tokenizer,
+        teacher=room.addresses["llama"].name,
+        method="soft_labels",
+    )
+    trainer.train()
+    assert all("loss_soft_labels" in each for each in trainer.state.log_history[:2])
