@@ -74,7 +74,7 @@ class TokenCounts:
         right, found, wanted = self._spans
         return 2 * right / (found + wanted) if found + wanted else 0.0
 
-    def _count_spans(self, predicted: torch.Tensor, labels: torch.Tensor, lengths: Sequence[int]) -> None:
+    def _count_spans(self, predicted: torch.Tensor, labels: torch.Tensor, lengths: list[int]) -> None:
         for ours, theirs in zip(torch.split(predicted, lengths), torch.split(labels, lengths), strict=True):
             found, wanted = (spans_of([self._task.labels[number] for number in row.tolist()]) for row in (ours, theirs))
             for place, count in enumerate((len(found & wanted), len(found), len(wanted))):

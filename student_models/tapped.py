@@ -113,7 +113,8 @@ class TappedStudent(Student):
     @property
     def vocabulary_size(self) -> int:
         """Of a language model: rows of its head."""
-        return int(self.model.config.vocab_size) if self.task.level == "next_token" else 0
+        config: Any = getattr(self.model, "config", None)
+        return int(config.vocab_size) if self.task.level == "next_token" else 0
 
     @property
     def tokenizer_hash(self) -> str:

@@ -88,7 +88,7 @@ def pretrained_tokenizer(name: str) -> Any:
 
 def vocabulary_of(name: str, tokenizer: Any) -> int:
     """Rows of the table of tokens of the model that a tokenizer comes with; without a model, those the tokenizer needs."""
-    needed = 1 + max(tokenizer.get_vocab().values())
+    needed = 1 + max(map(int, tokenizer.get_vocab().values()))
     try:
         config = PreTrainedConfig.get_config_dict(name)[0]
     except (OSError, ValueError):
