@@ -49,7 +49,10 @@ def find_reader(path: Path) -> Callable[[Path], pd.DataFrame]:
     for ending, reader in READERS.items():
         if path.name.lower().endswith(ending):
             return reader
-    raise DataError(f"{path}: files of this kind are not read; the name must end in one of {', '.join(READERS)}")
+    raise DataError(
+        f"{path}: files of this kind are not read; the name must end in one of {', '.join(READERS)}"
+        "; plain text (.txt) is read at data.level next_token"
+    )
 
 
 def column_strings(frame: pd.DataFrame, column: str, path: Path, field: str) -> list[str]:

@@ -124,7 +124,8 @@ def shared_head_kl(
         )
 
     def divergence(ours: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:
-        return _kl(_soft(functional.linear(theirs, head), temperature), _soft(ours, temperature))
+        with torch.autocast(head.device.type, enabled=False):  # the teacher's logits are not rounded anew
+            return _kl(_soft(functional.linear(theirs, head), temperature), _soft(ours, temperature))
 
     return _mean(divergence, mask, temperature)(logits, hidden.detach().to(head.dtype))
 

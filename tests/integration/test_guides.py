@@ -32,6 +32,7 @@ SMALLER = {
     "--labelled 300 --set data.validation=200 --set data.test=200": (
         "--labelled 60 --set data.validation=30 --set data.test=30 --epochs 1"
     ),
+    "block_bytes: 480": "block_bytes: 120",
     "--labelled 300": "--labelled 60 --size tiny --set data.validation=30 --set data.test=30",
     "--unlabelled 1500": "--unlabelled 40",
     "--config mails.yaml": "--config mails.yaml --set training.device=cpu",

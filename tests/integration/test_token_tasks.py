@@ -9,7 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, DataCollatorForLanguageModeling, TrainingArguments
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BertForTokenClassification,
+    DataCollatorForLanguageModeling,
+    TrainingArguments,
+)
 
 from student_client import RemoteTeacher
 from student_client.config import load_run_config
@@ -38,6 +44,16 @@ def write_files(folder: Path) -> None:
     tagged = [{"tokens": row, "tags": ["B-name" if word[0].isupper() else "O" for word in row]} for row in rows]
     (folder / "words.jsonl").write_text("\n".join(map(json.dumps, tagged)))
     (folder / "story.txt").write_text("\n".join(" ".join(row) for row in rows))
+
+
+def write_bert(folder: Path) -> None:
+    """A model for token classification, with the labels of `words.jsonl`."""
+    base, labels = tiny_model("bert").config, ("B-name", "O")
+    base.id2label, base.label2id = dict(enumerate(labels)), {label: place for place, label in enumerate(labels)}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        BertForTokenClassification(base).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
 
 
 class Room:
@@ -79,17 +95,15 @@ class Room:
 
 @pytest.fixture(scope="module")
 def room(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Room]:
-    """Teachers: a student that has learned the labels, and a tiny Llama."""
+    """Teachers: a student that has learned the labels, a tiny Llama, and a tiny BERT of transformers with a head for tokens."""
     room = Room(tmp_path_factory.mktemp("tokens"))
     write_files(room.folder)
     tiny_model("llama").save_pretrained(room.folder / "llama")
     tiny_tokenizer().save_pretrained(room.folder / "llama")
+    write_bert(room.folder / "bert")
     room.train("tagger", "task_only", "token", **{"training.max_steps": 80, "data.labelled": 90, "data.unlabelled": 0})
     process = ServerProcess(
-        {
-            name: {"model": str(room.folder / folder), "metrics_port": -1}
-            for name, folder in (("tagger", "tagger"), ("llama", "llama"))
-        }
+        {name: {"model": str(room.folder / name), "metrics_port": -1} for name in ("tagger", "llama", "bert")}
     )
     room.addresses = process.addresses
     yield room
@@ -105,6 +119,7 @@ def test_a_student_of_tokens_alone(room: Room) -> None:
     assert load_student(room.folder / "tagger/student").task.level == "token"
 
 
+FOLDERS = ("student.tokenizer", "student.pretrained", "method.soft_labels.head")
 SAME_TOKENS = {"student.tokenizer": "tagger/student"}
 OF_TOKENS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "a few message tokens": ("talking", "llama", WITHOUT_ANSWER_LABELS),
@@ -118,14 +133,18 @@ OF_TOKENS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "unasked": ("one_way", "llama", WITHOUT_ANSWER_LABELS),
     "features": ("fitnets,pkd,rkd", "llama", {}),
     "responses": ("soft_labels", "tagger", SAME_TOKENS),
+    "a pretrained pair": (
+        "soft_labels,talking",
+        "bert",
+        {"student.pretrained": "bert", "student.keep_every": 2, "method.message_tokens": 0},
+    ),
 }
 
 
 @pytest.mark.parametrize("case", OF_TOKENS)
 def test_methods_for_labels_of_tokens(room: Room, case: str) -> None:
     method, teacher, fields = OF_TOKENS[case]
-    fields = {name: room.folder / value if name == "student.tokenizer" else value for name, value in fields.items()}
-    fields = {name: str(value) if isinstance(value, Path) else value for name, value in fields.items()}
+    fields = {name: str(room.folder / value) if name in FOLDERS else value for name, value in fields.items()}
     result = room.train(f"token {case}", method, "token", teacher, **fields)
     assert result.metric == "span_f1"
     assert result.teacher_rows > 0
@@ -141,7 +160,6 @@ OF_NEXT: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "other tokens": ("talking", WITHOUT_ANSWER_LABELS),
 }
-FOLDERS = ("student.tokenizer", "student.pretrained", "method.soft_labels.head")
 
 
 @pytest.mark.parametrize("case", OF_NEXT)
@@ -248,3 +266,21 @@ def test_a_trainer_of_next_tokens(room: Room) -> None:
     )
     trainer.train()
     assert all("loss_soft_labels" in each for each in trainer.state.log_history[:2])
+
+
+def test_a_loop_of_others_learns_labels_of_tokens(room: Room) -> None:
+    """Labels [rows, tokens] with -100 as transformers has them, a message for each token, and a response for each."""
+    folder = room.folder / "bert"
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), BertForTokenClassification.from_pretrained(folder).eval()
+    batch = dict(tokenizer(["good film bad", "bad"], padding=True, return_tensors="pt"))
+    batch["labels"] = torch.tensor([[1, -100, 0], [-100, -100, -100]])
+    method = {"names": "soft_labels,talking", "message_tokens": 0, "message_width": 8, "w_message_consistency": 0}
+    config = distillation_config(room.addresses["bert"].name, method)
+    with Distillation(TappedStudent(model, tokenizer=tokenizer), config, columns=()) as distillation:
+        inputs = {name: value for name, value in batch.items() if name != "labels"}
+        distillation.loss(batch, model(**inputs)).backward()
+        distillation.step(lr=1e-3)
+        parts = distillation.means.take()
+        theirs = model(**batch).loss.item()
+    assert parts["loss_task"] == pytest.approx(theirs, rel=1e-5)
+    assert parts["loss_answer_task"] > 0
