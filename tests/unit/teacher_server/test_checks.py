@@ -79,10 +79,20 @@ def test_ports_of_a_language_model(port: str) -> None:
 
 @pytest.mark.parametrize(
     "port",
-    (
-        "logprobs.top0 logprobs.top3.t0 logprobs.top3.t logprobs.top3.t1.5 logprobs.top03 logprobs tokens tokens.top "
-        "tokens.top3.t100 tokens.top<k> logprobs.top<k>.t<percent> last_hidden_state.1"
-    ).split(),
+    [
+        "logprobs.top0",
+        "logprobs.top3.t0",
+        "logprobs.top3.t",
+        "logprobs.top3.t1.5",
+        "logprobs.top03",
+        "logprobs",
+        "tokens",
+        "tokens.top",
+        "tokens.top3.t100",
+        "tokens.top<k>",
+        "logprobs.top<k>.t<percent>",
+        "last_hidden_state.1",
+    ],
 )
 def test_half_ports_of_a_language_model(port: str) -> None:
     with pytest.raises(UnknownPort):
