@@ -18,13 +18,13 @@ from transformers import (
 )
 
 from student_client import RemoteTeacher
-from student_client.config import load_run_config
+from student_client.config import RunConfig, load_run_config
 from student_client.distillation import Distillation, distillation_config
 from student_client.evaluate import evaluate_run
 from student_client.hugging_face import DistillationTrainer
 from student_client.losses import top_kl
 from student_client.result import Result
-from student_client.runs import train
+from student_client.runs import open_run, train
 from student_models import TappedStudent, load_student
 from student_models.language_head import read_head
 from student_models.layer_drop import drop_layers
@@ -65,6 +65,11 @@ class Room:
 
     def train(self, output: str, method: str, level: str, teacher: str = "", **fields: Any) -> Result:
         """A run of a few steps of a tiny student."""
+        found = train(self.config(output, method, level, teacher, **fields), progress=quiet(), overwrite=True)
+        assert found is not None
+        return found
+
+    def config(self, output: str, method: str, level: str, teacher: str = "", **fields: Any) -> RunConfig:
         file = {"token": "words.jsonl", "next_token": "story.txt"}[level]
         values = {
             "data.name": "file",
@@ -88,9 +93,7 @@ class Room:
         }
         if teacher:
             values["teacher.address"] = self.addresses[teacher].name
-        found = train(load_run_config(None, values | fields), progress=quiet(), overwrite=True)
-        assert found is not None
-        return found
+        return load_run_config(None, values | fields)
 
 
 @pytest.fixture(scope="module")
@@ -284,3 +287,15 @@ def test_a_loop_of_others_learns_labels_of_tokens(room: Room) -> None:
         theirs = model(**batch).loss.item()
     assert parts["loss_task"] == pytest.approx(theirs, rel=1e-5)
     assert parts["loss_answer_task"] > 0
+
+
+def test_a_causal_student_goes_on_where_it_was(room: Room) -> None:
+    """A head that is tied to the table of tokens is in the checkpoint: a resumed run ends as an unbroken one, to the bit."""
+    broken, whole = (room.config(name, "task_only", "next_token") for name in ("broken", "whole"))
+    with open_run(broken, progress=quiet()) as trainer:
+        assert trainer.run(2) is None
+    train(broken, resume=True, progress=quiet())
+    train(whole, progress=quiet())
+    students = [load_student(config.output / "student").state_dict() for config in (broken, whole)]
+    assert "model.lm_head.weight" in students[0]
+    assert all(torch.equal(value, students[1][name]) for name, value in students[0].items())

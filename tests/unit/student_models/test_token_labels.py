@@ -9,14 +9,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoModelForTokenClassification, PreTrainedTokenizerFast
 
 from student_models import TappedStudent
 from student_models.causal import causal_student
+from student_models.pretrained_heads import TOKEN_HEADS
 from student_models.token_labels import labelled_view, next_tokens, on_first_tokens
 from student_models.tokenizer import hash_of, train_tokenizer
 from task_data import IGNORED, TOKEN_LABELS, Split, Task
-from tests.unit.teacher_server.tiny_models import tiny_model, tiny_tokenizer
+from tests.unit.teacher_server.tiny_models import tiny_inputs, tiny_model, tiny_tokenizer
 
 WORDS = ["Anna", "visits", "the", "U.S.", "über-film", "(again)"]
 
@@ -106,3 +107,17 @@ def test_a_pretrained_student_of_tokens_puts_labels_on_its_own_tokens() -> None:
     skip = IGNORED  # [CLS] über - film good
     assert view[TOKEN_LABELS].tolist() == [[skip, 1, skip, skip, 0], [skip, 0, skip, skip, skip]]
     assert student.tokenizer_hash == hash_of(backend) != ""
+
+
+@pytest.mark.parametrize("kind", [kind for kind in TOKEN_HEADS if kind != "xlm-roberta"])  # which is roberta's class
+def test_heads_of_tokens_read_states_as_their_models_do(kind: str) -> None:
+    config = tiny_model(kind).config
+    config.num_labels = 3
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = AutoModelForTokenClassification.from_config(config).eval()
+    student = TappedStudent(model)
+    assert student.task.level == "token"
+    trace = student.trace(tiny_inputs(kind, 2, 6))
+    assert trace.outputs.shape == (2, 6, 3)
+    torch.testing.assert_close(student.head(trace.states[-1]), trace.outputs)
