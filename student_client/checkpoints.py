@@ -108,7 +108,7 @@ class _Damaged(Exception):
 
 def _write(draft: Path, checkpoint: Checkpoint) -> None:
     for group, tensors in checkpoint.tensors.items():
-        save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, draft / _file(group))
+        save_file(_apart(tensors), draft / _file(group))
     for place, session in enumerate(checkpoint.sessions):
         (draft / _file(f"session-{place}")).write_bytes(session)
     if checkpoint.best is not None:
@@ -198,3 +198,14 @@ def _files(folder: Path) -> list[str]:
 def _mark(path: Path) -> list[int | str]:
     with path.open("rb") as file:
         return [path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()]
+
+
+def _apart(tensors: Tensors) -> dict[str, torch.Tensor]:
+    """Tensors on the host, each in memory of its own: a head that is tied to the table of tokens is written twice."""
+    found: dict[str, torch.Tensor] = {}
+    places: set[int] = set()
+    for name, value in tensors.items():
+        value = value.detach().cpu().contiguous()
+        found[name] = value.clone() if value.numel() and value.data_ptr() in places else value
+        places.add(value.data_ptr())
+    return found

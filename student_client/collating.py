@@ -7,15 +7,16 @@ from typing import Any
 
 import torch
 
-from task_data import Batch, pack_texts
+from student_client.members import STUDENT_TOKENS
+from student_models.token_labels import next_tokens
+from task_data import IGNORED, Batch, pack_texts
+from task_data.config import Level
 from teaching_protocol.errors import DataError
 
 __all__ = ["PREFIX", "TeacherColumns", "batch_of", "student_inputs"]
 
 PREFIX = "teacher_"
 """What the names of the teachers' inputs begin with in a collated batch."""
-
-_IGNORED = -100  # the label of a row without one, as in transformers
 
 
 class TeacherColumns:
@@ -48,24 +49,40 @@ def student_inputs(batch: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in batch.items() if name != "labels" and not name.startswith(PREFIX)}
 
 
-def batch_of(batch: Mapping[str, Any], rows: int, device: torch.device) -> Batch:
+def batch_of(batch: Mapping[str, Any], rows: int, device: torch.device, level: Level = "row") -> Batch:
     """A collated batch as methods read it, of a student that was run already.
 
     A row whose label is -100, or no number, is unlabelled; without `labels` all are. Of several labels a row one such is
-    enough.
+    enough. Labels of next tokens come as transformers has them, not shifted, and are shifted here; teachers that read the
+    student's own tokens get them.
 
     Args:
-        batch: with `teacher_*`, and perhaps `labels` [rows], or [rows, classes] of zeros and ones.
+        batch: with `teacher_*`, and perhaps `labels` [rows], [rows, classes] of zeros and ones, or [rows, tokens] where tokens
+            have labels.
         rows: of the batch.
         device: of the student's outputs.
+        level: what has a label.
     """
+    if level != "row":
+        return _of_tokens(batch, rows, device, level)
     teacher = {name.removeprefix(PREFIX): value for name, value in batch.items() if name.startswith(PREFIX)}
     given = batch.get("labels")
-    labels = torch.full((rows,), _IGNORED) if given is None else given.to(device)
+    labels = torch.full((rows,), IGNORED) if given is None else given.to(device)
     labels = labels.reshape(rows) if labels.numel() == rows else labels
-    known = ~(labels.isnan() | (labels == _IGNORED)) if labels.is_floating_point() else labels != _IGNORED
+    known = ~(labels.isnan() | (labels == IGNORED)) if labels.is_floating_point() else labels != IGNORED
     labelled = known.reshape(rows, -1).all(1)
     return Batch(torch.arange(rows), {}, teacher, labels.to(device), labelled.to(device))
+
+
+def _of_tokens(batch: Mapping[str, Any], rows: int, device: torch.device, level: Level) -> Batch:
+    ids = batch["input_ids"]
+    mask = batch.get("attention_mask", torch.ones_like(ids))
+    teacher = {name.removeprefix(PREFIX): value for name, value in batch.items() if name.startswith(PREFIX)}
+    teacher |= dict(zip(STUDENT_TOKENS, (ids.cpu(), mask.cpu()), strict=True))
+    labels = batch.get("labels", torch.full_like(ids, IGNORED))
+    if level == "next_token":
+        labels = next_tokens(labels, mask)
+    return Batch(torch.arange(rows), {}, teacher, labels.to(device), (labels != IGNORED).any(1).to(device))
 
 
 def _stacked(name: str, values: list[Any]) -> torch.Tensor:

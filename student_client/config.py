@@ -49,6 +49,11 @@ class StudentConfig(BaseModel):
     vocabulary_size: int | None = Field(None, ge=4, description="Most words the tokenizer keeps, text only.")
     max_tokens: int | None = Field(None, ge=2, description="Tokens after which a text is cut, text only.")
     seed: int = Field(0, ge=0, description="Seed of the initial weights.")
+    tokenizer: str | None = Field(
+        None,
+        min_length=1,
+        description="A model, by name or folder, whose tokenizer a new text student takes; None makes one of the training words.",
+    )
     pretrained: str | None = Field(
         None,
         min_length=1,

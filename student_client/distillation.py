@@ -18,7 +18,8 @@ from student_client.config import RunConfig
 from student_client.connecting import connected
 from student_client.continuity import Continuity
 from student_client.conversation import Conversation
-from student_client.methods import Context, build_methods
+from student_client.members import STUDENT_TOKENS
+from student_client.methods import Context, build_methods, check_suits, reads_student_tokens
 from student_client.progress import Means
 from student_client.recovery import Losses
 from student_models import TappedStudent
@@ -36,7 +37,7 @@ class Distillation:
     teachers are waited for inside these calls (`teacher.patience_s`).
 
     Args:
-        model: a transformers classifier, or a `TappedStudent` around any module; wrapped for training or not.
+        model: a transformers classifier or causal language model, or a `TappedStudent` around any module; wrapped for training or not.
         config: as `distillation_config` makes it.
         columns: names of the teachers' input ports that batches bring along as `teacher_<name>`.
         device: of the student-side codec; None is the model's.
@@ -82,10 +83,12 @@ class Distillation:
 
     def __enter__(self) -> Self:
         config, student = self._config, self.student
+        check_suits(config.method, student.task)
+        served = STUDENT_TOKENS if reads_student_tokens(config.method, student.task) else self._columns
         with self._opened:  # closes what was opened if anything goes wrong
             if self._is_ours:
                 self._opened.callback(student.taps.close)
-            opening = connected(config, student.task.name, self._columns, (), self._say)
+            opening = connected(config, student.task.name, served, (), self._say)
             teachers = self._opened.enter_context(opening)
             method = build_methods(Context(config.method, student, teachers.cards, config.method.seed))
             method.to(self._device).train()
@@ -105,7 +108,7 @@ class Distillation:
         """The loss of a batch: the task's on its labelled rows, and the method's terms.
 
         Args:
-            batch: `labels` [batch], -100 or NaN where there is none, and `teacher_text` or whatever the teachers read
+            batch: `labels` [batch], or of tokens [batch, tokens], -100 or NaN where there is none, and `teacher_text` or whatever the teachers read
                 (`collating.TeacherColumns`).
             outputs: what the model has just made of it.
             task: a task loss of your own; None takes cross-entropy, or the squared error.
@@ -116,14 +119,15 @@ class Distillation:
         """
         conversation = self.conversation
         for member in conversation.teachers.members:
-            missing = [port for port in member.ports if PREFIX + port not in batch]
+            missing = [port for port in member.ports if PREFIX + port not in batch and port not in STUDENT_TOKENS]
             if missing:
                 raise DataError(
                     f"the batch holds {', '.join(batch)}, expected {', '.join(PREFIX + port for port in missing)} for the "
                     f"teacher; keep the column {missing[0]!r} in the data set, and collate it with TeacherColumns"
                 )
         trace = self.student.traced(outputs)
-        outcome = conversation.loss(batch_of(batch, len(trace.outputs), trace.outputs.device), trace, task)
+        found = batch_of(batch, len(trace.outputs), trace.outputs.device, self.student.task.level)
+        outcome = conversation.loss(found, trace, task)
         self.means.add({f"loss_{name}": value for name, value in outcome.parts.items()})
         self.means.add(outcome.monitors)
         return outcome.loss

@@ -58,6 +58,11 @@ def check_divisible(config: RunConfig, count: int) -> None:
             "relate the rows of a batch to each other or choose by what they have seen, and each rank sees its own rows only; "
             "start one process"
         )
+    if config.data.level != "row":
+        raise ConfigError(
+            f"data.level: received {config.data.level!r} with {count} ranks, expected row: losses of tokens are means over tokens, "
+            "and ranks weigh theirs by rows; start one process"
+        )
     method = config.method
     if "talking" in method.names and method.w_message_consistency and method.consistency not in _CONSISTENT_BY_ROWS:
         raise ConfigError(

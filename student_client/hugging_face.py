@@ -113,7 +113,10 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]  # transformers is not
                 f"received {self.args.n_gpu} GPUs in one process, expected one; set CUDA_VISIBLE_DEVICES to one of them"
             )
         model = self.model if self._student is None else self._student
-        return Distillation(model, self._config, self._columns, self.args.device, _say)
+        opened = Distillation(model, self._config, self._columns, self.args.device, _say)
+        if opened.student.tokenizer is None:
+            opened.student.tokenizer = self.processing_class
+        return opened
 
     def _check_ranks(self, distillation: Distillation) -> None:
         """Refuses what would learn another codec on each rank."""

@@ -13,11 +13,11 @@ import torch
 
 from student_client.remote import Teacher
 from student_client.session import Handle
-from task_data import Batch
+from task_data import Batch, Split, teacher_view
 from teaching_protocol.errors import IncompatibleTeacher, ServiceError, SessionNotFound, StudentNameTaken, TeachingError
 from teaching_protocol.verbs import DescribeReply
 
-__all__ = ["NOT_YET", "UNREACHABLE", "Account", "Member", "reads"]
+__all__ = ["NOT_YET", "STUDENT_TOKENS", "UNREACHABLE", "Account", "Member", "read_by_teachers", "reads"]
 
 Tensors = Mapping[str, torch.Tensor]
 T = TypeVar("T")
@@ -28,7 +28,10 @@ UNREACHABLE = (ServiceError, SessionNotFound)
 NOT_YET = (*UNREACHABLE, StudentNameTaken)
 """What opening a session again may raise for a while: an earlier one of this student may live until its lease ends."""
 
-_VIEWS = (("text",), ("image",), ("user", "item"))
+STUDENT_TOKENS = ("input_ids", "attention_mask")
+"""The inputs of a teacher that reads the student's own tokens, in place of the text."""
+
+_VIEWS = (("text",), ("image",), ("user", "item"), STUDENT_TOKENS)
 """The inputs a teacher may read, each a whole view of an example; the first that fits is sent."""
 _LEAVE_S = 2.0
 _DESCRIBE_S = 10.0
@@ -259,6 +262,12 @@ def reads(card: DescribeReply, served: Sequence[str]) -> tuple[str, ...]:
         f"the teacher {card.model_name} reads {', '.join(card.input_ports)}, but this data set speaks to it in "
         f"{', '.join(served)}; serve a teacher of that modality"
     )
+
+
+def read_by_teachers(split: Split, ports: Sequence[str], view: Tensors) -> Tensors:
+    """These input ports of teachers for the N examples of a split, some of them from the student's own `view`."""
+    ours = {port: view[port] for port in ports if port in STUDENT_TOKENS}
+    return {**teacher_view(split, [port for port in ports if port not in ours]), **ours}
 
 
 def _in_background(job: Callable[[], None]) -> Future[None]:

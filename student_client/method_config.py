@@ -60,6 +60,14 @@ class SoftLabelsConfig(BaseModel):
 
     weight: float = Field(1.0, ge=0.0, description="Weight of the loss against what the teacher predicts.")
     temperature: float = Field(2.0, gt=0.0, description="Temperature of both softmaxes; a regression has none.")
+    top: int = Field(
+        64, ge=1, description="Next tokens only: how many of the teacher's likeliest are compared one by one."
+    )
+    head: str | None = Field(
+        None,
+        min_length=1,
+        description="Next tokens only: the teacher's model, by name or folder, whose head is held here so that all are compared.",
+    )
 
 
 class FitNetsConfig(BaseModel):

@@ -16,7 +16,8 @@ from student_client.config import RunConfig
 from student_client.connecting import connected
 from student_client.division import check_divisible
 from student_client.footprint import TEACHER, Footprint
-from student_client.methods import Context, build_methods
+from student_client.members import STUDENT_TOKENS
+from student_client.methods import Context, build_methods, check_suits, reads_student_tokens
 from student_client.metrics import Facts
 from student_client.progress import Progress
 from student_client.ranks import Ranks, joined
@@ -89,10 +90,10 @@ def open_run(
                 stack.enter_context(_owned(config.output))
                 _claim(config.output, resume, overwrite)
             data = load_data(config.data)
+        check_suits(config.method, data.task)
         student = build_student(config.student, data)
-        together = stack.enter_context(
-            connected(config, data.task.name, teacher_ports(data.train), teachers, progress.say, resume, ranks)
-        )
+        served = STUDENT_TOKENS if reads_student_tokens(config.method, data.task) else teacher_ports(data.train)
+        together = stack.enter_context(connected(config, data.task.name, served, teachers, progress.say, resume, ranks))
         method = build_methods(Context(config.method, student, together.cards, config.method.seed))
         trainer = Trainer(config, data, student, method, together, progress)
         trainer.watch = stack.enter_context(

@@ -10,7 +10,7 @@ from pathlib import Path
 __all__ = ["Standing", "read_standing"]
 
 _TAIL_BYTES = 2**16
-_METRICS = ("accuracy", "micro_f1", "rmse")
+_METRICS = ("span_f1", "micro_f1", "perplexity", "rmse", "accuracy")
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,9 @@ def read_standing(folder: Path) -> Standing:
         except (ValueError, KeyError, TypeError):
             continue  # cut off at the front, or just being written
         metric, value = found.metric, found.value
-        for name, number in record.get("validation", {}).items():
-            metric, value = (name, number) if name in _METRICS else (metric, value)
+        validation = record.get("validation", {})
+        if name := next((name for name in _METRICS if name in validation), ""):
+            metric, value = name, validation[name]
         found = Standing(step, record.get("loss"), metric, value)
     return found
 

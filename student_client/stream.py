@@ -9,8 +9,10 @@ import torch
 
 from student_client.config import RunConfig, TrainingConfig
 from student_client.division import part_of
+from student_client.members import read_by_teachers
 from student_models import Student
-from task_data import Batch, RowStream, Split, batches, count_batches, teacher_view, token_lengths
+from student_models.token_labels import labelled_view
+from task_data import Batch, RowStream, Split, batches, count_batches, token_lengths
 from teaching_protocol.errors import ConfigError, DataError
 
 __all__ = ["Place", "Stream", "check_streamable"]
@@ -120,10 +122,10 @@ class Stream:
         training = self._training
         if not (split.labelled.any() if self._share == 1 else len(split)):
             return _Block(split, {}, {}, None, 0, behind)
-        view = self._student.view(split.columns)
+        view = labelled_view(self._student, split)
         lengths = token_lengths(view) if training.group_by_length else None
         count = count_batches(split, training.batch_size, self._share)
-        return _Block(split, view, teacher_view(split, self._ports), lengths, count, behind)
+        return _Block(split, view, read_by_teachers(split, self._ports, view), lengths, count, behind)
 
     def _open(self, block: _Block) -> Iterator[Batch]:
         training, place = self._training, self.place

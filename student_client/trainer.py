@@ -27,6 +27,7 @@ from student_client.teachers import Account, Teachers
 from student_client.watching import Watch
 from student_client.weighing import count_parameters
 from student_models import Student, load_student
+from student_models.token_labels import labelled_view
 from task_data import TaskData
 from teaching_protocol.errors import ConfigError, Draining, StateMismatch, TeachingError
 
@@ -76,7 +77,7 @@ class Trainer:
         self.keeping = Keeping(config.output / "checkpoints", identity, held, self.ranks)
         self.recovery = Recovery(self.teachers, self.position.losses, lambda: bool(self.interrupts.signal))
         self.teachers.winds_back = True
-        self._validation_view = student.view(data.validation.columns)
+        self._validation_view = labelled_view(student, data.validation)
         self._sessions: tuple[int, tuple[bytes, ...]] = (-1, ())
         self._clock_start, self._account_start = 0.0, Account()
 

@@ -15,10 +15,10 @@ import torch
 from torch import nn
 
 from student_client.footprint import TEACHER, Footprint
+from student_client.members import Member, read_by_teachers, reads
 from student_client.remote import RemoteTeacher
-from student_client.teachers import Member, reads
-from student_models import Student
-from task_data import Batch, Split, batches, teacher_ports, teacher_view
+from student_models import Student, Tensors
+from task_data import Batch, Split, batches, teacher_ports
 from teaching_protocol.errors import TeachingError
 
 __all__ = ["count_parameters", "weigh", "weigh_at"]
@@ -39,14 +39,15 @@ def weigh(students: Mapping[str, Student], teachers: Mapping[str, Member], split
     another way each time: those that a teacher has in its cache would cost it nothing.
 
     Args:
-        students: by name.
+        students: by name; teachers that read a student's own tokens get the first one's.
         teachers: by name; what one cannot be asked is 0.
         split: rows to run, such as those that validate.
     """
     rows, split = max(1, min(_ROWS, len(split) // _FEWEST)), _unseen(split)
     with ExitStack() as stack:
+        read = next(iter(students.values())).view(split.columns)
         takes: dict[str, Take] = {name: _of_student(each, split, rows) for name, each in students.items()}
-        takes |= {name: _of_teacher(each, split, rows) for name, each in teachers.items()}
+        takes |= {name: _of_teacher(each, read, split, rows) for name, each in teachers.items()}
         for student in students.values():
             stack.callback(student.train, student.training)
             student.eval()
@@ -111,10 +112,10 @@ def _of_student(student: Student, split: Split, rows: int) -> Take:
     return take
 
 
-def _of_teacher(member: Member, split: Split, rows: int) -> Take:
+def _of_teacher(member: Member, read: Tensors, split: Split, rows: int) -> Take:
     unasked: Iterator[Batch] = iter(())
     with suppress(TeachingError):
-        unasked = batches({}, teacher_view(split, member.ports), split, rows, seed=0, epoch=0)
+        unasked = batches({}, read_by_teachers(split, member.ports, read), split, rows, seed=0, epoch=0)
 
     def take() -> float | None:
         with suppress(TeachingError, StopIteration):

@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError
 
+from task_data.config import Level
 from task_data.splits import Task, TaskKind
 from teaching_protocol.errors import ModelLoadError
 
@@ -28,6 +29,8 @@ class StudentCard(BaseModel):
     """The classes in the order of its logits; empty for a regression."""
     kind: TaskKind = "single_label"
     """Whether one class is true of a row, or any number of them; cards of before say nothing, and mean one."""
+    level: Level = "row"
+    """What has a label: a row, or each token of it."""
     sizes: dict[str, PositiveInt]
     """Its sizes: those of the preset, and what the data fixed (users, items, the images' shape)."""
     dropout: float
@@ -35,7 +38,7 @@ class StudentCard(BaseModel):
 
     def to_task(self) -> Task:
         """The task the student predicts."""
-        return Task(self.task, self.labels, self.kind)
+        return Task(self.task, self.labels, self.kind, self.level)
 
     def write(self, folder: Path) -> None:
         """Writes `student.json`."""

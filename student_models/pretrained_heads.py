@@ -1,4 +1,4 @@
-"""What the head of a transformers classifier makes of hidden states of any origin, by model type; knows no tap."""
+"""What the head of a transformers model makes of hidden states of any origin, by model type; knows no tap."""
 
 from __future__ import annotations
 
@@ -9,11 +9,16 @@ import torch
 from torch.nn import functional
 
 from student_models.student import States
+from task_data.config import Level
+from teaching_protocol.errors import ConfigError
 
-__all__ = ["HEADS", "Head"]
+__all__ = ["HEADS", "TOKEN_HEADS", "Head", "head_named"]
 
 Head = Callable[[Any, States], torch.Tensor]
-"""From the model and the states [batch, tokens, width] of its last layer to its outputs [batch, outputs]."""
+"""From the model and the states [batch, tokens, width] of its last layer to its outputs [batch, outputs].
+
+Of tokens [batch, tokens, outputs].
+"""
 
 
 def _bert(model: Any, states: States) -> torch.Tensor:
@@ -61,3 +66,38 @@ HEADS: dict[str, Head] = {
     "xlm-roberta": _first_token,
 }
 """Heads by `config.model_type`."""
+
+
+def _each_token(model: Any, states: States) -> torch.Tensor:
+    """Dropout and one linear layer, token by token."""
+    outputs: torch.Tensor = model.classifier(model.dropout(states.hidden))
+    return outputs
+
+
+def _each_token_of_decoder(model: Any, states: States) -> torch.Tensor:
+    """The same of a decoder, behind its last norm."""
+    outputs: torch.Tensor = model.score(model.dropout(model.model.norm(states.hidden)))
+    return outputs
+
+
+TOKEN_HEADS: dict[str, Head] = {
+    **dict.fromkeys(("bert", "distilbert", "electra", "mpnet", "roberta", "xlm-roberta"), _each_token),
+    **dict.fromkeys(("llama", "mistral", "qwen2"), _each_token_of_decoder),
+}
+"""Heads of models for token classification, by `config.model_type`."""
+
+
+def head_named(model: Any, level: Level) -> Head:
+    """The head of a model for a task of this level.
+
+    Raises:
+        ConfigError: it is not known for this model.
+    """
+    kind = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
+    known = {"row": HEADS, "token": TOKEN_HEADS}.get(level, {})
+    if kind not in known:
+        raise ConfigError(
+            f"the head of {kind} is not known; give it by TappedStudent(model, head=...), or set w_answer_task and "
+            "w_answer_labels to 0"
+        )
+    return known[kind]

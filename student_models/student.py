@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from task_data.splits import Task
+from teaching_protocol.errors import DataError
 
 __all__ = ["Columns", "LayeredStudent", "States", "Student", "Tensors", "Trace"]
 
@@ -61,13 +62,34 @@ class Student(nn.Module, ABC):
     def view(self, columns: Columns) -> Tensors:
         """The student's input tensors for N examples, N first (`attention_mask` where padded)."""
 
+    def spans(self, texts: Sequence[str]) -> Sequence[Sequence[tuple[int, int]]]:
+        """Where each token of `view` lies in its text: its first character and the one behind its last; (0, 0) of none.
+
+        Raises:
+            DataError: the student does not read text.
+        """
+        raise DataError(f"{type(self).__name__} reads {', '.join(self.inputs)} and no text; its data has no tokens")
+
+    @property
+    def vocabulary_size(self) -> int:
+        """How many tokens a student of next tokens predicts; 0 of any other."""
+        return 0
+
+    @property
+    def tokenizer_hash(self) -> str:
+        """What its tokenizer does to a text, as a teacher's card has it; empty where there is none to compare."""
+        return ""
+
     @abstractmethod
     def trace(self, inputs: Tensors) -> Trace:
         """Runs the student alone, and keeps what lies at its cuts."""
 
     @abstractmethod
     def head(self, states: States) -> torch.Tensor:
-        """g_out: [batch, outputs] logits, or [batch] predicted targets. Pools the states itself."""
+        """g_out: [batch, outputs] logits, or [batch] predicted targets; it pools the states itself.
+
+        Of a task with labels for tokens [batch, tokens, outputs], and it pools nothing.
+        """
 
     @abstractmethod
     def save(self, folder: Path) -> None:

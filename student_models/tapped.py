@@ -8,18 +8,20 @@ from typing import Any, Self
 
 import torch
 from torch import nn
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
+from transformers import AutoTokenizer, PreTrainedModel
 
+from student_models.auto_models import auto_model, task_of
 from student_models.columns import text_column
 from student_models.layer_drop import drop_layers, every_layer
-from student_models.pretrained_heads import HEADS
+from student_models.pretrained_heads import head_named
 from student_models.student import Columns, States, Student, Tensors, Trace
 from student_models.taps import Tap, Taps, layer_taps
+from student_models.tokenizer import hash_of
 from student_models.weights import write_weights
 from task_data.splits import Task
 from teaching_protocol.errors import ConfigError, ModelLoadError
 
-__all__ = ["TappedStudent", "task_of"]
+__all__ = ["TappedStudent"]
 
 _TOKENS = 512
 
@@ -66,21 +68,21 @@ class TappedStudent(Student):
         every: int = 1,
         seed: int = 0,
     ) -> Self:
-        """A transformers classifier by a hub's name or folder, with its tokenizer.
+        """A transformers model by a hub's name or folder, with its tokenizer: a classifier, or a causal language model.
 
         Args:
             name: of a model, or the folder that `save` wrote.
-            task: for a head of its own; None keeps the head that was saved.
+            task: for a head of its own; None keeps the head that was saved. A language model keeps its head anyway.
             keep: the layers that are kept, from 0; none given keeps every `every`-th.
             every: see `keep`.
             seed: of the weights of a new head.
 
         Raises:
-            ModelLoadError: it cannot be had, or is no classifier of sequences.
+            ModelLoadError: it cannot be had, or is no model with such a head.
             ConfigError: layers that are not there.
         """
         heads: dict[str, Any] = {}
-        if task is not None:
+        if task is not None and task.level != "next_token":
             labels = {} if task.is_regression else {"id2label": dict(enumerate(task.labels))}
             heads = {"num_labels": task.outputs, **labels, "ignore_mismatched_sizes": True}
             heads |= {"label2id": {label: place for place, label in enumerate(task.labels)}} if labels else {}
@@ -88,12 +90,12 @@ class TappedStudent(Student):
         try:
             with torch.random.fork_rng(devices=[]):
                 torch.default_generator.manual_seed(seed)
-                model = AutoModelForSequenceClassification.from_pretrained(str(name), **heads)
+                model = auto_model(name, task).from_pretrained(str(name), **heads)
             tokenizer = AutoTokenizer.from_pretrained(str(name))
         except (OSError, ValueError, RuntimeError) as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise ModelLoadError(
-                f"{name} does not load as a classifier of sequences ({reason}); give a name or folder with weights and a tokenizer"
+                f"{name} does not load as a model with a head for the task ({reason}); give a name or folder with weights and a tokenizer"
             ) from error
         if keep or every > 1:
             model = drop_layers(model, keep or every_layer(model.config.num_hidden_layers, every))
@@ -101,15 +103,24 @@ class TappedStudent(Student):
 
     def view(self, columns: Columns) -> Tensors:
         """`input_ids` and `attention_mask` [N, tokens] int64, by the model's own tokenizer."""
-        if self.tokenizer is None:
-            raise ConfigError("this student has no tokenizer; give it one: TappedStudent(model, tokenizer=...)")
-        limit = min(
-            _TOKENS, self.tokenizer.model_max_length, getattr(self.model.config, "max_position_embeddings", _TOKENS)
-        )
-        found = self.tokenizer(
-            list(text_column(columns, "text")), padding=True, truncation=True, max_length=limit, return_tensors="pt"
-        )
+        found = self._tokens(text_column(columns, "text"), padding=True, return_tensors="pt")
         return {name: found[name] for name in ("input_ids", "attention_mask")}
+
+    def spans(self, texts: Sequence[str]) -> Sequence[Sequence[tuple[int, int]]]:
+        """Where each token lies in its text."""
+        found: Sequence[Sequence[tuple[int, int]]] = self._tokens(texts, return_offsets_mapping=True)["offset_mapping"]
+        return found
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Of a language model: rows of its head."""
+        config: Any = getattr(self.model, "config", None)
+        return int(config.vocab_size) if self.task.level == "next_token" else 0
+
+    @property
+    def tokenizer_hash(self) -> str:
+        """What its tokenizer does to a text; empty without one."""
+        return "" if self.tokenizer is None else hash_of(self.tokenizer)
 
     def forward(self, inputs: Tensors) -> torch.Tensor:
         """The student alone."""
@@ -131,13 +142,7 @@ class TappedStudent(Student):
         """
         if self._head is not None:
             return self._head(states)
-        kind = getattr(getattr(self.model, "config", None), "model_type", type(self.model).__name__)
-        if kind not in HEADS:
-            raise ConfigError(
-                f"the head of {kind} is not known; give it by TappedStudent(model, head=...), or set w_answer_task and "
-                "w_answer_labels to 0"
-            )
-        return self._logits(HEADS[kind](self.model, states))
+        return self._logits(head_named(self.model, self.task.level)(self.model, states))
 
     def save(self, folder: Path) -> None:
         """As `save_pretrained` does, to be loaded by any Auto class; of another module the weights alone."""
@@ -149,6 +154,16 @@ class TappedStudent(Student):
         folder.mkdir(parents=True, exist_ok=True)
         write_weights(self.model, folder / "model.safetensors")
 
+    def _tokens(self, texts: Sequence[str], **options: Any) -> Any:
+        """What its tokenizer makes of texts, cut where the model ends, padded behind them."""
+        if self.tokenizer is None:
+            raise ConfigError("this student has no tokenizer; give it one: TappedStudent(model, tokenizer=...)")
+        if self.tokenizer.pad_token is None and self.tokenizer.eos_token is not None:
+            self.tokenizer.pad_token = self.tokenizer.eos_token  # of a language model; the mask hides it
+        longest = getattr(self.model.config, "max_position_embeddings", _TOKENS)
+        limit = min(_TOKENS, self.tokenizer.model_max_length, longest)
+        return self.tokenizer(list(texts), truncation=True, max_length=limit, padding_side="right", **options)
+
     def _logits(self, outputs: Any) -> torch.Tensor:
         if isinstance(outputs, Mapping):
             outputs = outputs["logits"]
@@ -156,28 +171,6 @@ class TappedStudent(Student):
             outputs = next(each for each in outputs if each.dim() > 0)
         found: torch.Tensor = outputs
         return found.squeeze(-1) if self.task.is_regression and found.dim() == 2 else found
-
-
-def task_of(model: nn.Module) -> Task:
-    """What a transformers model predicts, by its config.
-
-    Raises:
-        ConfigError: there is none, or one label only that is no number.
-    """
-    config: Any = getattr(model, "config", None)
-    if config is None:
-        raise ConfigError(
-            f"task: {type(model).__name__} does not say what it predicts; give TappedStudent(model, task=Task(...))"
-        )
-    several = getattr(config, "problem_type", None) == "multi_label_classification"
-    if config.num_labels == 1:
-        if several:
-            raise ConfigError(
-                "task: received one label that is true or not, expected two classes; give the model num_labels=2"
-            )
-        return Task("regression")
-    labels = tuple(str(config.id2label[place]) for place in range(config.num_labels))
-    return Task("classification", labels, "multi_label" if several else "single_label")
 
 
 def _width(model: nn.Module, cuts: Sequence[Tap]) -> int:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer
-from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+from transformers import BertConfig, BertModel
 from transformers.masking_utils import create_bidirectional_mask
 
 from student_models.card import StudentCard
 from student_models.columns import text_column
-from student_models.head import PooledHead
+from student_models.head import head_for
 from student_models.student import Columns, LayeredStudent, States, Tensors
-from student_models.tokenizer import PADDING, encode, read_tokenizer
+from student_models.tokenizer import PADDING, encode, hash_of, read_tokenizer, wrapped
 from student_models.weights import read_weights, write_weights
 
 __all__ = ["TextStudent"]
@@ -22,7 +23,8 @@ __all__ = ["TextStudent"]
 class TextStudent(LayeredStudent):
     """Embeddings and the first half of the layers below the entry tap, the other half above it.
 
-    The exit tap is the last layer's output, the head a masked mean and a linear layer. The body is a plain
+    The exit tap is the last layer's output, the head a masked mean and a linear layer, without the mean where tokens have
+    labels. The body is a plain
     Hugging Face `BertModel`: a saved folder opens with `AutoModel.from_pretrained` and `AutoTokenizer` too.
 
     Args:
@@ -38,7 +40,7 @@ class TextStudent(LayeredStudent):
         self.tokenizer = tokenizer
         self.body = BertModel(_bert_config(card, tokenizer), add_pooling_layer=False)
         self.layers = card.sizes["layers"]
-        self.output = PooledHead(self.width, self.task, card.dropout)
+        self.output = head_for(self.width, self.task, card.dropout)
 
     @classmethod
     def load(cls, folder: Path, card: StudentCard) -> TextStudent:
@@ -57,6 +59,15 @@ class TextStudent(LayeredStudent):
         ids, mask = encode(self.tokenizer, text_column(columns, "text"))
         return {"input_ids": ids, "attention_mask": mask}
 
+    def spans(self, texts: Sequence[str]) -> Sequence[Sequence[tuple[int, int]]]:
+        """Where each token lies in its text."""
+        return [row.offsets for row in self.tokenizer.encode_batch(list(texts))]
+
+    @property
+    def tokenizer_hash(self) -> str:
+        """What its tokenizer does to a text."""
+        return hash_of(self.tokenizer)
+
     def embed(self, inputs: Tensors) -> States:
         """Word and position embeddings."""
         hidden = self.body.embeddings(input_ids=inputs["input_ids"])  # [batch, tokens, width]
@@ -73,7 +84,7 @@ class TextStudent(LayeredStudent):
         return States(hidden, states.mask)
 
     def head(self, states: States) -> torch.Tensor:
-        """[batch, outputs] logits, or [batch] predicted targets."""
+        """[batch, outputs] logits, or [batch] predicted targets; [batch, tokens, outputs] where tokens have labels."""
         outputs: torch.Tensor = self.output(states)
         return outputs
 
@@ -83,13 +94,7 @@ class TextStudent(LayeredStudent):
         self.body.config.to_json_file(folder / "config.json")
         write_weights(self.body, folder / "model.safetensors")
         write_weights(self.output, folder / "head.safetensors")
-        PreTrainedTokenizerFast(
-            tokenizer_object=self.tokenizer,
-            pad_token=PADDING,
-            unk_token="[UNK]",
-            cls_token="[CLS]",
-            model_max_length=self.card.sizes["max_tokens"],
-        ).save_pretrained(folder)
+        wrapped(self.tokenizer, self.card.sizes["max_tokens"]).save_pretrained(folder)
         self.card.write(folder)
 
 

@@ -9,13 +9,24 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from task_data.batching import Batch, batches, count_batches, pack_texts, teacher_ports, teacher_view, token_lengths
+    from task_data.batching import (
+        TOKEN_LABELS,
+        Batch,
+        batches,
+        count_batches,
+        pack_texts,
+        teacher_ports,
+        teacher_view,
+        token_lengths,
+    )
     from task_data.loaders import LOADERS, load_data
-    from task_data.splits import Split, Task, TaskData
+    from task_data.splits import IGNORED, Split, Task, TaskData
     from task_data.streaming import RowStream
 
 __all__ = [
+    "IGNORED",
     "LOADERS",
+    "TOKEN_LABELS",
     "Batch",
     "RowStream",
     "Split",
@@ -32,7 +43,7 @@ __all__ = [
 
 _HOMES = {
     **dict.fromkeys(("LOADERS", "load_data"), "task_data.loaders"),
-    **dict.fromkeys(("Split", "Task", "TaskData"), "task_data.splits"),
+    **dict.fromkeys(("IGNORED", "Split", "Task", "TaskData"), "task_data.splits"),
     "RowStream": "task_data.streaming",
 }
 """Where what is not in `task_data.batching` lies."""

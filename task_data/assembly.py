@@ -13,7 +13,7 @@ import torch
 from task_data.config import DataConfig
 from task_data.division import Division, Integers, Part, divide
 from task_data.multi_label import Labels, are_several, in_order, multi_hot, rarest
-from task_data.splits import Split, Task, TaskData
+from task_data.splits import IGNORED, Split, Task, TaskData
 from teaching_protocol.errors import DataError
 
 __all__ = [
@@ -138,9 +138,7 @@ def assemble(
 
     def split(rows: Integers, labelled: torch.Tensor) -> Split:
         taken = {name: _take(column, rows) for name, column in columns.items()}
-        hidden = math.nan if labels.is_floating_point() else HIDDEN_CLASS
-        own = labels[torch.from_numpy(rows)]
-        own = own.masked_fill(~labelled.reshape(-1, *[1] * (own.dim() - 1)), hidden)
+        own = _hidden(task, labels[torch.from_numpy(rows)], ~labelled)
         return Split(taken, _take(teacher, rows), own, labelled)
 
     return TaskData(
@@ -150,6 +148,14 @@ def assemble(
         validation=split(division.validation, torch.ones(len(division.validation), dtype=torch.bool)),
         test=split(division.test, torch.ones(len(division.test), dtype=torch.bool)),
     )
+
+
+def _hidden(task: Task, labels: torch.Tensor, unlabelled: torch.Tensor) -> torch.Tensor:
+    """Labels without those of the unlabelled rows; of tokens it stays known which of them have one."""
+    if task.level == "token":
+        return labels.masked_fill(unlabelled[:, None] & (labels != IGNORED), HIDDEN_CLASS)
+    hidden = math.nan if labels.is_floating_point() else HIDDEN_CLASS
+    return labels.masked_fill(unlabelled.reshape(-1, *[1] * (labels.dim() - 1)), hidden)
 
 
 def _take(column: Sequence[str] | torch.Tensor, rows: Integers) -> Sequence[str] | torch.Tensor:

@@ -11,9 +11,21 @@ import torch
 from task_data.splits import Split
 from teaching_protocol.errors import DataError, InvalidSetting
 
-__all__ = ["Batch", "batches", "count_batches", "pack_texts", "teacher_ports", "teacher_view", "token_lengths"]
+__all__ = [
+    "TOKEN_LABELS",
+    "Batch",
+    "batches",
+    "count_batches",
+    "pack_texts",
+    "teacher_ports",
+    "teacher_view",
+    "token_lengths",
+]
 
 Tensors = Mapping[str, torch.Tensor]
+
+TOKEN_LABELS = "token_labels"
+"""Name in a student's view of what lies on its tokens, [N, tokens] int64: the labels of its batches, where it is there."""
 
 _MAX_TEXT_BYTES = 2048
 _WINDOW = 50  # batches that are sorted together: enough for even lengths, and an epoch's order stays random
@@ -24,7 +36,7 @@ class Batch:
     """B examples: `rows` [B] int64 in their split, the student's `inputs` and the teachers', both B first.
 
     `part` says that these are so many rows of a batch of so many, which several processes have divided; equal numbers are all.
-    `labels` [B] and `labelled` [B] bool are as in `Split`. `known` is what was observed of a teacher ahead of
+    `labels` [B] and `labelled` [B] bool are as in `Split`; on a student's tokens labels are [B, tokens]. `known` is what was observed of a teacher ahead of
     time: output ports by the teacher's place.
     """
 
@@ -151,7 +163,9 @@ def _cut_rows(rows: np.ndarray, size: int, lengths: torch.Tensor | None) -> list
 
 def _batches(view: Tensors, teacher: Tensors, split: Split, order: Sequence[torch.Tensor]) -> Iterator[Batch]:
     for rows in order:
-        yield Batch(rows, _take(view, rows), _take(teacher, rows), split.labels[rows], split.labelled[rows])
+        inputs = _take(view, rows)
+        labels = inputs.pop(TOKEN_LABELS, split.labels[rows])
+        yield Batch(rows, inputs, _take(teacher, rows), labels, split.labelled[rows])
 
 
 def _take(tensors: Tensors, rows: torch.Tensor) -> dict[str, torch.Tensor]:

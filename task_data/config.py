@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from command_config import hint
 
-__all__ = ["DataConfig", "DataName", "GlueTask", "SplitName", "is_on_hub"]
+__all__ = ["DataConfig", "DataName", "GlueTask", "Level", "SplitName", "is_on_hub"]
 
 DataName = Literal[
     "newsgroups",
@@ -33,6 +33,9 @@ SplitName = Literal["train", "validation", "test"]
 GlueTask = Literal["cola", "mnli", "mrpc", "qnli", "qqp", "rte", "sst2"]
 """Tasks of GLUE."""
 
+
+Level = Literal["row", "token", "next_token"]
+"""What has a label: a row, each token of it (word by word), or each token by being followed by another."""
 
 _ON_HUB = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -117,6 +120,22 @@ class DataConfig(BaseModel):
         None,
         min_length=2,
         description="Columns of 0 and 1, one for each class: a multi-label task; `label_column` is not read then.",
+    )
+    level: Level = Field(
+        "row",
+        description="Files only: whether a row has a label, each of its tokens has one, or each token is followed by another.",
+    )
+    tokens_column: str = Field(
+        "tokens", min_length=1, description="Column of a file that holds the list of a row's tokens, at level `token`."
+    )
+    tags_column: str = Field(
+        "tags", min_length=1, description="Column of a file that holds the list of their labels, at level `token`."
+    )
+    block_bytes: int = Field(
+        480,
+        ge=16,
+        le=2048,
+        description="Bytes of text, at most, that are a row at level `next_token`: some 4 of them make a token.",
     )
     labelled: int | None = Field(
         300,

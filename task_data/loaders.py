@@ -17,6 +17,7 @@ from task_data.spam_assassin import load_spam_assassin
 from task_data.splits import TaskData
 from task_data.streaming import load_stream
 from task_data.uci_sentiment import load_uci_sentiment
+from teaching_protocol.errors import DataError
 
 __all__ = ["LOADERS", "load_data"]
 
@@ -42,6 +43,12 @@ def load_data(config: DataConfig) -> TaskData:
     Raises:
         DataError: a file or package that cannot be had or read, or rows that cannot be used.
     """
+    if config.level != "row" and (config.name != "file" or config.streaming):
+        where = "a stream" if config.streaming else f"the data set {config.name}"
+        raise DataError(
+            f"data.level: received {config.level!r} with {where}, which has a label for each row; "
+            "tokens and plain text come from files: set data.name to file, and data.path, and leave data.streaming away"
+        )
     if config.streaming:
         return load_stream(config)
     return LOADERS.get(config.name, load_named)(config)

@@ -8,29 +8,36 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
+from task_data.config import Level
+
 if TYPE_CHECKING:
     from task_data.streaming import RowStream
 
-__all__ = ["METRICS", "Split", "Task", "TaskData", "TaskKind"]
+__all__ = ["IGNORED", "METRICS", "Split", "Task", "TaskData", "TaskKind"]
+
+IGNORED = -100
+"""The label of a token that has none, as in transformers: padding, a word's further pieces, the last of a text."""
 
 TaskKind = Literal["single_label", "multi_label", "regression"]
 """What a row's label is: one of the classes, any number of them, or a number. The words are those of transformers."""
 
 
 METRICS: dict[TaskKind, str] = {"single_label": "accuracy", "multi_label": "micro_f1", "regression": "rmse"}
-"""The metric that chooses and tests a student; `task_data.metrics` has it and what stands beside it."""
+"""The metric that chooses and tests a student of rows; `task_data.metrics` has it and what stands beside it."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """What is to be predicted. `labels` names the classes in order; without any it is a regression, whatever `kind` says."""
+    """What is to be predicted. `labels` names the classes in order; without any it is a regression, whatever `kind` says, or
+    about next tokens."""
 
     name: str
     labels: tuple[str, ...] = ()
     kind: TaskKind = "single_label"
+    level: Level = "row"
 
     def __post_init__(self) -> None:
-        if not self.labels:
+        if not self.labels and self.level == "row":
             object.__setattr__(self, "kind", "regression")
 
     @property
@@ -44,14 +51,21 @@ class Task:
         return self.kind == "multi_label"
 
     @property
+    def has_spans(self) -> bool:
+        """Whether the classes of tokens mark spans: B-x begins one, I-x goes on in it."""
+        return self.level == "token" and any(label.startswith("B-") for label in self.labels)
+
+    @property
     def outputs(self) -> int:
         """Width of the student's head."""
         return max(1, len(self.labels))
 
     @property
     def metric(self) -> str:
-        """Name of the test metric: accuracy or micro_f1 (higher is better) or rmse (lower is better)."""
-        return METRICS[self.kind]
+        """Name of the test metric: accuracy, micro_f1 or span_f1 (higher is better), rmse or perplexity (lower is better)."""
+        if self.level == "next_token":
+            return "perplexity"
+        return "span_f1" if self.has_spans else METRICS[self.kind]
 
 
 @dataclass(frozen=True)
@@ -61,7 +75,9 @@ class Split:
     `columns` is the student's raw view (`text`: N strings; `user`, `item`: [N] int64;
     `image`: [N, channels, height, width] uint8) and `teacher` the teacher's view of the same examples:
     N strings, or the images. `labels` is [N] int64 classes, [N, classes] float32 zeros and ones of a multi-label
-    task, or [N] float32 targets; a row whose `labelled` [N] bool is False keeps its label out of every loss.
+    task, or [N] float32 targets; a row whose `labelled` [N] bool is False keeps its label out of every loss. At level
+    `token` the words of a text stand between single spaces, and `labels` is [N, words] int64, `IGNORED` behind the last word. At
+    level `next_token` the text is its own label, and `labels` is [N] of no meaning.
     """
 
     columns: Mapping[str, Sequence[str] | torch.Tensor]

@@ -54,7 +54,10 @@ def find_ending(path: Path) -> str:
     for ending in READERS:
         if path.name.lower().endswith(ending):
             return ending
-    raise DataError(f"{path}: files of this kind are not read; the name must end in one of {', '.join(READERS)}")
+    raise DataError(
+        f"{path}: files of this kind are not read; the name must end in one of {', '.join(READERS)}"
+        "; plain text (.txt) is read at data.level next_token"
+    )
 
 
 def column_strings(frame: pd.DataFrame, column: str, path: object, field: str) -> list[str]:

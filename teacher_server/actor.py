@@ -242,6 +242,7 @@ def build_card(engine: Engine, config: ServerConfig) -> verbs.DescribeReply:
     outputs = [*CONVERSATION_PORTS, "hidden.<layer>", "hidden.<layer>.mean<tokens>", "pooled"]
     outputs += ["attention_mask"] if family.modality == "text" else []
     outputs += ["logits", "logits.top<k>"] if teacher.heads else []
+    outputs += checks.LANGUAGE_PORTS if teacher.heads == ("causal_lm",) else []
     return verbs.DescribeReply(
         model_name=teacher.name,
         model_hash=teacher.model_hash,
@@ -261,6 +262,7 @@ def build_card(engine: Engine, config: ServerConfig) -> verbs.DescribeReply:
         deterministic=config.deterministic,
         parameters=teacher.sizes[0],
         weight_bytes=teacher.sizes[1],
+        head_hash=teacher.head_hash,
         limits=verbs.Limits(
             config.message_bytes,
             config.max_rows,

@@ -19,7 +19,18 @@ from teaching_protocol.verbs import (
     Tensors,
 )
 
-__all__ = ["check_backward", "check_forward", "check_id", "check_settings", "check_step", "check_student"]
+__all__ = [
+    "LANGUAGE_PORTS",
+    "check_backward",
+    "check_forward",
+    "check_id",
+    "check_settings",
+    "check_step",
+    "check_student",
+]
+
+LANGUAGE_PORTS = ("last_hidden_state", "logprobs.top<k>", "logprobs.top<k>.t<percent>", "tokens.top<k>")
+"""Output ports that a causal language model has besides."""
 
 _NAME_CHARACTERS = 128
 _NUMBER_DIGITS = 10
@@ -145,10 +156,20 @@ def _check_output(name: str, card: DescribeReply) -> None:
     kind, _, rest = name.partition(".")
     if kind == "hidden" and _is_hidden(rest, card):
         return
+    if "logprobs.top<k>" in card.output_ports and _is_of_language(name):
+        return
     count = rest.removeprefix("top")
     if kind == "logits" and rest.startswith("top") and card.heads and _is_number(count) and int(count) > 0:
         return
     raise UnknownPort(f"output port {name!r} is not served; this teacher serves {', '.join(card.output_ports)}")
+
+
+def _is_of_language(name: str) -> bool:
+    """Whether a port is `tokens.top<k>`, `logprobs.top<k>` or `logprobs.top<k>.t<percent>`."""
+    kind, _, rest = name.partition(".top")
+    count, has_temperature, percent = rest.partition(".t")
+    numbers = [count, percent] if has_temperature and kind == "logprobs" else [rest]
+    return kind in ("logprobs", "tokens") and all(_is_number(each) and int(each) > 0 for each in numbers)
 
 
 def _is_hidden(rest: str, card: DescribeReply) -> bool:

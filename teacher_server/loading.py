@@ -16,6 +16,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageClassification,
     AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
     AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
@@ -25,6 +26,7 @@ from transformers.utils import cached_file
 
 from command_config import hint
 from student_models import Student, load_student
+from student_models.loading import has_own_head
 from teacher_server.config import PACKAGED, ServerConfig
 from teacher_server.families import ImageSettings, family_class, head_of
 from teacher_server.families.cnn import GridFamily
@@ -61,7 +63,7 @@ def load_teacher(
         ModelLoadError: whatever else keeps the model from loading; the text says what to do.
     """
     shown = _shown(str(name_or_folder))
-    name = str(packaged_folder(str(name_or_folder)) or name_or_folder)
+    name = _place(str(name_or_folder))
     place, kind = _device(device), _dtype(dtype)
     student = _student_folder(Path(name))
     if student is not None:
@@ -94,7 +96,7 @@ def empty_teacher(
     A trained student is small and comes with its weights. Raises and takes what `load_teacher` does.
     """
     shown, kind = _shown(str(name_or_folder)), _dtype(dtype)
-    name = str(packaged_folder(str(name_or_folder)) or name_or_folder)
+    name = _place(str(name_or_folder))
     student = _student_folder(Path(name))
     if student is not None:
         return FrozenTeacher(_student(student, torch.device("cpu"), kind), shown)
@@ -141,6 +143,14 @@ def _check_resized(image_size: int | None, shown: str, resizable: bool) -> None:
 def _shown(name: str) -> str:
     """What students are told: a hub's name as it is, of a folder no more than its own name."""
     return Path(name).resolve().name if Path(name).is_dir() else name
+
+
+def _place(name: str) -> str:
+    """The name or folder to load: of a packaged teacher its folder, of a run with a transformers student the student's."""
+    own = Path(name) / "student"
+    if not (own / "student.json").is_file() and has_own_head(own):
+        return str(own)
+    return str(packaged_folder(name) or name)
 
 
 def _student_folder(folder: Path) -> Path | None:
@@ -221,6 +231,7 @@ def _model(name: str, config: dict[str, Any], place: torch.device, **options: An
 def _loader(config: dict[str, Any]) -> tuple[Any, str]:
     heads = {
         "sequence_classification": AutoModelForSequenceClassification,
+        "token_classification": AutoModelForTokenClassification,
         "causal_lm": AutoModelForCausalLM,
         "image_classification": AutoModelForImageClassification,
     }

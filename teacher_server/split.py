@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
+from student_models.language_head import hash_of_head
+from student_models.tokenizer import hash_of
 from teacher_server.families import ImageSettings, LayerSpan, family_for
 from teacher_server.pauses import Pauses
-from teacher_server.sharding import is_sharded
+from teacher_server.sharding import is_sharded, whole
 from teacher_server.spreading import is_offloaded, is_spread, main_device, whole_tensors
 from teacher_server.turns import Turns
 from teaching_protocol.errors import InvalidSetting, InvalidTensor, UnknownPort
@@ -106,7 +106,7 @@ class FrozenTeacher:
         """SHA-256 of what the tokenizer does to a text, as hex digits; empty without a tokenizer."""
         if self.family.tokenizer is None:
             return ""
-        return hashlib.sha256(_tokenizer_json(self.family.tokenizer).encode()).hexdigest()
+        return hash_of(self.family.tokenizer)
 
     def default_span(self) -> LayerSpan:
         """From a third of the way up (the input of block `layers // 3`, not below 1) to the last cut."""
@@ -165,24 +165,45 @@ class FrozenTeacher:
         return self._inputs.example()
 
     def states(
-        self, inputs: Tensors, layers: Sequence[int], with_logits: bool = False, with_pooled: bool = False
+        self,
+        inputs: Tensors,
+        layers: Sequence[int],
+        with_logits: bool = False,
+        with_pooled: bool = False,
+        with_finished: bool = False,
     ) -> dict[str, torch.Tensor]:
         """The teacher's own view of prepared `inputs`, without gradients; blocks are run only as far as needed.
 
         Returns:
             `hidden.<l>` [batch, tokens, widths[l]], the states at cut l (before the final norm), for l in `layers`;
-            `logits` of the model's own head; `pooled` [batch, width], see `Family.pool`.
+            `logits` of the model's own head; `pooled` [batch, width], see `Family.pool`; `last_hidden_state` [batch, tokens, width],
+            behind the final norm.
 
         Raises:
             UnknownPort: a layer the teacher has not, or logits of a teacher without a head.
         """
         self._check_ports(layers, with_logits)
         inputs = {name: tensor.to(self.device) for name, tensor in inputs.items()}
-        cuts = sorted({*layers, *([self.family.layers] if with_pooled else [])})
+        cuts = sorted({*layers, *([self.family.layers] if with_pooled or with_finished else [])})
         with torch.no_grad(), self._turns.alone():  # the family hooks the model itself
-            found = self.look(inputs, cuts, with_logits, with_pooled)
-        kept = {f"hidden.{layer}" for layer in layers} | {"logits", "pooled"}
+            found = self.look(inputs, cuts, with_logits, with_pooled, with_finished)
+        kept = {f"hidden.{layer}" for layer in layers} | {"logits", "pooled", "last_hidden_state"}
         return {name: value for name, value in found.items() if name in kept}
+
+    def said(self, finished: torch.Tensor) -> torch.Tensor:
+        """Logits [..., vocabulary] of a language model's last hidden states [..., width], without gradients.
+
+        Raises:
+            UnknownPort: a teacher without such a head.
+        """
+        with torch.no_grad(), self._turns.alone():
+            return self.say(finished)
+
+    @functools.cached_property
+    def head_hash(self) -> str:
+        """What tells the head of a language model, as `student_models.language_head` has it; empty of any other teacher."""
+        weight = self.family.language_head
+        return "" if weight is None else hash_of_head(whole(weight))
 
     def upper(
         self, states: torch.Tensor, mask: torch.Tensor | None, span: LayerSpan, pauses: Pauses | None = None
@@ -217,9 +238,9 @@ class FrozenTeacher:
         return self.family.run(states, mask, span)
 
     def look(
-        self, inputs: Tensors, cuts: Sequence[int], with_logits: bool, with_pooled: bool
+        self, inputs: Tensors, cuts: Sequence[int], with_logits: bool, with_pooled: bool, with_finished: bool
     ) -> dict[str, torch.Tensor]:
-        """What `states` runs, on inputs that lie on the device: the states at all `cuts`, the last of them where `pooled` is asked for."""
+        """What `states` runs, on inputs that lie on the device: the states at all `cuts`, the last of them where what lies behind it is asked for."""
         outputs: dict[str, torch.Tensor] = {}
         if with_logits:
             logits, found = self.family.logits(inputs, cuts)
@@ -227,10 +248,16 @@ class FrozenTeacher:
         else:
             found = self.family.climb(inputs, cuts)
         found = {layer: state.to(self.device) for layer, state in found.items()}
-        if with_pooled:
+        if with_pooled or with_finished:
             finished = self.family.finish(found[self.family.layers]).to(self.device)
-            outputs["pooled"] = self.family.pool(finished, self.family.own_mask(inputs, finished))
+            outputs |= {"last_hidden_state": finished} if with_finished else {}
+            if with_pooled:
+                outputs["pooled"] = self.family.pool(finished, self.family.own_mask(inputs, finished))
         return outputs | {f"hidden.{layer}": state for layer, state in found.items()}
+
+    def say(self, finished: torch.Tensor) -> torch.Tensor:
+        """What `said` runs."""
+        return self.family.say(finished).to(self.device)
 
     def close(self) -> None:
         """Lets go of what it has beside memory: nothing, where one process has all of the weights."""
@@ -262,12 +289,3 @@ class FrozenTeacher:
 def freeze(model: nn.Module) -> nn.Module:
     """Switches off the parameters' gradients and dropout, in place; gradients still pass."""
     return model.requires_grad_(False).eval()
-
-
-def _tokenizer_json(tokenizer: Any) -> str:
-    """Everything but truncation and padding, which are settings of a call."""
-    backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
-    if not isinstance(backend, Tokenizer):
-        return json.dumps([type(tokenizer).__name__, sorted(tokenizer.get_vocab().items())])
-    whole = json.loads(backend.to_str())
-    return json.dumps({key: value for key, value in whole.items() if key not in ("truncation", "padding")})

@@ -52,7 +52,7 @@ PROTOCOL_VERSION = 1
 Tensors = Mapping[str, torch.Tensor]
 """Tensors by port."""
 
-_WITHOUT_GRADIENT = ("attention_mask", "hidden", "logits", "pooled")
+_WITHOUT_GRADIENT = ("attention_mask", "hidden", "last_hidden_state", "logits", "logprobs", "pooled", "tokens")
 _NO_TENSORS: Tensors = MappingProxyType({})
 
 
@@ -94,6 +94,7 @@ class DescribeReply:
     same_host: str = ""
     parameters: int = 0
     weight_bytes: int = 0
+    head_hash: str = ""
 
 
 @dataclass(frozen=True)

@@ -99,7 +99,7 @@ class Record:
 
 def lower_is_better(metric: str) -> bool:
     """Whether less of a metric is better."""
-    return metric == "rmse"
+    return metric in ("rmse", "perplexity")
 
 
 def write_plan(folder: Path, plan: Mapping[str, Any]) -> None:

@@ -40,7 +40,7 @@ def score_teacher(address: str, config: DataConfig) -> dict[str, float | str | N
 
 
 def _fits(heads: tuple[str, ...], labels: tuple[str, ...], data: TaskData) -> bool:
-    if "causal_lm" in heads or (MULTI_LABEL_HEAD in heads) != data.task.is_multi_label:
+    if "causal_lm" in heads or data.task.level != "row" or (MULTI_LABEL_HEAD in heads) != data.task.is_multi_label:
         return False
     return len(labels) <= 1 if data.task.is_regression else sorted(labels) == sorted(data.task.labels)
 

@@ -28,6 +28,7 @@ from student_client.losses.task import (
     masked_mse,
     task_loss,
 )
+from student_client.losses.tokens import shared_head_kl, token_cross_entropy, token_kl, top_kl
 
 __all__ = [
     "CONSISTENCY_READINGS",
@@ -54,9 +55,13 @@ __all__ = [
     "of_independent",
     "patient_error",
     "self_relation_kl",
+    "shared_head_kl",
     "soft_label_kl",
     "soft_targets",
     "state_consistency",
     "state_error",
     "task_loss",
+    "token_cross_entropy",
+    "token_kl",
+    "top_kl",
 ]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch.nn import functional
 
+from student_client.losses.tokens import token_cross_entropy
+
 __all__ = [
     "calibrated_cross_entropy",
     "masked_binary_cross_entropy",
@@ -63,7 +65,11 @@ def masked_binary_cross_entropy(logits: torch.Tensor, targets: torch.Tensor, lab
 def task_loss(outputs: torch.Tensor, labels: torch.Tensor, labelled: torch.Tensor) -> torch.Tensor:
     """L_task by outputs and labels: the squared error of predicted targets [batch], else of logits [batch, classes] the
     binary cross-entropy where labels are [batch, classes] of zeros and ones, the cross-entropy where they are classes [batch].
+
+    Logits [batch, tokens, classes] are of tokens, with labels [batch, tokens].
     """
+    if outputs.dim() == 3:
+        return token_cross_entropy(outputs, labels, labelled)
     if outputs.dim() == 1:
         return masked_mse(outputs, labels, labelled)
     loss = masked_binary_cross_entropy if labels.is_floating_point() else masked_cross_entropy

@@ -15,6 +15,8 @@ from student_client.methods.selection import FixedMix, RandomHard, RandomSoft, S
 from student_client.methods.soft_labels import SoftLabels
 from student_client.methods.talking import Talking
 from student_client.remote import SessionOptions
+from task_data import Task
+from teaching_protocol.errors import ConfigError
 
 __all__ = [
     "METHODS",
@@ -23,7 +25,9 @@ __all__ = [
     "Methods",
     "Outcome",
     "build_methods",
+    "check_suits",
     "named",
+    "reads_student_tokens",
     "register",
     "session_options",
 ]
@@ -58,6 +62,22 @@ def named(config: MethodConfig) -> dict[str, type[Method]]:
     """The methods a configuration names, without task only."""
     found = {name: METHODS[name] for name in config.names}
     return {name: method for name, method in found.items() if method is not None}
+
+
+def check_suits(config: MethodConfig, task: Task) -> None:
+    """Refuses methods that make no sense for a task.
+
+    Raises:
+        ConfigError: with the reason, and what to do.
+    """
+    for name, method in named(config).items():
+        if reason := method.unsuited(config, task):
+            raise ConfigError(f"method.names: received {name} for the task {task.name}, {reason}")
+
+
+def reads_student_tokens(config: MethodConfig, task: Task) -> bool:
+    """Whether teachers are to read the student's own tokens, which a method compares with theirs one by one."""
+    return any(method.compares_tokens(config, task) for method in named(config).values())
 
 
 def build_methods(context: Context) -> Methods:

@@ -25,6 +25,7 @@ class Averaged(Method):
     """
 
     asks_all = True
+    predicts_rows = True
 
     def __init__(self, context: Context) -> None:
         super().__init__(context)

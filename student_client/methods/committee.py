@@ -63,6 +63,7 @@ class Committee(Asking):
     """
 
     asks_all = True
+    predicts_rows = True
     converses = True
     bears_missing = True
     calls: torch.Tensor

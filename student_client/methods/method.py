@@ -14,7 +14,7 @@ from student_client.method_config import MethodConfig
 from student_client.pausing import Pausing, finished
 from student_client.teachers import Teachers
 from student_models import States, Student
-from task_data import Batch
+from task_data import Batch, Task
 from teaching_protocol.verbs import DescribeReply
 
 __all__ = ["Asking", "Context", "Method", "Methods", "Outcome", "Seen", "Terms"]
@@ -99,6 +99,8 @@ class Method(nn.Module, ABC):
     """Whether it goes on while a teacher is missing, and needs no card of one that was never there."""
     replaces_task = False
     """Whether the task loss is among its own terms, so that it is not added beside them."""
+    predicts_rows = False
+    """Whether it reads the student's outputs as one prediction a row, so that it suits no task with labels for tokens."""
 
     def __init__(self, context: Context) -> None:
         super().__init__()
@@ -108,6 +110,21 @@ class Method(nn.Module, ABC):
     def converses_under(cls, config: MethodConfig) -> bool:
         """Whether it sends messages with these settings."""
         return cls.converses
+
+    @classmethod
+    def unsuited(cls, config: MethodConfig, task: Task) -> str:
+        """Why it makes no sense for a task with these settings, and what to do; empty where it does."""
+        if cls.predicts_rows and task.level != "row":
+            return (
+                "whose labels are those of tokens: it reads one prediction a row; use soft_labels, fitnets, rkd, pkd, minilm, "
+                "one_way or talking"
+            )
+        return ""
+
+    @classmethod
+    def compares_tokens(cls, config: MethodConfig, task: Task) -> bool:
+        """Whether teachers must read the student's own tokens, so that each can be compared with the same one of theirs."""
+        return False
 
     @property
     def is_active(self) -> bool:

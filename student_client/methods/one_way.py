@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from student_client.codecs import CodecShape, StudentCodec
 from student_client.losses import state_consistency
+from student_client.method_config import MethodConfig
 from student_client.methods.answer import add_answer_terms
 from student_client.methods.method import Asking, Context, Seen, Terms
 from student_client.pausing import Pausing
 from student_client.teachers import Teachers
-from task_data import Batch
+from task_data import Batch, Task
 
 __all__ = ["OneWay"]
 
@@ -21,6 +22,16 @@ class OneWay(Asking):
     """
 
     converses = True
+
+    @classmethod
+    def unsuited(cls, config: MethodConfig, task: Task) -> str:
+        """Its answer is one vector a row, or a few: the head cannot read labels of tokens in it."""
+        if task.level != "row" and (config.w_answer_task or config.w_answer_labels):
+            return (
+                "whose labels are those of tokens: the answer is about the whole row, and no token's label can be read in it; "
+                "set method.w_answer_task and method.w_answer_labels to 0"
+            )
+        return ""
 
     def __init__(self, context: Context) -> None:
         super().__init__(context)

@@ -36,6 +36,7 @@ class Weighed(Asking):
     of magnitude. What is not selected is neither asked of the teacher nor computed (ours).
     """
 
+    predicts_rows = True
     replaces_task = True
     means: torch.Tensor
     counts: torch.Tensor

@@ -5,11 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from student_models import Student
 from task_data import Task
 from teaching_protocol.errors import IncompatibleTeacher
 from teaching_protocol.verbs import DescribeReply
 
-__all__ = ["MULTI_LABEL_HEAD", "Means", "has_head", "means", "require_head", "require_port"]
+__all__ = [
+    "MULTI_LABEL_HEAD",
+    "Means",
+    "has_head",
+    "means",
+    "require_head",
+    "require_port",
+    "require_tokenizer",
+]
 
 MULTI_LABEL_HEAD = "multi_label_classification"
 """What a card calls a head whose classes are independent of each other."""
@@ -62,6 +71,8 @@ def has_head(card: DescribeReply, task: Task) -> bool:
         return False
     if (MULTI_LABEL_HEAD in card.heads) != task.is_multi_label:
         return False
+    if ("token_classification" in card.heads) != (task.level == "token"):
+        return False
     return len(card.labels) <= 1 if task.is_regression else tuple(card.labels) == task.labels
 
 
@@ -76,16 +87,36 @@ def require_head(card: DescribeReply, task: Task) -> None:
     if not card.heads or "causal_lm" in card.heads:
         received = f"received {' and '.join(card.heads) or 'no head'}"
     else:
+        whose = " of tokens" if "token_classification" in card.heads else ""
         several = ", any number of which may be true" if MULTI_LABEL_HEAD in card.heads else ""
-        received = f"received the labels {_listed(card.labels) or 'of a regression'}{several}"
-    several = ", of which any number may be true" if task.is_multi_label else ""
-    expected = (
-        "one predicted number" if task.is_regression else f"the labels {_listed(task.labels)}, in this order{several}"
+        received = f"received the labels {_listed(card.labels) or 'of a regression'}{whose}{several}"
+    expected = "one predicted number" if task.is_regression else f"the labels {_listed(task.labels)}, in this order"
+    expected += ", of which any number may be true" if task.is_multi_label else ""
+    expected += " and of each token" if task.level == "token" else ""
+    how = (
+        "train a head on this data by `teacher-server finetune --model ... --data ... --out FOLDER` and serve that folder"
+        if task.level == "row"
+        else "serve a model for token classification with these labels, or a student trained on this data"
     )
     raise IncompatibleTeacher(
-        f"`logits` of the teacher {card.model_name}: {received}, expected {expected} (task {task.name}); train a head "
-        "on this data by `teacher-server finetune --model ... --data ... --out FOLDER` and serve that folder, or choose "
+        f"`logits` of the teacher {card.model_name}: {received}, expected {expected} (task {task.name}); {how}, or choose "
         "a method that needs no head"
+    )
+
+
+def require_tokenizer(card: DescribeReply, student: Student) -> None:
+    """Refuses a teacher that makes other tokens of a text than the student, where both are compared token by token.
+
+    Raises:
+        IncompatibleTeacher: with both tokenizers, and what to do.
+    """
+    if card.tokenizer_hash and card.tokenizer_hash == student.tokenizer_hash:
+        return
+    raise IncompatibleTeacher(
+        f"the teacher {card.model_name} has the tokenizer {card.tokenizer_hash[:12] or '(none)'}, the student "
+        f"{student.tokenizer_hash[:12] or '(none)'}, and each token's prediction is compared with the same token's; begin the "
+        "student with the teacher's: set student.tokenizer to the name or folder of the teacher's model, or student.pretrained "
+        "to that model with student.keep_every; or choose a method that compares no tokens: fitnets, rkd, pkd, minilm, talking"
     )
 
 

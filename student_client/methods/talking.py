@@ -6,13 +6,15 @@ import torch
 
 from student_client.codecs import CodecShape, StudentCodec
 from student_client.losses import message_consistency, message_variance, state_consistency
+from student_client.method_config import MethodConfig
 from student_client.methods.answer import add_answer_terms
 from student_client.methods.gate import MessageGate
 from student_client.methods.method import Asking, Context, Seen, Terms
+from student_client.methods.served import require_tokenizer
 from student_client.pausing import Pausing
 from student_client.teachers import Teachers
 from student_models import States
-from task_data import Batch
+from task_data import Batch, Task
 
 __all__ = ["Talking"]
 
@@ -27,10 +29,34 @@ class Talking(Asking):
 
     converses = True
 
+    @classmethod
+    def unsuited(cls, config: MethodConfig, task: Task) -> str:
+        """What is read in an answer must be there: a token's label in its own token, and never what comes next."""
+        if task.level == "row" or not (config.w_answer_task or config.w_answer_labels):
+            return ""
+        if task.level == "next_token":
+            return (
+                "which predicts what comes next: an answer about the text has seen that; set method.w_answer_task and "
+                "method.w_answer_labels to 0"
+            )
+        if config.message_tokens:
+            return (
+                f"whose labels are those of tokens: an answer of {config.message_tokens} tokens is about the whole row; set "
+                "method.message_tokens to 0, one for each token of the student, or w_answer_task and w_answer_labels to 0"
+            )
+        return ""
+
+    @classmethod
+    def compares_tokens(cls, config: MethodConfig, task: Task) -> bool:
+        """Where a message has as many tokens as the student and the teacher's own state joins in, those must be as many."""
+        return task.level != "row" and config.message_tokens == 0 and config.asks_about_input
+
     def __init__(self, context: Context) -> None:
         super().__init__(context)
         config, width = context.config, context.student.width
         shape = CodecShape(width, config.message_width, config.message_tokens, config.pooling, config.codec_depth)
+        if self.compares_tokens(config, context.student.task):
+            require_tokenizer(context.cards[0], context.student)
         self.codec = StudentCodec(shape, context.seed)
         self.gate = MessageGate(config, context.seed)
 

@@ -9,8 +9,9 @@ import torch
 from student_client.config import StudentConfig
 from student_client.students.presets import sizes_of
 from student_models import ImageStudent, RatingsStudent, Student, StudentCard, TappedStudent, TextStudent
+from student_models.causal import causal_student
 from student_models.columns import tensor_column, text_column
-from student_models.tokenizer import train_tokenizer
+from student_models.tokenizer import pretrained_tokenizer, tokenizer_of, train_tokenizer, vocabulary_of, wrapped
 from task_data import Split, Task, TaskData
 from teaching_protocol.errors import ConfigError, DataError
 
@@ -35,6 +36,8 @@ def build_student(config: StudentConfig, data: TaskData) -> Student:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(config.seed)  # torch.manual_seed would seed the accelerators too
         student = _BUILDERS[data.modality](config, data)
+    if isinstance(student, TappedStudent):
+        return student.train()
     student.output.centre.copy_(_target_centre(data.task, data.train))
     return student
 
@@ -47,7 +50,7 @@ def _pretrained(config: StudentConfig, data: TaskData) -> Student:
     """
     given = [
         name
-        for name in ("width", "layers", "heads", "vocabulary_size", "max_tokens")
+        for name in ("width", "layers", "heads", "vocabulary_size", "max_tokens", "tokenizer")
         if getattr(config, name) is not None
     ]
     if data.modality != "text" or given:
@@ -66,7 +69,22 @@ def _build_text(config: StudentConfig, data: TaskData) -> TextStudent:
     """Its vocabulary holds the training split's words, labelled or not."""
     card = _card(config, data, {})
     texts = text_column(data.train.columns, "text")
+    if config.tokenizer is not None:
+        return TextStudent(card, tokenizer_of(config.tokenizer, card.sizes["max_tokens"]))
     return TextStudent(card, train_tokenizer(texts, card.sizes["vocabulary_size"], card.sizes["max_tokens"]))
+
+
+def _build_causal(config: StudentConfig, data: TaskData) -> TappedStudent:
+    """A small Llama that predicts next tokens."""
+    sizes = sizes_of(config, "text")
+    if config.tokenizer is not None:
+        tokenizer = pretrained_tokenizer(config.tokenizer)
+        vocabulary = vocabulary_of(config.tokenizer, tokenizer)
+    else:
+        texts = text_column(data.train.columns, "text")
+        tokenizer = wrapped(train_tokenizer(texts, sizes["vocabulary_size"], sizes["max_tokens"]), sizes["max_tokens"])
+        vocabulary = len(tokenizer)
+    return causal_student(tokenizer, vocabulary, data.task, sizes, config.dropout)
 
 
 def _build_ratings(config: StudentConfig, data: TaskData) -> RatingsStudent:
@@ -89,8 +107,10 @@ def _build_image(config: StudentConfig, data: TaskData) -> ImageStudent:
     return student
 
 
-_BUILDERS: dict[str, Callable[[StudentConfig, TaskData], TextStudent | RatingsStudent | ImageStudent]] = {
-    "text": _build_text,
+_BUILDERS: dict[
+    str, Callable[[StudentConfig, TaskData], TextStudent | TappedStudent | RatingsStudent | ImageStudent]
+] = {
+    "text": lambda config, data: (_build_causal if data.task.level == "next_token" else _build_text)(config, data),
     "ratings": _build_ratings,
     "image": _build_image,
 }
@@ -104,6 +124,7 @@ def _card(config: StudentConfig, data: TaskData, found: dict[str, int]) -> Stude
         task=task.name,
         labels=task.labels,
         kind=task.kind,
+        level=task.level,
         sizes=sizes,
         dropout=config.dropout,
     )

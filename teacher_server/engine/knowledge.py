@@ -11,6 +11,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from teacher_server.engine.knowledge_cache import KnowledgeCache, Row, row_keys
 from teacher_server.engine.transfers import Transfers
+from teacher_server.engine.vocabulary import is_likeliest, likeliest
 from teacher_server.families import segment_means
 from teacher_server.split import FrozenTeacher
 
@@ -20,6 +21,7 @@ MASK = "attention_mask"
 """The port that says which of the teacher's own tokens are real (text only)."""
 
 _ALL = sys.maxsize
+_LAST = "last_hidden_state"
 
 Tensors = Mapping[str, torch.Tensor]
 
@@ -64,9 +66,10 @@ class Knowledge:
     def rows(self, inputs: Tensors, ports: Sequence[str]) -> list[Row]:
         """The ports of every row; computes the missing ones.
 
-        They are `hidden.<l>`, `hidden.<l>.mean<M>`, `pooled`, `logits`, `logits.top<k>`, `attention_mask`. A row's
-        hidden states are [its own tokens, width]: padding is not kept. Its means are [M, width]. Of a language model's
-        logits the largest k alone are kept where no more was asked for.
+        They are `hidden.<l>`, `hidden.<l>.mean<M>`, `pooled`, `logits`, `logits.top<k>`, `attention_mask`, and of a language
+        model `last_hidden_state`, `logprobs.top<k>`, `tokens.top<k>`. A row's hidden states are [its own tokens, width]:
+        padding is not kept. Its means are [M, width]. Of a language model's logits the largest k alone are made and kept
+        where no more was asked for.
         """
         return self.complete([self.look_up(inputs, ports)])[0]
 
@@ -115,10 +118,7 @@ class Knowledge:
         lengths = _lengths(prepared[MASK]) if MASK in prepared else [_ALL] * batch  # before it goes to the device
         prepared = {name: self._transfers.place(tensor) for name, tensor in prepared.items()}
         layers = [_layer(port) for port in ports if port.startswith("hidden.")]
-        needs_logits = any(port == "logits" or _is_top(port) for port in ports)
-        found = dict(self._teacher.states(prepared, layers, needs_logits, "pooled" in ports))
-        for port in filter(_is_top, ports):
-            found[port] = top(found["logits"], port)
+        found = self._states(prepared, layers, ports)
         for port in filter(_is_mean, ports):
             states = found[f"hidden.{_layer(port)}"]
             mask = self._teacher.family.own_mask(prepared, states)
@@ -126,6 +126,17 @@ class Knowledge:
         if MASK in prepared:
             found[MASK] = prepared[MASK].bool()
         return [{port: _row(found[port], row, port, lengths[row]) for port in ports} for row in range(batch)]
+
+    def _states(self, prepared: Tensors, layers: Sequence[int], ports: Sequence[str]) -> dict[str, torch.Tensor]:
+        """The teacher's own ports, and what its head makes of them; of a language model a piece at a time, as far as it can be."""
+        tops = [port for port in ports if is_likeliest(port)]
+        speaks = self._teacher.heads == ("causal_lm",)
+        needs_logits = "logits" in ports or (bool(tops) and not speaks)
+        needs_finished = _LAST in ports or (bool(tops) and speaks)
+        found = self._teacher.states(prepared, layers, needs_logits, "pooled" in ports, needs_finished)
+        if tops and speaks:
+            return found | likeliest(found[_LAST], self._teacher.said, tops)
+        return found | {port: top(found["logits"], port) for port in tops}
 
     def _with_companions(self, ports: Sequence[str]) -> Sequence[str]:
         """The ports, and the small ones that lie on the way: each layer's mean, and at the top `pooled` and `logits`."""
@@ -169,16 +180,14 @@ def _is_ragged(port: str, row: torch.Tensor) -> bool:
     """Whether the row's first dimension is the teacher's own tokens."""
     if port.startswith("hidden."):
         return not _is_mean(port)
-    return port == MASK or (port == "logits" and row.dim() == 2) or (_is_top(port) and row.dim() == 3)
+    if port.startswith("logits.top"):
+        return row.dim() == 3
+    return port in (MASK, _LAST) or (port == "logits" and row.dim() == 2) or is_likeliest(port)
 
 
 def _layer(port: str) -> int:
     """Of `hidden.<layer>` and `hidden.<layer>.mean<M>`."""
     return int(port.split(".")[1])
-
-
-def _is_top(port: str) -> bool:
-    return port.startswith("logits.top")
 
 
 def _is_mean(port: str) -> bool:

@@ -11,7 +11,7 @@ import torch
 
 from teacher_server.families.inputs import Inputs
 from teacher_server.families.pooling import masked_mean
-from teaching_protocol.errors import InvalidSetting
+from teaching_protocol.errors import InvalidSetting, UnknownPort
 
 __all__ = ["Family", "LayerSpan"]
 
@@ -119,6 +119,19 @@ class Family(ABC):
     def finish(self, states: torch.Tensor) -> torch.Tensor:
         """From the states at the last cut to the base model's `last_hidden_state`, [batch, tokens, width]."""
         return states
+
+    def say(self, finished: torch.Tensor) -> torch.Tensor:
+        """What a language model's head makes of finished states: [..., width] to [..., vocabulary].
+
+        Raises:
+            UnknownPort: a teacher without such a head.
+        """
+        raise UnknownPort(f"a {self.name} is no causal language model; ask for `pooled` or `hidden.<layer>`")
+
+    @property
+    def language_head(self) -> torch.Tensor | None:
+        """The weights [vocabulary, width] of `say`, where it is nothing but them and the teacher holds them; else None."""
+        return None
 
     def pool(self, finished: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         """One vector a row, [batch, width], from finished states: the mean over real tokens, unless the family says."""

@@ -112,6 +112,21 @@ class PretrainedFamily(Family):
         with self.captured(cuts) as found:
             return self.model(**inputs).logits, found
 
+    def say(self, finished: torch.Tensor) -> torch.Tensor:
+        """A causal language model's head, as it is."""
+        if self.heads != ("causal_lm",):
+            return super().say(finished)
+        logits: torch.Tensor = self.model.get_output_embeddings()(finished)
+        return logits
+
+    @property
+    def language_head(self) -> torch.Tensor | None:
+        """The weights of a head without a bias that lie whole on a device."""
+        head = self.model.get_output_embeddings() if self.heads == ("causal_lm",) else None
+        if not isinstance(head, nn.Linear) or head.bias is not None or head.weight.is_meta:
+            return None
+        return head.weight
+
     @contextmanager
     def captured(self, layers: Sequence[int]) -> Iterator[dict[int, torch.Tensor]]:
         """While open, a forward of the whole model leaves its states at the cuts `layers` in the dict.
@@ -192,6 +207,7 @@ def head_of(architecture: str) -> str:
     """The name of the head an architecture's class name tells: one that `logits` can come from, or empty."""
     suffixes = {
         "ForSequenceClassification": "sequence_classification",
+        "ForTokenClassification": "token_classification",
         "ForCausalLM": "causal_lm",
         "LMHeadModel": "causal_lm",
         "ForImageClassification": "image_classification",

@@ -50,8 +50,11 @@ class StudentFamily(Family):
     @property
     def heads(self) -> tuple[str, ...]:
         """The student's head."""
+        task = self.student.task
+        if task.level == "token":
+            return ("token_classification",)
         own = {"regression": "regression", "multi_label": "multi_label_classification"}
-        return (own.get(self.student.task.kind, self.classifier),)
+        return (own.get(task.kind, self.classifier),)
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -71,11 +74,11 @@ class StudentFamily(Family):
     def logits(
         self, inputs: Mapping[str, torch.Tensor], cuts: Sequence[int]
     ) -> tuple[torch.Tensor, dict[int, torch.Tensor]]:
-        """The student's outputs: [batch, classes], or [batch, 1] predicted targets."""
+        """The student's outputs: [batch, classes], [batch, 1] predicted targets, or [batch, tokens, classes]."""
         found = self.climb(inputs, [*cuts, self.layers])
         last = found[self.layers]
         outputs = self.student.head(States(last, self.own_mask(inputs, last)))
-        return outputs.reshape(len(last), -1), found
+        return outputs[:, None] if outputs.dim() == 1 else outputs, found
 
 
 class TextStudentFamily(StudentFamily):

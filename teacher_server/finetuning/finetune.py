@@ -73,6 +73,11 @@ def finetune(
         )
     # how many rows join unlabelled has no influence on which ones are labelled
     data = load_data(config.data.model_copy(update={"unlabelled": 0}))
+    if data.task.level != "row":
+        raise ConfigError(
+            f"data.level: received {data.task.level!r}, expected row: a head is trained for labels of rows here; for labels of "
+            "tokens train a student on them alone (student-client train --method task_only) and serve its run's folder"
+        )
     _check_validation(data)
     with _room_beside(config.output) as folder:
         accelerator = _accelerator(config)

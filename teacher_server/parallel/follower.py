@@ -27,7 +27,7 @@ from teacher_server.loading import load_teacher
 from teacher_server.logs import start_log
 from teacher_server.parallel.group import join
 from teacher_server.parallel.mirrored import SpanGraph
-from teacher_server.parallel.passes import Back, Begin, Drop, Look, Run, read_begin, read_pass, receive
+from teacher_server.parallel.passes import Back, Begin, Drop, Look, Run, Say, read_begin, read_pass, receive
 from teacher_server.sharding import Shards
 from teacher_server.split import FrozenTeacher
 from teaching_protocol.memory import keep_freed_memory
@@ -78,7 +78,7 @@ def _loaded(begin: Begin) -> FrozenTeacher:
     join(begin.rank, begin.ranks, begin.meeting)
     shards = Shards(begin.ranks)
     teacher = load_teacher(begin.model, begin.dtype, "auto", begin.trust_remote_code, spread=shards)
-    _ = teacher.model_hash  # its share of the sum: no process has all of the weights
+    _ = teacher.model_hash, teacher.head_hash  # its share of the sums: no process has all of the weights
     return teacher
 
 
@@ -88,9 +88,12 @@ def _work(teacher: FrozenTeacher, waiting: queue.SimpleQueue[bytes]) -> None:
         wanted, shapes = read_pass(waiting.get())
         tensors = receive(shapes, teacher.device)
         match wanted:
-            case Look(layers, with_logits, with_pooled):
+            case Look(layers, with_logits, with_pooled, with_finished):
                 with torch.no_grad():
-                    teacher.look(tensors, layers, with_logits, with_pooled)
+                    teacher.look(tensors, layers, with_logits, with_pooled, with_finished)
+            case Say():
+                with torch.no_grad():
+                    teacher.say(tensors["finished"])
             case Run(start, stop, 0):
                 with torch.no_grad():
                     teacher.run(tensors["states"], tensors.get("mask"), LayerSpan(start, stop))

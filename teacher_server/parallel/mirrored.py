@@ -11,7 +11,7 @@ import torch
 
 from teacher_server.families import Family
 from teacher_server.parallel.followers import Followers
-from teacher_server.parallel.passes import Back, Look, Run
+from teacher_server.parallel.passes import Back, Look, Run, Say
 from teacher_server.split import FrozenTeacher, LayerSpan
 
 __all__ = ["MirroredTeacher", "SpanGraph"]
@@ -57,11 +57,21 @@ class MirroredTeacher(FrozenTeacher):
             return super().run(states, mask, span)
 
     def look(
-        self, inputs: Mapping[str, torch.Tensor], layers: Sequence[int], with_logits: bool, with_pooled: bool
+        self,
+        inputs: Mapping[str, torch.Tensor],
+        layers: Sequence[int],
+        with_logits: bool,
+        with_pooled: bool,
+        with_finished: bool,
     ) -> dict[str, torch.Tensor]:
         """See `FrozenTeacher.look`."""
-        with self._followers.running(Look(tuple(layers), with_logits, with_pooled), inputs):
-            return super().look(inputs, layers, with_logits, with_pooled)
+        with self._followers.running(Look(tuple(layers), with_logits, with_pooled, with_finished), inputs):
+            return super().look(inputs, layers, with_logits, with_pooled, with_finished)
+
+    def say(self, finished: torch.Tensor) -> torch.Tensor:
+        """See `FrozenTeacher.say`."""
+        with self._followers.running(Say(), {"finished": finished}):
+            return super().say(finished)
 
     def close(self) -> None:
         """Ends the followers."""

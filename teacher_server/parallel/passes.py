@@ -10,7 +10,20 @@ from typing import Any
 import torch
 from torch import distributed
 
-__all__ = ["Back", "Begin", "Drop", "Look", "Pass", "Run", "read_begin", "read_pass", "receive", "send", "written"]
+__all__ = [
+    "Back",
+    "Begin",
+    "Drop",
+    "Look",
+    "Pass",
+    "Run",
+    "Say",
+    "read_begin",
+    "read_pass",
+    "receive",
+    "send",
+    "written",
+]
 
 Shapes = Mapping[str, tuple[str, tuple[int, ...]]]
 
@@ -44,6 +57,12 @@ class Look:
     layers: tuple[int, ...]
     with_logits: bool
     with_pooled: bool
+    with_finished: bool
+
+
+@dataclass(frozen=True)
+class Say:
+    """`FrozenTeacher.say` on `finished` states."""
 
 
 @dataclass(frozen=True)
@@ -69,8 +88,8 @@ class Drop:
     keys: tuple[int, ...]
 
 
-Pass = Look | Run | Back | Drop
-_KINDS: Mapping[str, type[Pass]] = {"look": Look, "run": Run, "back": Back, "drop": Drop}
+Pass = Look | Say | Run | Back | Drop
+_KINDS: Mapping[str, type[Pass]] = {"look": Look, "say": Say, "run": Run, "back": Back, "drop": Drop}
 
 
 def written(wanted: Begin | Pass, tensors: Mapping[str, torch.Tensor] | None = None) -> bytes:

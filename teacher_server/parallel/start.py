@@ -37,7 +37,10 @@ def split_teacher(config: ServerConfig, launcher: Launch = launch) -> MirroredTe
         followers.start()
         share = load_teacher(config.model, config.dtype, "auto", config.trust_remote_code, spread=shards)
         teacher = MirroredTeacher(share, followers)
-        _ = teacher.model_hash  # all put the weights together at this moment, one after the other, and never again
+        _ = (
+            teacher.model_hash,
+            teacher.head_hash,
+        )  # all put the weights together at this moment, one after the other, and never again
     except BaseException:
         followers.close()
         raise

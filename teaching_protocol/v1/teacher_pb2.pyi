@@ -38,7 +38,7 @@ class DescribeRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class DescribeReply(_message.Message):
-    __slots__ = ("protocol_version", "model_name", "model_hash", "family", "layers", "widths", "entry", "exit", "vocabulary_size", "tokenizer_hash", "heads", "labels", "input_ports", "output_ports", "compressions", "dtype", "deterministic", "limits", "same_host", "parameters", "weight_bytes")
+    __slots__ = ("protocol_version", "model_name", "model_hash", "family", "layers", "widths", "entry", "exit", "vocabulary_size", "tokenizer_hash", "heads", "labels", "input_ports", "output_ports", "compressions", "dtype", "deterministic", "limits", "same_host", "parameters", "weight_bytes", "head_hash")
     PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
     MODEL_NAME_FIELD_NUMBER: _ClassVar[int]
     MODEL_HASH_FIELD_NUMBER: _ClassVar[int]
@@ -60,6 +60,7 @@ class DescribeReply(_message.Message):
     SAME_HOST_FIELD_NUMBER: _ClassVar[int]
     PARAMETERS_FIELD_NUMBER: _ClassVar[int]
     WEIGHT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    HEAD_HASH_FIELD_NUMBER: _ClassVar[int]
     protocol_version: int
     model_name: str
     model_hash: str
@@ -81,7 +82,8 @@ class DescribeReply(_message.Message):
     same_host: str
     parameters: int
     weight_bytes: int
-    def __init__(self, protocol_version: _Optional[int] = ..., model_name: _Optional[str] = ..., model_hash: _Optional[str] = ..., family: _Optional[str] = ..., layers: _Optional[int] = ..., widths: _Optional[_Iterable[int]] = ..., entry: _Optional[int] = ..., exit: _Optional[int] = ..., vocabulary_size: _Optional[int] = ..., tokenizer_hash: _Optional[str] = ..., heads: _Optional[_Iterable[str]] = ..., labels: _Optional[_Iterable[str]] = ..., input_ports: _Optional[_Iterable[str]] = ..., output_ports: _Optional[_Iterable[str]] = ..., compressions: _Optional[_Iterable[_Union[_tensor_pb2.Compression, str]]] = ..., dtype: _Optional[str] = ..., deterministic: _Optional[bool] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., same_host: _Optional[str] = ..., parameters: _Optional[int] = ..., weight_bytes: _Optional[int] = ...) -> None: ...
+    head_hash: str
+    def __init__(self, protocol_version: _Optional[int] = ..., model_name: _Optional[str] = ..., model_hash: _Optional[str] = ..., family: _Optional[str] = ..., layers: _Optional[int] = ..., widths: _Optional[_Iterable[int]] = ..., entry: _Optional[int] = ..., exit: _Optional[int] = ..., vocabulary_size: _Optional[int] = ..., tokenizer_hash: _Optional[str] = ..., heads: _Optional[_Iterable[str]] = ..., labels: _Optional[_Iterable[str]] = ..., input_ports: _Optional[_Iterable[str]] = ..., output_ports: _Optional[_Iterable[str]] = ..., compressions: _Optional[_Iterable[_Union[_tensor_pb2.Compression, str]]] = ..., dtype: _Optional[str] = ..., deterministic: _Optional[bool] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., same_host: _Optional[str] = ..., parameters: _Optional[int] = ..., weight_bytes: _Optional[int] = ..., head_hash: _Optional[str] = ...) -> None: ...
 
 class OptimizerSettings(_message.Message):
     __slots__ = ("name", "weight_decay", "beta1", "beta2", "eps", "momentum")

@@ -34,6 +34,7 @@ PORTS = (
 )
 OUTPUTS = ("answer", "answer_state", "teacher_message.enter", "teacher_message.exit", "state_consistency", "pooled",
            "cross_consistency", "hidden.0", "hidden.4", "hidden.4.mean2", "logits", "logits.top2", "logits.top999999999",
+           "logprobs.top2", "logprobs.top2.t50", "logprobs.top2.t0", "tokens.top2", "last_hidden_state",
            "attention_mask", "hidden.-1", "answer.", "x")  # fmt: skip
 
 

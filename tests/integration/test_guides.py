@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
+import random
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,6 +16,7 @@ import pytest
 
 from tests.integration.processes import Address
 from tests.unit.student_client.run_setup import write_csv
+from tests.unit.teacher_server.tiny_models import tiny_tokenizer
 
 ROOT = Path(__file__).parents[2]
 PAGES = {path.stem: path.read_text() for path in [ROOT / "docs/quickstart.md", *(ROOT / "docs/guides").glob("*.md")]}
@@ -28,6 +32,7 @@ SMALLER = {
     "--labelled 300 --set data.validation=200 --set data.test=200": (
         "--labelled 60 --set data.validation=30 --set data.test=30 --epochs 1"
     ),
+    "block_bytes: 480": "block_bytes: 120",
     "--labelled 300": "--labelled 60 --size tiny --set data.validation=30 --set data.test=30",
     "--unlabelled 1500": "--unlabelled 40",
     "--config mails.yaml": "--config mails.yaml --set training.device=cpu",
@@ -60,9 +65,20 @@ def write_mails(folder: Path) -> None:
     (folder / "mails.yaml").write_text(smaller(yaml) + "student: {size: tiny}\n")
 
 
+def write_words(folder: Path) -> None:
+    """`words.jsonl` and `story.txt`, of a few words that the tiny tokenizer knows."""
+    draw = random.Random(0)
+    rows = [[draw.choice(["good", "bad", "film", "Anna", "Paris"]) for _ in range(8)] for _ in range(2500)]
+    kinds = {"Anna": "B-person", "Paris": "B-place"}
+    lines = [json.dumps({"tokens": row, "tags": [kinds.get(word, "O") for word in row]}) for row in rows[:200]]
+    (folder / "words.jsonl").write_text("\n".join(lines))
+    (folder / "story.txt").write_text("\n".join(" ".join(row) for row in rows))
+
+
 def follow(page: str, folder: Path, without: tuple[str, ...] = (), limit_s: float = 250, **variables: str) -> str:
     """Does what the page says; gives what was printed. Where it starts servers, only loopback of its own is there."""
     write_mails(folder)
+    write_words(folder)
     (folder / "bin").mkdir()
     for name, words in COMMANDS.items():
         (folder / "bin" / name).write_text(f'#!/bin/sh\nexec {sys.executable} {words} "$@"\n')
@@ -126,12 +142,17 @@ def test_own_family(tmp_path: Path) -> None:
         ("committee", "committee: test accuracy", "runs/committee/result.json"),
         ("selection", "selection: test accuracy", "runs/selected/result.json"),
         ("remote_node", "round trip", "runs/remote/result.json"),
+        ("own_tokens", "span_f1", "runs/talked_tagger/result.json"),
+        ("language_models", "goes on: ", "runs/talked/result.json"),
     ],
 )
 def test_the_long_ones(
     page: str, said: str, left: str, model_folder: Callable[[str], Path], servers: dict[str, Address], tmp_path: Path
 ) -> None:
-    variables = {"MODEL": str(model_folder("bert")), "DATA": str(write_csv(tmp_path)), "TEACHER": servers["bert"].name}
+    model = model_folder("llama" if page == "language_models" else "bert")
+    if page == "language_models":
+        tiny_tokenizer().save_pretrained(model := Path(shutil.copytree(model, tmp_path / "model")))
+    variables = {"MODEL": str(model), "DATA": str(write_csv(tmp_path)), "TEACHER": servers["bert"].name}
     printed = follow(page, tmp_path, limit_s=550, **variables)
     assert (tmp_path / left).exists(), printed
     assert said in printed, printed
@@ -143,6 +164,8 @@ def test_every_page_is_followed_whole() -> None:
         "committee",
         "selection",
         "remote_node",
+        "own_tokens",
+        "language_models",
     }
     for page in PAGES:
         for language, title, _ in blocks(page):

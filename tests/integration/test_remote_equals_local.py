@@ -19,6 +19,8 @@ from tests.unit.teacher_server.tiny_models import MODEL_TYPES, TEXT_TYPES, tiny_
 
 WIDTH = 12
 GRIDS = ("efficientnet", "resnet")
+CAUSAL = ("llama", "qwen2", "mistral", "gpt2")
+LANGUAGE = ["last_hidden_state", "logprobs.top3", "logprobs.top3.t200", "tokens.top3"]
 PORTS = ["answer", "answer_state", "teacher_message.enter", "teacher_message.exit", "state_consistency"]
 
 
@@ -89,6 +91,7 @@ def test_every_family(model_type: str, servers: dict[str, Address], locals_: Cal
     outputs = [*PORTS, "hidden.2", "pooled"]
     outputs += ["attention_mask"] if model_type in TEXT_TYPES else []
     outputs += ["logits", "logits.top2"] if model_type != "t5" else []
+    outputs += LANGUAGE if model_type in CAUSAL else []
     remote, _ = compare(servers[model_type], locals_(model_type), inputs, outputs)
     assert remote["gradient of message"].abs().sum() > 0
     assert remote["gradient of message_gate"].abs().sum() > 0

@@ -200,6 +200,7 @@ def test_every_row_is_somebodys_and_none_is_twos(rows: int, count: int) -> None:
     [
         ("rkd", {}, "method.names: received rkd with 2 ranks"),
         ("talking", {}, "method.consistency: received 'contrastive' with 2 ranks"),
+        ("task_only", {"data__level": "token"}, "data.level: received .token. with 2 ranks"),
         ("talking", {"complementary": [{"address": "b:1"}]}, "complementary: received 1 teachers and 2 ranks"),
     ],
 )

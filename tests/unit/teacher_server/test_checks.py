@@ -8,7 +8,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from teacher_server.checks import check_backward, check_forward, check_settings, check_step, check_student
+from teacher_server.checks import (
+    LANGUAGE_PORTS,
+    check_backward,
+    check_forward,
+    check_settings,
+    check_step,
+    check_student,
+)
 from teaching_protocol import verbs
 from teaching_protocol.errors import InvalidSetting, UnknownPort
 from tests.calls import WIDTH, attempt, backward_request, forward_request
@@ -55,6 +62,41 @@ def test_a_teacher_without_head_serves_no_top() -> None:
     for port in ("logits", "logits.top3"):
         with pytest.raises(UnknownPort, match="is not served; this teacher serves answer"):
             check_forward(forward_request(REF, outputs=(port,)), SETTINGS, bare)
+
+
+LANGUAGE = dataclasses.replace(
+    CARD, heads=("causal_lm",), output_ports=(*CARD.output_ports, *LANGUAGE_PORTS), family="llama"
+)
+
+
+@pytest.mark.parametrize("port", ["last_hidden_state", "logprobs.top3", "logprobs.top3.t150", "tokens.top3"])
+def test_ports_of_a_language_model(port: str) -> None:
+    asked = forward_request(REF, outputs=(port,), inputs={"input_ids": torch.ones(1, 2).long()}, grad_inputs=())
+    check_forward(asked, SETTINGS, LANGUAGE)
+    with pytest.raises(UnknownPort, match="is not served; this teacher serves answer"):
+        check_forward(asked, SETTINGS, CARD)
+
+
+@pytest.mark.parametrize(
+    "port",
+    [
+        "logprobs.top0",
+        "logprobs.top3.t0",
+        "logprobs.top3.t",
+        "logprobs.top3.t1.5",
+        "logprobs.top03",
+        "logprobs",
+        "tokens",
+        "tokens.top",
+        "tokens.top3.t100",
+        "tokens.top<k>",
+        "logprobs.top<k>.t<percent>",
+        "last_hidden_state.1",
+    ],
+)
+def test_half_ports_of_a_language_model(port: str) -> None:
+    with pytest.raises(UnknownPort):
+        check_forward(forward_request(REF, outputs=(port,)), SETTINGS, LANGUAGE)
 
 
 @pytest.mark.parametrize("port", ["hidden.<layer>", "logits.top<k>", "hidden.", "hidden", "logits.top", "pooled.1", ""])

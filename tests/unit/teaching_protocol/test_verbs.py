@@ -15,7 +15,7 @@ from tests.unit.teaching_protocol.values import MESSAGES
     ("port", "expected"),
     [("answer", True), ("answer_state", True), ("teacher_message.exit", True), ("state_consistency", True),
      ("cross_consistency", True), ("logits", False), ("logits.top5", False), ("hidden.3", False), ("pooled", False),
-     ("attention_mask", False)],
+     ("attention_mask", False), ("last_hidden_state", False), ("logprobs.top5.t200", False), ("tokens.top5", False)],
 )  # fmt: skip
 def test_which_ports_have_a_gradient(port: str, expected: bool) -> None:
     assert verbs.has_gradient(port) is expected
