@@ -322,7 +322,7 @@ def test_settings_win_over_flags_and_none_is_not_given(tmp_path: Path) -> None:
     assert (config.data.name, config.data.labelled, config.train) == ("digits", 7, "lora")
     assert (config.epochs, config.seed) == (None, 4)
     with pytest.raises(
-        ConfigError, match=r"--data: received 'nowhere', expected one of newsgroups.*a file that exists"
+        ConfigError, match=r"--data: received 'nowhere', expected one of newsgroups.*a file or folder that exists"
     ):
         data_fields("nowhere")
 
