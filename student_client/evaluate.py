@@ -103,7 +103,7 @@ def _of_tokens(student: Student, view: Tensors, split: Split, batch_size: int) -
     found = {"span_f1": counts.span_f1, "perplexity": counts.perplexity, "accuracy": counts.accuracy}
     value = found[student.task.metric]
     assert value is not None, "a task whose metric it is has spans"
-    return Scores(student.task.metric, value, counts.loss, counts.tokens, counts.macro_f1, counts.accuracy)
+    return Scores(student.task.metric, value, counts.loss, counts.tokens, counts.macro_f1, accuracy=counts.accuracy)
 
 
 def labelled_outputs(

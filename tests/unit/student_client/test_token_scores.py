@@ -40,7 +40,7 @@ def test_counts_of_two_rows() -> None:
     wanted = torch.full((2, 4), IGNORED)
     for row, tags in enumerate(labels):
         wanted[row, : len(tags)] = torch.tensor([TAGS.index(tag) for tag in tags])
-    counts = TokenCounts(Task("names", TAGS, "token"))
+    counts = TokenCounts(Task("names", TAGS, level="token"))
     for row in range(2):
         counts.add(logits_of(said[row])[None], wanted[row : row + 1])
     assert counts.tokens == 7
@@ -67,7 +67,7 @@ def test_next_tokens_have_perplexity_and_no_classes() -> None:
         (Task("a", ("no", "yes")), "accuracy"),
         (Task("a"), "rmse"),
         (Task("a", ("NOUN", "VERB"), "token"), "accuracy"),
-        (Task("a", TAGS, "token"), "span_f1"),
+        (Task("a", TAGS, level="token"), "span_f1"),
         (Task("a", level="next_token"), "perplexity"),
     ],
 )
@@ -77,6 +77,6 @@ def test_the_metric_of_a_task(task: Task, metric: str) -> None:
 
 
 def test_a_record_begins_with_the_metric() -> None:
-    found = Scores("span_f1", 0.5, 0.1, 10, 0.4, 0.9).as_dict()
+    found = Scores("span_f1", 0.5, 0.1, 10, 0.4, accuracy=0.9).as_dict()
     assert next(iter(found.items())) == ("span_f1", 0.5)
     assert found == {"span_f1": 0.5, "loss": 0.1, "macro_f1": 0.4, "accuracy": 0.9}

@@ -99,7 +99,7 @@ def test_a_causal_student_sees_what_is_before_alone_and_its_labels_are_what_foll
 
 
 def test_a_pretrained_student_of_tokens_puts_labels_on_its_own_tokens() -> None:
-    task = Task("words", ("A", "B"), "token")
+    task = Task("words", ("A", "B"), level="token")
     backend = train_tokenizer(["good über-film"] * 2, 20, 16)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="[PAD]")
     student = TappedStudent(tiny_model("bert"), task, tokenizer=tokenizer)
