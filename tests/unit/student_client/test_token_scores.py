@@ -66,7 +66,7 @@ def test_next_tokens_have_perplexity_and_no_classes() -> None:
     [
         (Task("a", ("no", "yes")), "accuracy"),
         (Task("a"), "rmse"),
-        (Task("a", ("NOUN", "VERB"), "token"), "accuracy"),
+        (Task("a", ("NOUN", "VERB"), level="token"), "accuracy"),
         (Task("a", TAGS, level="token"), "span_f1"),
         (Task("a", level="next_token"), "perplexity"),
     ],
