@@ -242,6 +242,7 @@ def nothing(outcome: Any) -> None:
 
 def _teacher_is_ahead(folder: Path) -> bool:
     """False, too, where the second question came first: the two travel in threads of their own."""
+    folder.mkdir()
     with held() as server, stepping(server, folder, True, nothing) as step:
         server.enters()
         poll(lambda: server.in_flight == 2, "the second question is there while the first is answered")
