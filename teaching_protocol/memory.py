@@ -6,7 +6,7 @@ import ctypes
 import os
 import sys
 
-__all__ = ["OFF_SWITCH", "keep_freed_memory"]
+__all__ = ["OFF_SWITCH", "arenas", "keep_freed_memory"]
 
 OFF_SWITCH = "TALKING_MODELS_MALLOC"
 """The environment variable that leaves malloc as it is when it is 0."""
@@ -20,9 +20,10 @@ def keep_freed_memory() -> bool:
     """Tells malloc to keep freed blocks for the next message instead of giving them back to the kernel.
 
     Without it each large buffer is mapped anew and each of its pages faults once more, at every call
-    (measured in benchmarks/LOG.md). One arena, because a thread's own arena ends at 64 MiB and what is larger is
-    mapped anew whatever the threshold; so call it before anything starts a thread (pandas does when it is imported), since an
-    arena that is there stays. The process holds its largest footprint until it ends.
+    (measured in benchmarks/LOG.md). Of arenas there are two more than cores: with many each keeps what it once had, and a
+    block beyond 64 MiB is mapped anew in all but the first; with one alone compute threads wait for each other wherever an
+    operator allocates inside (the backward of attention in bfloat16 took twice as long). Call it before anything starts a thread
+    (pandas does when it is imported), since an arena that is there stays. The process holds its largest footprint until it ends.
 
     `TALKING_MODELS_MALLOC=0` leaves malloc alone, and so does any setting of the user's own (`MALLOC_*`,
     `GLIBC_TUNABLES`).
@@ -38,9 +39,14 @@ def keep_freed_memory() -> bool:
         return False
     # before glibc 2.35 a threshold over 32 MiB was refused
     mapped = mallopt(_M_MMAP_THRESHOLD, 512 * _MIB) or mallopt(_M_MMAP_THRESHOLD, 32 * _MIB)
-    wishes = ((_M_TRIM_THRESHOLD, 1024 * _MIB), (_M_TOP_PAD, 64 * _MIB), (_M_ARENA_MAX, 1))
+    wishes = ((_M_TRIM_THRESHOLD, 1024 * _MIB), (_M_TOP_PAD, 64 * _MIB), (_M_ARENA_MAX, arenas()))
     taken = [mallopt(option, size) for option, size in wishes]
     return bool(mapped and all(taken))
+
+
+def arenas() -> int:
+    """Most arenas of malloc: one for each core that this process may use, and two for what is beside the computing."""
+    return len(os.sched_getaffinity(0)) + 2
 
 
 def _user_decides() -> bool:
