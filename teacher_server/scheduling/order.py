@@ -22,6 +22,9 @@ from teacher_server.scheduling.waiting import Outlook, Patience, companions, lin
 __all__ = ["Choice", "Order"]
 
 
+_SHORT = 4  # a batch that goes first in between is so many times smaller, or pauses cost more than they save
+
+
 @dataclass(frozen=True)
 class Choice:
     """A batch, the seconds to hold it back first, and the students at work when it was chosen."""
@@ -73,12 +76,12 @@ class Order:
         return Choice(batch, self._hold_s(batch, expected, rules, waited_s), active)
 
     def aside(self, heads: Sequence[Job], running: Batch, done: float) -> Choice | None:
-        """A batch of at most half the size of the one that runs, of lanes that are then no further than that one; None: there is none.
+        """A batch of at most a quarter of the size of the one that runs, of lanes that are then no further than that one; None: there is none.
 
         What runs is charged in full when it begins; here it counts as far as it is `done`, so that two who are at work take
         turns in pieces of about the same size, however large their calls are.
         """
-        room = min(job.tokens for job in running.jobs) // 2
+        room = min(job.tokens for job in running.jobs) // _SHORT
         standing = min(self._counters.of(job.lane) - (1 - done) * cost(job) / self._weight(job) for job in running.jobs)
         turns = [Turn(job, self._counters.of(job.lane), self._is_alone(job)) for job in heads if job.tokens <= room]
         turns = [turn for turn in turns if turn.counter + cost(turn.job) / self._weight(turn.job) <= standing]
