@@ -14,6 +14,7 @@ from mkdocs.structure.pages import Page
 ROOT = Path(__file__).parent.parent
 PAGES = {"README.md": "index.md", "CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md"}
 """Files of the root that are pages of the site, by another name."""
+PLOTS = "benchmarks/plots/"
 LINK = re.compile(r"\[([^\]]+)\]\((\.\./[^)#]+)(#[^)]*)?\)")
 LISTED = re.compile(r"- |\d+\. |\|")
 
@@ -26,21 +27,25 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Adds the pages of the root; their links are as from docs/."""
+    """Adds the pages of the root, whose links are as from docs/, and the plots of benchmarks."""
     for source, name in PAGES.items():
         text = (ROOT / source).read_text(encoding="utf-8")
         files.append(File.generated(config, name, content=text.replace("](docs/", "](").replace("[docs/", "[")))
+    for path in sorted((ROOT / PLOTS).glob("*.png")):
+        files.append(File.generated(config, PLOTS + path.name, abs_src_path=str(path)))
     return files
 
 
 def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
-    """Links out of docs/ go to the root's page, or say where in the repository the file is; lists begin as on other hosts."""
+    """Links out of docs/ go to the root's page or the plot, or say where in the repository the file is; lists begin as on other hosts."""
     folder = posixpath.dirname(page.file.src_uri)
 
     def inside(found: re.Match[str]) -> str:
         target = posixpath.normpath(posixpath.join("docs", folder, found[2]))
         if target.startswith("docs/"):
             return found[0]
+        if target.startswith(PLOTS):
+            return f"[{found[1]}]({posixpath.relpath(target, folder or '.')})"
         if target in PAGES:
             return f"[{found[1]}]({posixpath.relpath(PAGES[target], folder or '.')}{found[3] or ''})"
         return f"{found[1]} (`{target}`)"

@@ -68,6 +68,17 @@ def test_pages_of_the_root_and_all_decisions_are_there(site: Path) -> None:
     assert 'src="../images/step.svg"' in (site / "concepts/step.html").read_text()
 
 
+def test_every_picture_is_there_and_none_is_left_as_text(site: Path) -> None:
+    seen = 0
+    for page in site.rglob("*.html"):
+        text = page.read_text()
+        for source in re.findall(r'<img [^>]*src="([^"]+)"', text):
+            assert (page.parent / source).resolve().is_file(), f"{page.relative_to(site)}: {source}"
+            seen += 1
+        assert not re.search(r"<p>![^<]+\(<code>", text), f"{page.relative_to(site)}: a picture that is no link"
+    assert seen > 15
+
+
 @pytest.mark.parametrize("name", PICTURES)
 def test_pictures_are_what_their_code_draws(name: str) -> None:
     assert (ROOT / f"docs/images/{name}.svg").read_text() == PICTURES[name]().svg(), "python -m docs.pictures"
