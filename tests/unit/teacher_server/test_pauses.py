@@ -216,3 +216,21 @@ def test_each_pause_knows_how_much_is_done(bert: FrozenTeacher) -> None:
     with pauses.opened():
         through(bert, 0, pauses)
     assert seen == pytest.approx([1 / 3, 2 / 3, 1 / 3, 2 / 3])
+
+
+def test_a_forward_that_runs_again_is_charged_again() -> None:
+    live = LiveSettings(ServerConfig(model="tiny"))
+    order, job = Order(live, Metrics(), Admission(live)), _job("again", 600)
+    order.arrived(job, True, 0.0)
+    order.take(Choice(Batch((job,)), 0.0, 1), 0.0)
+    job.run_again = True
+    order.ran(Batch((job,)), 0.1)
+    assert order._counters.of("again") == 2 * 600
+
+
+def test_a_part_of_the_work_counts_as_its_share() -> None:
+    pauses, seen = Pauses(), list[float]()
+    pauses.go_first = seen.append
+    with pauses.opened(), pauses.share(0.5, 1.0):
+        pauses.after_layer(torch.zeros(1), 0.5)
+    assert seen == [0.75]
