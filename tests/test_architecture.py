@@ -118,7 +118,7 @@ def named_tests(text: str) -> list[tuple[str, str]]:
 def test_docs_name_only_what_exists(path: Path) -> None:
     text = path.read_text()
     named = re.findall(
-        r"`((?:tests|benchmarks|examples|docs|protos|teacher_server|student_client|student_models|task_data|teaching_protocol)/[^` ]*)",
+        r"`((?:tests|benchmarks|examples|docs|protos|teacher_server|student_client|student_models|task_data|teaching_protocol)/[^`\s]*)",
         text,
     )
     for name in (name.partition("::")[0] for name in named):
