@@ -162,6 +162,9 @@ class ServerConfig(BaseModel):
     linger_share: float = Field(
         0.25, ge=0, le=1, description="Longest such wait as a share of the batch's expected seconds, a student."
     )
+    turn_share: float = Field(
+        0.5, ge=0, le=1, description="The same where the student has been served less than those in the batch."
+    )
     step_aside: bool = Field(
         True, description="Let a short batch go first between two layers of a long one; on a processor."
     )

@@ -143,4 +143,5 @@ class Order:
         in_turn = [each for each in expected if self._counters.of(each.lane) + each.tokens <= standing]
         kind = kind_of(first) or ""
         outlook = Outlook(self._pace.seconds(kind, area(batch.jobs)), self._pace.start_s(kind), waited_s)
-        return linger_s(joining, in_turn, outlook, Patience(config.linger_s, config.linger_share))
+        patience = Patience(config.linger_s, config.linger_share, config.turn_share)
+        return linger_s(joining, in_turn, outlook, patience)

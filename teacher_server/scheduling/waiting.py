@@ -22,10 +22,15 @@ _LEAST_S = 0.0002
 
 @dataclass(frozen=True)
 class Patience:
-    """How long a batch may be held back: seconds, and a share of its own expected seconds for each student that joins."""
+    """How long a batch may be held back: seconds, and shares of its own expected seconds.
+
+    `share` for each student that joins; `turn_share` for one that should have gone first, which without the wait would
+    have to let the whole batch pass.
+    """
 
     limit_s: float
     share: float
+    turn_share: float
 
 
 @dataclass(frozen=True)
@@ -61,8 +66,8 @@ def companions(batch: Batch, expected: Sequence[Expected], batches: Collection[i
 def linger_s(joining: Sequence[Expected], in_turn: Sequence[Expected], outlook: Outlook, patience: Patience) -> float:
     """Seconds to hold a batch back from now; 0 to run it.
 
-    A student that joins saves the start of another batch, so it is worth no longer a wait than that; while the start is not known,
-    and for one whose turn it is, the share alone bounds it.
+    A student that joins saves the start of another batch, so it is worth no longer a wait than that; while the start is not known
+    the share alone bounds it. One whose turn it is saves itself the whole batch, and is waited for up to its own share of that.
 
     Args:
         joining: who is about to send what may join the batch, soonest first.
@@ -70,8 +75,9 @@ def linger_s(joining: Sequence[Expected], in_turn: Sequence[Expected], outlook: 
         outlook: the batch.
         patience: the bounds.
     """
-    turn_s = patience.share * outlook.batch_s
-    join_s = turn_s if outlook.start_s is None else min(turn_s, outlook.start_s)
+    join_s, turn_s = patience.share * outlook.batch_s, patience.turn_share * outlook.batch_s
+    if outlook.start_s is not None:
+        join_s = min(join_s, outlook.start_s)
     options = [(number * join_s, each) for number, each in enumerate(joining, 1)]
     options += [(turn_s, each) for each in in_turn]
     best_s = hold_s = 0.0

@@ -161,7 +161,7 @@ def test_a_wait_is_never_for_the_past_and_ends(gaps: list[float]) -> None:
 
 # how long to wait
 
-PATIENCE = Patience(limit_s=0.02, share=0.25)
+PATIENCE = Patience(limit_s=0.02, share=0.25, turn_share=0.5)
 
 
 def about(in_s: float, kind: str = "forward", bucket: str | None = "b", tokens: int = 8, batch: int = 0) -> Expected:
@@ -200,12 +200,12 @@ def test_what_was_waited_already_counts() -> None:
 
 def test_nobody_to_wait_for() -> None:
     assert hold(1.0, [], []) == 0.0
-    assert linger_s([about(0.001)], [], Outlook(1.0), Patience(0.0, 0.25)) == 0.0
+    assert linger_s([about(0.001)], [], Outlook(1.0), Patience(0.0, 0.25, 0.5)) == 0.0
 
 
-def test_whose_turn_it_is_is_waited_for_as_long_as_one_student_is_worth() -> None:
-    assert hold(0.04, [], [about(0.004)], start_s=0.0) == pytest.approx(0.006)
-    assert hold(0.04, [], [about(0.011), about(0.011)]) == 0.0
+def test_whose_turn_it_is_is_waited_for_up_to_half_of_the_batch_that_would_go_before_it() -> None:
+    assert hold(0.04, [], [about(0.014)], start_s=0.0) == pytest.approx(0.016)
+    assert hold(0.04, [], [about(0.021), about(0.021)]) == 0.0  # two do not make it worth more
 
 
 @settings(deadline=None)
@@ -222,8 +222,8 @@ def test_all_waits_together_stay_within_the_bounds(
     hold_s = hold(batch_s, joining, in_turn, start_s, waited_s)
     assert hold_s >= 0
     if hold_s:
-        students = max(1, len(joining))
-        assert waited_s + hold_s <= min(PATIENCE.limit_s, PATIENCE.share * batch_s * students) + 1e-9
+        share = max(PATIENCE.share * len(joining), PATIENCE.turn_share * bool(in_turn))
+        assert waited_s + hold_s <= min(PATIENCE.limit_s, share * batch_s) + 1e-9
 
 
 def test_who_may_join() -> None:
