@@ -41,7 +41,8 @@ class Order:
         self._live = live
         self._metrics = metrics
         self._admission = admission
-        self._counters = Counters(live.now.batch_tokens / 2)
+        self._counters = Counters(live.now.batch_tokens / 2)  # of the thread that has the model
+        self._short_counters = Counters(live.now.batch_tokens / 2)  # of the other: Steps take no turn at the model
         self._rhythm = Rhythm()
         self._pace = Pace()
         self._quarantine = Quarantine(live, metrics)
@@ -59,12 +60,14 @@ class Order:
     def arrived(self, job: Job, first: bool, now: float) -> None:
         """A job has come; `first`: its lane had none waiting or running."""
         if first:
-            self._counters.arrive(job.lane, self._rhythm.at_work(job.lane, now))
+            at_work = self._rhythm.at_work(job.lane, now)
+            self._counters.arrive(job.lane, at_work)
+            self._short_counters.arrive(job.lane, at_work)
         self._rhythm.called(job, now)
 
     def choose(self, heads: Sequence[Job], waited_s: float, now: float) -> Choice:
         """The next batch of the lanes' first jobs, and how long to hold it back."""
-        turns = [Turn(job, self._counters.of(job.lane), self._is_alone(job)) for job in heads]
+        turns = [Turn(job, self._counters_for(job).of(job.lane), self._is_alone(job)) for job in heads]
         kind = kind_of(min(turns, key=lambda turn: turn.counter).job) or ""
         config = self._live.now
         rules = Rules(config.batch_tokens, self._pace.free_tokens(kind), not config.deterministic)
@@ -93,11 +96,12 @@ class Order:
     def take(self, choice: Choice, waited_s: float) -> None:
         """The chosen batch is about to run: charges its students."""
         self._number += kind_of(choice.batch.jobs[0]) is not None
-        self._counters.turn(choice.batch.jobs[0].lane)
+        counters = self._counters_for(choice.batch.jobs[0])
+        counters.turn(choice.batch.jobs[0].lane)
         for job in choice.batch.jobs:
             job.batch = self._number
             tokens = cost(job)
-            self._counters.charge(job.lane, tokens, self._weight(job))
+            counters.charge(job.lane, tokens, self._weight(job))
             self._metrics.served_tokens.labels(job.method).inc(tokens)
             if job.session is not None:
                 job.session.usage.charge(tokens)
@@ -124,7 +128,11 @@ class Order:
     def forget(self, lane: str) -> None:
         """A session has ended."""
         self._counters.forget(lane)
+        self._short_counters.forget(lane)
         self._rhythm.forget(lane)
+
+    def _counters_for(self, job: Job) -> Counters:
+        return self._counters if kind_of(job) is not None else self._short_counters
 
     def _weight(self, job: Job) -> float:
         return self._admission.weight(job.session.account if job.session is not None else "")

@@ -14,17 +14,21 @@ from typing import Any
 
 import pytest
 
+from teacher_server.codecs import CodecShape, TeacherCodec
 from teacher_server.config import ServerConfig
 from teacher_server.jobs import Batch, Job
 from teacher_server.live import LiveSettings
 from teacher_server.metrics import Metrics
+from teacher_server.optimizers import build_optimizer
+from teacher_server.replies import Replies
 from teacher_server.scheduling.admission import Admission
 from teacher_server.scheduling.lanes import Lanes
 from teacher_server.scheduling.order import Choice, Order
 from teacher_server.scheduling.policy import area
 from teacher_server.scheduling.rhythm import kind_of
+from teacher_server.sessions import Session
 from teaching_protocol import verbs
-from teaching_protocol.verbs import Call
+from teaching_protocol.verbs import Call, OptimizerSettings, SessionSettings
 
 SECONDS, TOKENS, LENGTH = 20.0, 512, 32
 REQUESTS = {
@@ -32,6 +36,14 @@ REQUESTS = {
     "backward": verbs.BackwardRequest(),
     "step": verbs.StepRequest(),
 }
+
+
+def session(lane: str) -> Session:
+    """One whose codec is as large as a student's of MiniLM, so that its Steps are charged as much."""
+    codec = TeacherCodec(CodecShape(384, 384, 384), None)
+    return Session(
+        lane, lane, SessionSettings(), codec, build_optimizer(codec.parameters(), OptimizerSettings()), Replies(1)
+    )
 
 
 class LaneJob(Job):
@@ -57,6 +69,7 @@ class Simulation:
         self.now, self.since, self.running = 0.0, None, False
         self.lanes, self.under_way = Lanes(), dict[str, int]()
         self.batches: list[Batch] = []
+        self.sessions: dict[str, Session] = {}
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._numbers = itertools.count()
 
@@ -71,7 +84,8 @@ class Simulation:
 
     def call(self, lane: str, kind: str, tokens: int, then: Callable[[], None]) -> None:
         tokens = tokens if kind != "step" else 0
-        job = LaneJob(kind, None, REQUESTS[kind], Call(), tokens // LENGTH, tokens, born=self.now)
+        owner = self.sessions[lane] = self.sessions.get(lane) or session(lane)
+        job = LaneJob(kind, owner, REQUESTS[kind], Call(), tokens // LENGTH, tokens, born=self.now)
         job.lane, job.bucket, job.then = lane, kind, then
         self.order.arrived(job, not self.under_way.get(lane), self.now)
         self.under_way[lane] = self.under_way.get(lane, 0) + 1
