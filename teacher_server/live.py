@@ -10,7 +10,8 @@ LIVE_FIELDS = frozenset(
     {
         *("quotas", "identity_quotas", "permits", "session_permits", "max_sessions", "state_bytes"),
         *("max_codec_parameters", "session_replay_bytes", "call_limit_s", "rank_wait_s", "drain_s", "handoff_s"),
-        *("linger", "linger_s", "linger_share", "turn_share", "alone_strikes", "refused_strikes", "refused_s", "log_level"),
+        *("linger", "linger_s", "linger_share", "turn_share", "alone_strikes", "refused_strikes", "refused_s"),
+        "log_level",
     }
 )
 """Fields that a running server takes over; all others are read once, at the start."""
