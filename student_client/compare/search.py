@@ -13,6 +13,7 @@ from rich.console import Console
 
 from command_config.completion import complete_names
 from command_config.line import Json
+from command_config.ray_cluster import RayCluster
 from student_client.compare.catalogue import SUITES, TASKS, find_suite
 from student_client.compare.plan import TUNING_SEED, best_trial, run_config
 from student_client.compare.records import Planned, Record, lower_is_better, record_of, write_results
@@ -21,7 +22,6 @@ from student_client.compare.suites import Suite, dump_suite
 from student_client.compare.variants import VARIANTS
 from student_client.files import replace_file
 from student_client.processes import last_line, python, start
-from student_client.ray_cluster import RayCluster
 from teaching_protocol.errors import ConfigError, ServiceError
 
 __all__ = ["search"]

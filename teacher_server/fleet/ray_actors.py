@@ -1,47 +1,30 @@
-"""A fleet's replicas and their directory as Ray actors; the only file of the server that imports Ray, and it does so when it is asked to.
+"""A fleet's replicas and their directory as Ray actors; the only file of the server that knows Ray.
 
 Nothing but reports, listings and commands passes through Ray: tensors go from student to teacher over gRPC.
 """
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 
+from command_config.ray_cluster import RayCluster
 from teacher_server.config import ServerConfig
+from teacher_server.fleet.placing import Needs, counted
 from teacher_server.fleet.registry import Registry, Report
 from teacher_server.fleet.replica import FleetTeacher
 from teacher_server.fleet.settings import FleetSettings
 from teacher_server.logs import start_log
 from teacher_server.security.tls import is_loopback
 from teaching_protocol.directory import Replica
-from teaching_protocol.errors import ConfigError, ServiceError
+from teaching_protocol.errors import ServiceError
 
-__all__ = ["RayCluster", "RayDirectory", "RayHosts", "RayWorker"]
+__all__ = ["RayDirectory", "RayHosts", "RayWorker"]
 
 _CALL_S = 2.0
-_STORE_BYTES = 80 * 2**20  # the least that Ray takes: nothing lies in its store
-
-
-def _ray() -> Any:
-    """Ray itself.
-
-    Raises:
-        ConfigError: it is not installed.
-    """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would report over the internet
-    os.environ.setdefault("RAY_worker_niceness", "0")  # 15 by default: any other process would go before a teacher
-    try:
-        import ray
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            "a fleet of teachers needs Ray; install it with: pip install 'talking-models[ray]'"
-        ) from error
-    return ray
 
 
 class DirectoryActor:
@@ -72,7 +55,8 @@ class ReplicaActor:
     """One teacher in a process that Ray places, and starts again when it dies: its constructor serves."""
 
     def __init__(self, name: str, config: ServerConfig, settings: FleetSettings, directory: Any) -> None:
-        ray = _ray()
+        import ray  # Ray runs this: it is there
+
         start_log(config.log_json, config.log_level)
         threads = config.threads or torch.get_num_threads()
         torch.set_num_threads(1)  # the engine's is the only team of threads
@@ -91,39 +75,6 @@ class ReplicaActor:
     def drain(self) -> None:
         """Returns when its students have gone elsewhere."""
         self._teacher.drain()
-
-
-class RayCluster:
-    """The connection to Ray: a cluster that is there, or one on this machine that ends with this process. A context manager.
-
-    Args:
-        address: of the cluster, or `auto`; None takes RAY_ADDRESS, or starts Ray here.
-        namespace: in which the fleet's actors have their names.
-    """
-
-    def __init__(self, address: str | None, namespace: str) -> None:
-        self.ray = _ray()
-        self._address, self._namespace = address, namespace
-
-    def __enter__(self) -> RayCluster:
-        here = self._address is None and not os.environ.get("RAY_ADDRESS")
-        own = {"include_dashboard": False, "object_store_memory": _STORE_BYTES} if here else {}
-        try:
-            self.ray.init(address=self._address, namespace=self._namespace, log_to_driver=False, **own)
-        except (OSError, RuntimeError, ValueError, self.ray.exceptions.RayError) as error:
-            raise ServiceError(
-                f"no Ray cluster at {self._address or os.environ.get('RAY_ADDRESS') or 'this machine'}: {error}; start one with "
-                "`ray start --head`, or leave the address away"
-            ) from error
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.ray.shutdown()
-
-    @property
-    def gpus(self) -> float:
-        """GPUs of the cluster."""
-        return float(self.ray.cluster_resources().get("GPU", 0.0))
 
 
 class RayDirectory:
@@ -191,18 +142,22 @@ class RayHosts:
         directory: what they report to.
         config: of each server.
         settings: of the fleet.
+        needs: what each is given.
     """
 
     def __init__(
-        self, cluster: RayCluster, directory: RayDirectory, config: ServerConfig, settings: FleetSettings
+        self,
+        cluster: RayCluster,
+        directory: RayDirectory,
+        config: ServerConfig,
+        settings: FleetSettings,
+        needs: Needs,
     ) -> None:
-        self._ray, self._directory = cluster.ray, directory
-        self._config, self._settings = config, settings
-        wants_gpu = config.device == "auto" or config.device.startswith("cuda")
-        gpus = settings.gpus if settings.gpus is not None else float(wants_gpu and cluster.gpus >= 1)
+        self._ray, self._cluster, self._directory = cluster.ray, cluster, directory
+        self._config, self._settings, self._needs = config, settings, needs
         self._options = {
-            "num_cpus": settings.cpus,
-            "num_gpus": gpus,
+            "num_cpus": needs.cpus,
+            "num_gpus": needs.gpus,
             "max_restarts": settings.max_restarts,
             "max_task_retries": 0,
             "max_concurrency": 4,  # it answers while it drains
@@ -213,6 +168,16 @@ class RayHosts:
         """Starts a replica; it serves when it reports."""
         actor = self._ray.remote(ReplicaActor).options(**self._options)
         return RayWorker(self._ray, actor.remote(name, self._config, self._settings, self._directory.handle))
+
+    def lack(self) -> str:
+        """What is missing for one more now, in words; empty where there is room."""
+        try:
+            free, there = self._cluster.room(free=True), self._cluster.room()
+        except self._ray.exceptions.RayError:
+            return ""  # who does not answer lacks something else
+        if self._needs.fit(free) != 0:
+            return ""
+        return f"each wants {self._needs}, and of the cluster's {counted(there)} free are {counted(free)}"
 
 
 class RayWorker:

@@ -7,6 +7,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from teacher_server.app import TeacherApp
@@ -54,7 +55,9 @@ class FleetTeacher:
         self._reporting = threading.Lock()
 
     def start(self) -> FleetTeacher:
-        """Serves, and has reported once when it returns; errors as of `TeacherApp.start`."""
+        """Serves, and has reported that when it returns; errors as of `TeacherApp.start`."""
+        with suppress(Exception):  # then its first word is that it serves
+            self._exchange(Report(self._name, "", "", os.getpid(), "starting", gpus=_gpus()))
         self._app.start()
         self._report()
         threading.Thread(target=self._beat, name="report", daemon=True).start()
@@ -81,6 +84,7 @@ class FleetTeacher:
             "draining" if self._draining.is_set() else "serving",
             self._queue_s(),
             len(app.actor.sessions),
+            _gpus(),
         )
 
     def _beat(self) -> None:
@@ -89,12 +93,13 @@ class FleetTeacher:
 
     def _report(self) -> None:
         with self._reporting:
-            own = self.report
+            report = self.report
             try:
-                self._listing = self._exchange(own)
+                self._listing = self._exchange(report)
             except Exception:  # whatever keeps the directory away, students are told what was known
                 others = [each for each in self._listing if each.name != self._name]
-                self._listing = (*others, Replica(own.name, own.address, own.state, own.queue_s, own.sessions))
+                own = report.replica
+                self._listing = (*others, *([] if own is None else [own]))
 
     def _queue_s(self) -> float:
         """Seconds that a job waited for the engine, in the mean of those of the last seconds; 0 where there was none."""
@@ -108,3 +113,7 @@ class FleetTeacher:
         self._waits.append((now, total_s, count))
         _, first_s, first = self._waits[0]
         return (total_s - first_s) / (count - first) if count > first else 0.0
+
+
+def _gpus() -> str:
+    return os.environ.get("CUDA_VISIBLE_DEVICES", "")

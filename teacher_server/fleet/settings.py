@@ -49,8 +49,16 @@ class FleetSettings(BaseModel):
     hung_s: float = Field(
         30.0, gt=0, description="Seconds without a report after which a teacher is killed, and started again."
     )
+    room_s: float = Field(
+        300.0,
+        gt=0,
+        description="Seconds that a teacher may wait for room in the cluster before the fleet makes do with fewer, or ends where none serves.",
+    )
     targets: Path | None = Field(
         None, description="File that is kept up to date with the metrics ports, for Prometheus' file_sd_configs."
+    )
+    metrics_port: int = Field(
+        0, ge=-1, le=65535, description="Port of the fleet's own metrics; 0 takes a free one, -1 opens none."
     )
 
     @property
