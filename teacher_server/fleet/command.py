@@ -24,8 +24,8 @@ from teacher_server.fleet.settings import FleetSettings
 from teaching_protocol.errors import ConfigError
 
 if TYPE_CHECKING:
+    from teacher_server.fleet.on_ray import RayDirectory
     from teacher_server.fleet.port import DirectoryPort
-    from teacher_server.fleet.ray_actors import RayDirectory
     from teacher_server.fleet.registry import Report
     from teacher_server.fleet.scaling import Bounds
     from teacher_server.fleet.supervisor import Supervisor
@@ -106,7 +106,7 @@ def replace(
 ) -> None:
     """Has a running fleet drain a replica once another one serves in its stead; its students move, no step is lost."""
     from command_config.ray_cluster import RayCluster
-    from teacher_server.fleet.ray_actors import RayDirectory
+    from teacher_server.fleet.on_ray import RayDirectory
 
     chosen = read_settings({"ray": ray, "name": name}, None)
     with RayCluster(chosen.ray or "auto", chosen.name) as cluster:
@@ -130,9 +130,9 @@ def read_settings(flags: dict[str, Any], settings: Sequence[str] | None) -> Flee
 def _run(config: ServerConfig, settings: FleetSettings, as_json: bool) -> int:
     """Runs a fleet until a signal; gives the exit code."""
     from command_config.ray_cluster import RayCluster
+    from teacher_server.fleet.on_ray import RayDirectory, RayHosts
     from teacher_server.fleet.placing import check_room, needs_of
     from teacher_server.fleet.port import DirectoryPort
-    from teacher_server.fleet.ray_actors import RayDirectory, RayHosts
     from teacher_server.fleet.scaling import Scaling
     from teacher_server.fleet.supervisor import Limits, Supervisor
 

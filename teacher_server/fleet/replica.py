@@ -7,7 +7,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from typing import Any
 
 from teacher_server.app import TeacherApp
@@ -44,9 +43,13 @@ class FleetTeacher:
         host: where others reach this machine.
         exchange: takes a report to the directory and brings the listing back; may fail, then the last listing holds.
         beat_s: seconds from report to report.
+        gpus: that it sees, for the reports.
     """
 
-    def __init__(self, name: str, config: ServerConfig, host: str, exchange: Exchange, beat_s: float) -> None:
+    def __init__(
+        self, name: str, config: ServerConfig, host: str, exchange: Exchange, beat_s: float, gpus: str = ""
+    ) -> None:
+        self._gpus = gpus
         self._name, self._host, self._exchange, self._beat_s = name, host, exchange, beat_s
         self._app = TeacherApp(of_a_fleet(config), listing=lambda: self._listing)
         self._listing: Sequence[Replica] = ()
@@ -56,8 +59,6 @@ class FleetTeacher:
 
     def start(self) -> FleetTeacher:
         """Serves, and has reported that when it returns; errors as of `TeacherApp.start`."""
-        with suppress(Exception):  # then its first word is that it serves
-            self._exchange(Report(self._name, "", "", os.getpid(), "starting", gpus=_gpus()))
         self._app.start()
         self._report()
         threading.Thread(target=self._beat, name="report", daemon=True).start()
@@ -84,7 +85,7 @@ class FleetTeacher:
             "draining" if self._draining.is_set() else "serving",
             self._queue_s(),
             len(app.actor.sessions),
-            _gpus(),
+            self._gpus,
         )
 
     def _beat(self) -> None:
@@ -113,7 +114,3 @@ class FleetTeacher:
         self._waits.append((now, total_s, count))
         _, first_s, first = self._waits[0]
         return (total_s - first_s) / (count - first) if count > first else 0.0
-
-
-def _gpus() -> str:
-    return os.environ.get("CUDA_VISIBLE_DEVICES", "")

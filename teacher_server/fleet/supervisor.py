@@ -18,7 +18,7 @@ __all__ = ["Directory", "Hosts", "Limits", "Supervisor", "Worker"]
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 60.0
 _MOST_FAILURES = 5
-_SLOW_S = 10.0  # a process that has room begins sooner
+_SLOW_S = 30.0  # a process that has room begins sooner
 
 
 @dataclass(frozen=True)

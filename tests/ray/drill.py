@@ -2,7 +2,7 @@
 
     python -m tests.ray.drill MODEL FOLDER short|long
 
-short: one replica is killed -9 in mid-training. long: once it is back and its students have returned to it, the other one is replaced.
+short: the directory and one replica are killed -9 in mid-training. long: once they are back and the students have returned, the other replica is replaced.
 """
 
 from __future__ import annotations
@@ -73,6 +73,13 @@ def pid_of(address: str) -> int:
     return found[0]
 
 
+def pid_of_directory() -> int:
+    """Ray's process of the directory actor."""
+    processes = psutil.process_iter(["cmdline"])
+    (found,) = [each.pid for each in processes if "DirectoryActor" in " ".join(each.info["cmdline"] or [])]
+    return found
+
+
 def names() -> list[str]:
     """Two students that belong to each replica."""
     mine: dict[str, list[str]] = {place: [] for place in PLACES}
@@ -98,6 +105,7 @@ def drill(model: Path, folder: Path, form: str) -> None:
             wait_for_step(config, student, 11)
         assert sessions(directory) == dict.fromkeys(PLACES, 2)
         first = listed(directory)["replica-0"].address
+        os.kill(pid_of_directory(), signal.SIGKILL)  # what was known holds until it is back
         os.kill(pid_of(first), signal.SIGKILL)
         if form == "long":
             replace_the_other(directory, first, configs)

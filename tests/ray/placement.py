@@ -62,7 +62,7 @@ def placement(bert: Path, llama: Path, folder: Path) -> None:
         assert found.keys() == {"replica-0", "replica-1"}
         assert [len(each) for each in found.values()] == [1, 1]
         assert found["replica-0"] != found["replica-1"], "each has its own"
-        words = ("--model", llama, *split, "--set", "threads=1", "--fleet-set", "room_s=12")
+        words = ("--model", llama, *split, "--set", "threads=1", "--fleet-set", "room_s=35")
         said = " ".join(failed(*words).split())
         assert "each wants 0.5 CPUs and 2 GPUs, and of the cluster's 4 CPUs and 3 GPUs free are" in said, said
         assert "and no other serves; give each less, or the cluster more" in said

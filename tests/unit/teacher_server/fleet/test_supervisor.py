@@ -305,12 +305,12 @@ def test_a_fleet_that_grows_beyond_its_cluster_says_so_and_makes_do(monkeypatch:
     found = Clock(monkeypatch, Bounds(1, 3, 0.5, 0.0, 5.0, 1e9), count=2, room=2)
     found.pass_by(8, queue_s=2.0)
     assert found.fleet.counts == {"wanted": 3, "serving": 2, "waiting": 0, "leaving": 0, "starting": 1}
-    found.pass_by(20, queue_s=2.0)
+    found.pass_by(35, queue_s=2.0)
     assert found.fleet.counts["waiting"] == 1
     assert found.heard("replica-2 waits for room: each wants 1 GPU, free are 0") == 1
     assert found.fleet.has_settled
     assert not found.fleet.is_complete
-    found.pass_by(45, queue_s=2.0)
+    found.pass_by(30, queue_s=2.0)
     assert found.heard("it is given up, 2 have to do") == 1
     assert found.hosts.begun[2].killed
     assert (found.fleet.counts["wanted"], found.fleet.given_up, found.fleet.is_complete) == (2, 1, True)
@@ -348,7 +348,7 @@ def test_who_is_replaced_goes_first_where_there_is_no_room_for_both(monkeypatch:
     assert found.here.registry.ask_to_replace("replica-1")
     found.pass_by(5)
     assert found.hosts.begun[1].reason is None, "its replacement may have room of its own"
-    found.pass_by(20)
+    found.pass_by(40)
     assert found.hosts.begun[1].reason == "", "it has drained"
     assert found.fleet.is_complete
     assert [each.name for each in found.fleet.serving] == ["replica-0", "replica-2"]
