@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -68,7 +70,7 @@ def search(
         )
     root = _free_folder((output or Path("runs", "search", variant)).resolve())
     prepare = _Preparation(known, task, variant, addresses, root)
-    with RayCluster(ray) as cluster:
+    with redirect_stdout(sys.stderr), RayCluster(ray) as cluster:  # Tune prints, and the output is ours
         found = _tried(cluster, prepare, drawn, trials, at_once or 0, seed)
     write_results(root / "results.json", {"suite": known.name, "seed": seed}, found)
     best = best_trial(found)

@@ -65,7 +65,7 @@ def fleet(
     ray: Ray = None,
     name: Name = None,
     cpus: Annotated[float | None, typer.Option(help="CPUs that Ray keeps for each teacher.")] = None,
-    gpus: Annotated[float | None, typer.Option(help="GPUs for each; one where there are any by default.")] = None,
+    gpus: Annotated[float | None, typer.Option(help="GPUs for each; by default one, or what it is split over.")] = None,
     targets: Annotated[Path | None, typer.Option(help="File with the metrics ports, for Prometheus.")] = None,
     deterministic: Deterministic = None,
     settings: Settings = None,

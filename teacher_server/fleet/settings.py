@@ -31,7 +31,9 @@ class FleetSettings(BaseModel):
     )
     cpus: float = Field(1.0, ge=0, description="CPUs that Ray keeps for each teacher.")
     gpus: float | None = Field(
-        None, ge=0, description="GPUs that Ray keeps for each; None is one where the cluster has any, else none."
+        None,
+        ge=0,
+        description="GPUs that Ray keeps for each; None is one where the cluster has any, or as many as a split or mapped teacher uses.",
     )
     max_restarts: int = Field(
         10,
