@@ -51,20 +51,23 @@ class OwnCpu:
     """
 
     def __init__(self) -> None:
-        self._seen: dict[tuple[int, float], float] = {}
+        self._total = 0.0
+        self._seen: dict[tuple[int, float], tuple[float, float]] = {}
         self._looking = threading.Lock()
 
     def look(self) -> float:
         """Seconds until now; the more often it is asked, the less of what nobody waits for is missed."""
         with self._looking:
-            waited = 0.0
-            this = psutil.Process()
-            for process in (this, *this.children(recursive=True)):
-                with suppress(psutil.NoSuchProcess):
-                    times = process.cpu_times()
-                    self._seen[process.pid, process.create_time()] = times.user + times.system
-                    waited += sum(times[:4])  # with those of children that were waited for
-            return max(waited, sum(self._seen.values()))
+            before, self._seen = self._seen, _times()
+            gone = sum(sum(before[each]) for each in before.keys() - self._seen.keys())
+            own = waited = 0.0
+            for each, (its_own, its_waited) in self._seen.items():
+                known, known_waited = before.get(each, (0.0, 0.0))
+                own += its_own - known
+                waited += its_waited - known_waited
+            # what parents have got of those that are gone was counted in part when it was seen
+            self._total += own + max(0.0, waited - gone)
+            return self._total
 
 
 class ForeignCpu:
@@ -109,6 +112,18 @@ class ForeignCpu:
         times = psutil.cpu_times()
         total = sum(times) - times.guest - times.guest_nice
         return total - times.idle - times.iowait, total, self._own.look()
+
+
+def _times() -> dict[tuple[int, float], tuple[float, float]]:
+    """Seconds of this process and of each that came of it: its own, and those of children that it has waited for."""
+    found: dict[tuple[int, float], tuple[float, float]] = {}
+    this = psutil.Process()
+    for process in (this, *this.children(recursive=True)):
+        with suppress(psutil.NoSuchProcess):
+            times = process.cpu_times()
+            waited = times.children_user + times.children_system
+            found[process.pid, process.create_time()] = times.user + times.system, waited
+    return found
 
 
 class Record:

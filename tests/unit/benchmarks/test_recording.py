@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-from recording import ForeignCpu, OwnCpu
+from recording import OwnCpu
 
 from tests.integration.gate import poll
 
@@ -37,10 +37,3 @@ def test_a_grandchild_that_nobody_waits_for_counts_as_it_was_seen() -> None:
         poll(lambda: own.look() - before >= BURN_S, "it is seen at work")
         parent.communicate()
     assert own.look() - before >= BURN_S, "and is not forgotten when it is gone"
-
-
-def test_what_this_process_does_is_not_foreign() -> None:
-    foreign = ForeignCpu(every_s=0.01)
-    subprocess.run([sys.executable, "-c", BURN], check=True)
-    foreign.end()
-    assert 0.0 <= foreign.whole() <= 1.0
