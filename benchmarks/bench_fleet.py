@@ -87,7 +87,7 @@ def main() -> None:
     if INSIDE not in os.environ:
         alone()
     os.environ |= {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "1", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    with Record("fleet", arguments) as record, ExitStack() as stack:
+    with Record("fleet", arguments, look_every_s=0.5) as record, ExitStack() as stack:
         os.environ["RAY_TMPDIR"] = stack.enter_context(tempfile.TemporaryDirectory(prefix="tm-ray-"))
         run(arguments, record, stack)
 

@@ -10,8 +10,10 @@ import json
 import platform
 import signal
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
@@ -41,14 +43,56 @@ def machine() -> dict[str, Any]:
     } | {package: version(package) for package in ("torch", "grpcio")}
 
 
-class ForeignCpu:
-    """The share of the machine's CPU time that went to others than this process and those it started.
+class OwnCpu:
+    """CPU seconds of this process and of all that it started, alive or not.
 
-    Time the host gave to other guests counts as foreign. A child's time is known while it runs and once it was waited for.
+    A child's time is known while it runs, and from its parent once that has waited for it. Where a parent has the system bury
+    its children (Ray's raylet does), their time is gone with them: what was seen at the last look counts then.
     """
 
     def __init__(self) -> None:
+        self._total = 0.0
+        self._seen: dict[tuple[int, float], tuple[float, float]] = {}
+        self._looking = threading.Lock()
+
+    def look(self) -> float:
+        """Seconds until now; the more often it is asked, the less of what nobody waits for is missed."""
+        with self._looking:
+            before, self._seen = self._seen, _times()
+            gone = sum(sum(before[each]) for each in before.keys() - self._seen.keys())
+            own = waited = 0.0
+            for each, (its_own, its_waited) in self._seen.items():
+                known, known_waited = before.get(each, (0.0, 0.0))
+                own += its_own - known
+                waited += its_waited - known_waited
+            # what parents have got of those that are gone was counted in part when it was seen
+            self._total += own + max(0.0, waited - gone)
+            return self._total
+
+
+class ForeignCpu:
+    """The share of the machine's CPU time that went to others than this process and those it started.
+
+    Time the host gave to other guests counts as foreign.
+
+    Args:
+        every_s: seconds from look to look, in a thread; 0 looks only when it is asked, which is enough where every process
+            is waited for by the one that started it.
+    """
+
+    def __init__(self, every_s: float = 0.0) -> None:
+        self._own, self._ending = OwnCpu(), threading.Event()
         self._start = self._last = self._read()
+        if every_s:
+            threading.Thread(target=self._look, args=(every_s,), daemon=True).start()
+
+    def end(self) -> None:
+        """Looks no more by itself."""
+        self._ending.set()
+
+    def _look(self, every_s: float) -> None:
+        while not self._ending.wait(every_s):
+            self._own.look()
 
     def lap(self) -> float:
         """Share since the last lap."""
@@ -64,23 +108,35 @@ class ForeignCpu:
         busy, total, own = (late - early for early, late in zip(before, after, strict=True))
         return min(1.0, max(0.0, busy - own) / max(1e-9, total))
 
-    @staticmethod
-    def _read() -> tuple[float, float, float]:
-        times, this = psutil.cpu_times(), psutil.Process()
+    def _read(self) -> tuple[float, float, float]:
+        times = psutil.cpu_times()
         total = sum(times) - times.guest - times.guest_nice
-        own = 0.0
-        for process in (this, *this.children(recursive=True)):
-            try:
-                own += sum(process.cpu_times()[:4])  # user, system, and both of children that have ended
-            except psutil.NoSuchProcess:
-                continue
-        return total - times.idle - times.iowait, total, own
+        return total - times.idle - times.iowait, total, self._own.look()
+
+
+def _times() -> dict[tuple[int, float], tuple[float, float]]:
+    """Seconds of this process and of each that came of it: its own, and those of children that it has waited for."""
+    found: dict[tuple[int, float], tuple[float, float]] = {}
+    this = psutil.Process()
+    for process in (this, *this.children(recursive=True)):
+        with suppress(psutil.NoSuchProcess):
+            times = process.cpu_times()
+            waited = times.children_user + times.children_system
+            found[process.pid, process.create_time()] = times.user + times.system, waited
+    return found
 
 
 class Record:
-    """One run of a benchmark: prints as it goes, and writes everything when the block ends without an error."""
+    """One run of a benchmark: prints as it goes, and writes everything when the block ends without an error.
 
-    def __init__(self, name: str, arguments: argparse.Namespace) -> None:
+    Args:
+        name: of its files.
+        arguments: its flags.
+        look_every_s: see `ForeignCpu`.
+    """
+
+    def __init__(self, name: str, arguments: argparse.Namespace, look_every_s: float = 0.0) -> None:
+        self._look_every_s = look_every_s
         self.name, self.folder = name, Path(arguments.folder)
         self.settings = {key: value for key, value in vars(arguments).items() if key != "folder"}
         self.figures: dict[str, Any] = {}
@@ -88,7 +144,7 @@ class Record:
 
     def __enter__(self) -> Self:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started ends, too
-        self.machine, self.began, self.cpu = machine(), time.time(), ForeignCpu()
+        self.machine, self.began, self.cpu = machine(), time.time(), ForeignCpu(self._look_every_s)
         print(f"{self.name}: " + ", ".join(f"{key} {value}" for key, value in self.machine.items()), flush=True)
         return self
 
@@ -130,6 +186,7 @@ class Record:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.cpu.end()
         if kind is not None:
             return
         foreign = self.cpu.whole()

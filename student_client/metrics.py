@@ -31,6 +31,7 @@ class Facts:
     recoveries: int = 0
     replayed_steps: int = 0
     paused_s: float = 0.0
+    moves: int = 0
 
 
 class RunMetrics(Collector):
@@ -87,7 +88,12 @@ class RunMetrics(Collector):
             ("student_teacher_rows", "Rows that teachers were asked about.", facts.teacher_rows),
             ("student_recoveries", "Times a lost teacher came back.", facts.recoveries),
             ("student_replayed_steps", "Steps made again after a lost teacher.", facts.replayed_steps),
-            ("student_paused_seconds", "Seconds waited for lost teachers.", facts.paused_s),
+            ("student_paused_seconds", "Seconds waited for lost teachers, or in moves.", facts.paused_s),
+            (
+                "student_moves",
+                "Times a session moved as planned, its server draining or another its place.",
+                facts.moves,
+            ),
         ):
             yield CounterMetricFamily(name, text, value=total)
         moved = CounterMetricFamily("student_transfer_bytes", "Bytes of calls to teachers.", labels=["direction"])

@@ -1,4 +1,4 @@
-"""A lost teacher is a pause: it is waited for, here or at another of its addresses; knows no student and no file."""
+"""A teacher that is lost, or sends its students elsewhere, is a pause: it is waited for, here or at another place; knows no student and no file."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from student_client.members import NOT_YET, UNREACHABLE
 from student_client.teachers import Absence, Teachers
-from teaching_protocol.errors import TeacherUnavailable, TeachingError
+from teaching_protocol.errors import Draining, TeacherUnavailable, TeachingError
 
 __all__ = ["LOST", "Losses", "Patience", "Recovery"]
 
@@ -21,11 +21,19 @@ _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.1, 2.0
 
 @dataclass
 class Losses:
-    """How often teachers were lost and came back, steps made again for it, and seconds waited; over all of a run."""
+    """How often teachers were lost and came back, how often sessions moved as planned, what that cost; over all of a run.
+
+    Attributes:
+        recoveries: times a lost teacher came back.
+        replayed_steps: steps made again.
+        paused_s: seconds waited, for moves too.
+        moves: times a session was told to go, by a server that drains or as it belongs to another replica, and went on; no loss.
+    """
 
     recoveries: int = 0
     replayed_steps: int = 0
     paused_s: float = 0.0
+    moves: int = 0
 
 
 class Patience:
@@ -120,24 +128,23 @@ class Recovery:
         Raises:
             TeachingError: as `Patience.persist`; IncompatibleTeacher if another teacher serves now.
         """
-        began = time.monotonic()
+        began, before, is_planned = time.monotonic(), self._teachers.whereabouts, isinstance(error, Draining)
         if step > self._lost_at:
             self._lost_at = step
             self._patience.begin()
         if self._absence.patience_s > 0:
-            self._absence.say(
-                f"the teacher is lost after step {step} ({_noted(error)}); waiting up to {self._absence.patience_s:g} s for it"
-            )
+            what = "the student moves" if is_planned else "the teacher is lost"
+            limit = f"waiting up to {self._absence.patience_s:g} s for {'a place' if is_planned else 'it'}"
+            self._absence.say(f"{what} after step {step} ({_noted(error)}); {limit}")
         came = self._reached(error, job)
         paused_s = time.monotonic() - began
         self.losses.paused_s += paused_s
         if came:
-            self.losses.recoveries += 1
+            self.losses.moves += is_planned
+            self.losses.recoveries += not is_planned
             self.losses.replayed_steps += step - target
-            self._absence.say(
-                f"the teacher is there again after {paused_s:.1f} s; both sides go on from step {target}, "
-                f"{step - target} steps are made again"
-            )
+            where = _moved(before, self._teachers.whereabouts) if is_planned else "the teacher is there again"
+            self._absence.say(f"{where} after {paused_s:.1f} s; {_cost(step, target, is_planned)}")
         return came
 
     def _reached(self, error: TeachingError, job: Callable[[], None]) -> bool:
@@ -153,6 +160,18 @@ class Recovery:
 
     def _persisted(self, error: TeachingError, job: Callable[[], None]) -> bool:
         return self._teachers.ranks.first(lambda: self._patience.persist(job, error))
+
+
+def _moved(before: Sequence[str], after: Sequence[str]) -> str:
+    """From where to where sessions went; one whose server was restarted has gone nowhere."""
+    ways = [f"from {one} to {other}" for one, other in zip(before, after, strict=True) if one != other]
+    return f"the student has moved {', '.join(ways)}" if ways else "the teacher serves again"
+
+
+def _cost(step: int, target: int, is_planned: bool) -> str:
+    if is_planned and step == target:
+        return "nothing is lost, no step is made again"
+    return f"both sides go on from step {target}, {step - target} steps are made again"
 
 
 def _noted(error: TeachingError) -> str:

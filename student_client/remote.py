@@ -85,6 +85,11 @@ class Teacher(nn.Module):
             self._session.transport.tracing = tracing
 
     @property
+    def place(self) -> str:
+        """Where calls go now, for sentences; empty for a teacher in this process."""
+        return self._session.place
+
+    @property
     def has_gathered(self) -> bool:
         """Whether a Backward was sent since the last step."""
         return self._session.has_gathered

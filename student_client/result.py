@@ -22,7 +22,8 @@ class Result:
     `validation` chose the best student, after step `best_step`; `test` was scored once, at the end. `parameters` are
     the student's alone; `codec_parameters` those it trained with and has left behind. `teacher_rows` are the rows teachers
     were asked about, `teacher_rows_saved` those a method chose not to send. A lost teacher was waited for `recoveries` times,
-    `paused_s` seconds in all, and `replayed_steps` steps were made again. `student_size` and `teacher_size` are measured by
+    the session moved as planned `moves` times (0 in results of before), both took `paused_s` seconds in all, and
+    `replayed_steps` steps were made again. `student_size` and `teacher_size` are measured by
     `student-client train` at its end, on the same rows of the validation split, each on its own device.
     """
 
@@ -48,6 +49,7 @@ class Result:
     recoveries: int = 0
     replayed_steps: int = 0
     paused_s: float = 0.0
+    moves: int = 0
     test_subset_accuracy: float | None = None
     student_size: Footprint = field(default_factory=Footprint)
     teacher_size: Footprint = field(default_factory=Footprint)

@@ -28,6 +28,10 @@ class Place:
     name: str
     address: str
 
+    def __str__(self) -> str:
+        """For sentences."""
+        return self.address if self.name == self.address else f"{self.name} at {self.address}"
+
 
 class Route:
     """The way of one session among the replicas of its teacher.

@@ -136,6 +136,7 @@ def _facts(trainer: Trainer) -> Facts:
         recoveries=lost.recoveries,
         replayed_steps=lost.replayed_steps,
         paused_s=lost.paused_s,
+        moves=lost.moves,
     )
 
 

@@ -128,6 +128,11 @@ class Session:
         self._start_heartbeat(reply.lease_s)
 
     @property
+    def place(self) -> str:
+        """Where calls go now, for sentences; empty for a teacher in this process."""
+        return str(self.transport.route.place) if isinstance(self.transport, GrpcTransport) else ""
+
+    @property
     def handle(self) -> Handle:
         """What another rank takes part in the session with."""
         address = getattr(self.transport, "address", "")

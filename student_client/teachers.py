@@ -77,6 +77,11 @@ class Teachers:
         return tuple(member.card for member in self.members)
 
     @property
+    def whereabouts(self) -> list[str]:
+        """Where each session is, for sentences."""
+        return [member.teacher.place for member in self.members]
+
+    @property
     def wait_s(self) -> float:
         """Seconds this side has waited for them, each by itself: where they are asked at once, waits overlap."""
         return self.ahead_wait_s + sum(member.teacher.wait_s + member.observe_wait_s for member in self.members)

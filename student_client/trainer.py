@@ -216,6 +216,7 @@ class Trainer:
                 "teacher_s": round(self.position.account.seconds, 3),
                 "recoveries": self.position.losses.recoveries,
                 "replayed_steps": self.position.losses.replayed_steps,
+                "moves": self.position.losses.moves,
             }
             monitors = self.records.write(step, facts, None if scores is None else scores.as_dict())
             if step > training.warmup_steps:
@@ -332,6 +333,7 @@ class Trainer:
             recoveries=self.position.losses.recoveries,
             replayed_steps=self.position.losses.replayed_steps,
             paused_s=round(self.position.losses.paused_s, 3),
+            moves=self.position.losses.moves,
             seed=self.config.training.seed,
         )
         result.write(self.config.output)

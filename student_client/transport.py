@@ -149,9 +149,7 @@ class GrpcTransport:
 
     def describe(self, request: verbs.DescribeRequest, call: Call) -> verbs.DescribeReply:
         """The teacher's card. Where it says that the teacher is on this host, memory is shared from now on."""
-        if self._persist(self.route.find, _deadline(call)):
-            self._go()
-        card = cast(verbs.DescribeReply, self._send("describe", request, call))
+        card = cast(verbs.DescribeReply, self._send("describe", request, call, self._look))
         if self.shared_memory:
             is_shared = self._blocks.connect(card.same_host)
             way = (
@@ -201,6 +199,11 @@ class GrpcTransport:
         self._blocks.close()
         self._channel.close()
 
+    def _look(self) -> None:
+        """Before every try until somebody has said who serves: a directory may come up meanwhile, and is no teacher itself."""
+        if self.route.find():
+            self._go()
+
     def _go(self) -> None:
         """A new connection, to where the route leads now."""
         self.close()
@@ -214,31 +217,38 @@ class GrpcTransport:
     def _stub(self, method: Method) -> tuple[Method, Stub]:
         return method, self._channel.unary_unary(method.path)
 
-    def _send(self, verb: str, request: Any, call: Call) -> Any:
-        method, stub = self._stubs[verb]
-        deadline = _deadline(call)
+    def _send(self, verb: str, request: Any, call: Call, before: Callable[[], None] = lambda: None) -> Any:
+        """The reply to a request; `before` comes before every try."""
+        (method, _), deadline = self._stubs[verb], _deadline(call)
         with self.tracing.call(method.name) as traced:
             data = pieces(request, self.compression, self.message_bytes, self._int8)
-            reply = self._persist(lambda: self._exchange(verb, stub, data, deadline, traced), deadline)
-            return read(method.reply, reply)
+
+            def once() -> Piece:
+                before()
+                return self._exchange(verb, data, deadline, traced)
+
+            return read(method.reply, self._persist(once, deadline))
 
     def _persist(self, job: Callable[[], T], deadline: float) -> T:
         """What a job gives, tried again while that may help: a teacher that is down for as long as its patience lasts."""
-        patience_s = min(self.patience_s, _SHORT_PATIENCE_S) if self.route.has_others else self.patience_s
-        patience = time.monotonic() + patience_s
+        began = time.monotonic()
+
+        def limit(state: tenacity.RetryCallState) -> float:
+            short = min(self.patience_s, _SHORT_PATIENCE_S) if self.route.has_others else self.patience_s
+            return deadline if _overloaded(state) else min(deadline, began + short)
+
         for attempt in tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(_RETRIED),
             wait=_wait,
-            stop=lambda state: (
-                time.monotonic() + _wait(state) > (deadline if _overloaded(state) else min(deadline, patience))
-            ),
+            stop=lambda state: time.monotonic() + _wait(state) > limit(state),
             reraise=True,
         ):
             with attempt:
                 found = job()
         return found
 
-    def _exchange(self, verb: str, stub: Stub, data: list[Piece], deadline: float, traced: Metadata) -> Piece:
+    def _exchange(self, verb: str, data: list[Piece], deadline: float, traced: Metadata) -> Piece:
+        _, stub = self._stubs[verb]
         size_bytes = sum(map(len, data))
         self.bytes_sent += size_bytes
         reply: Piece

@@ -11,6 +11,7 @@ import yaml
 from prometheus_client.core import Metric
 
 from student_client.metrics import Facts, RunMetrics
+from teacher_server.fleet.metrics import FleetMetrics
 from teacher_server.metrics import Metrics
 from tests.test_architecture import ROOT
 
@@ -25,10 +26,10 @@ OPERATIONS = (ROOT / "docs" / "operations.md").read_text()
 OWN = re.compile(r"(?<![\w:])(?:teacher|student)_\w+(?!:)\b")
 SUFFIXES = {"counter": ["_total"], "info": ["_info"], "histogram": ["_bucket", "_sum", "_count"], "gauge": [""]}
 
-SERVER, RUN = Metrics(), RunMetrics(Facts)
+SERVER, RUN, FLEET = Metrics(), RunMetrics(Facts), FleetMetrics()
 FAMILIES = {
     family.name: family
-    for registry in (SERVER.registry, RUN.registry)
+    for registry in (SERVER.registry, RUN.registry, FLEET.registry)
     for family in registry.collect()
     if not family.name.startswith("process_")
 }

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,6 +15,7 @@ from rich.console import Console
 
 from command_config.completion import complete_names
 from command_config.line import Json
+from command_config.ray_cluster import RayCluster
 from student_client.compare.catalogue import SUITES, TASKS, find_suite
 from student_client.compare.plan import TUNING_SEED, best_trial, run_config
 from student_client.compare.records import Planned, Record, lower_is_better, record_of, write_results
@@ -21,7 +24,6 @@ from student_client.compare.suites import Suite, dump_suite
 from student_client.compare.variants import VARIANTS
 from student_client.files import replace_file
 from student_client.processes import last_line, python, start
-from student_client.ray_cluster import RayCluster
 from teaching_protocol.errors import ConfigError, ServiceError
 
 __all__ = ["search"]
@@ -68,7 +70,7 @@ def search(
         )
     root = _free_folder((output or Path("runs", "search", variant)).resolve())
     prepare = _Preparation(known, task, variant, addresses, root)
-    with RayCluster(ray) as cluster:
+    with redirect_stdout(sys.stderr), RayCluster(ray) as cluster:  # Tune prints, and the output is ours
         found = _tried(cluster, prepare, drawn, trials, at_once or 0, seed)
     write_results(root / "results.json", {"suite": known.name, "seed": seed}, found)
     best = best_trial(found)

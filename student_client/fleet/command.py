@@ -20,13 +20,13 @@ from rich.table import Table
 from command_config import hint
 from command_config.completion import complete_names
 from command_config.line import Json
+from command_config.ray_cluster import RayCluster
 from student_client.fleet.elsewhere import PLACES, Job
 from student_client.fleet.records import write_records
 from student_client.fleet.restarts import Restarts
 from student_client.fleet.seats import Seat, seats
 from student_client.fleet.settings import FleetConfig, read_fleet
 from student_client.fleet.view import View, state_counts, summary
-from student_client.ray_cluster import RayCluster
 from teaching_protocol.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ def _run_on_ray(
 
     with RayCluster(address) as cluster:
         threads = found.threads or 1
-        wanted = found.at_once or max(1, int(cluster.cpus // threads))
+        wanted = found.at_once or max(1, int(cluster.room()["CPU"] // threads))
         there = [Seat(number, (), threads) for number in range(min(wanted, len(students)))]
         return _run(found, students, there, console, suffix, RayStudents(cluster, gpus).launch)
 

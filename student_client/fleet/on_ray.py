@@ -12,11 +12,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from command_config.ray_cluster import RayCluster
 from student_client.fleet.plan import Planned
 from student_client.fleet.seats import Seat
 from student_client.fleet.starting import LOG, command_of
 from student_client.processes import start
-from student_client.ray_cluster import RayCluster
 
 __all__ = ["RayStudents"]
 

@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,9 +24,10 @@ from teacher_server.fleet.settings import FleetSettings
 from teaching_protocol.errors import ConfigError
 
 if TYPE_CHECKING:
+    from teacher_server.fleet.on_ray import RayDirectory
     from teacher_server.fleet.port import DirectoryPort
-    from teacher_server.fleet.ray_actors import RayDirectory
     from teacher_server.fleet.registry import Report
+    from teacher_server.fleet.scaling import Bounds
     from teacher_server.fleet.supervisor import Supervisor
 
 __all__ = ["fleet", "replace"]
@@ -63,7 +65,7 @@ def fleet(
     ray: Ray = None,
     name: Name = None,
     cpus: Annotated[float | None, typer.Option(help="CPUs that Ray keeps for each teacher.")] = None,
-    gpus: Annotated[float | None, typer.Option(help="GPUs for each; one where there are any by default.")] = None,
+    gpus: Annotated[float | None, typer.Option(help="GPUs for each; by default one, or what it is split over.")] = None,
     targets: Annotated[Path | None, typer.Option(help="File with the metrics ports, for Prometheus.")] = None,
     deterministic: Deterministic = None,
     settings: Settings = None,
@@ -103,7 +105,8 @@ def replace(
     as_json: Json = False,
 ) -> None:
     """Has a running fleet drain a replica once another one serves in its stead; its students move, no step is lost."""
-    from teacher_server.fleet.ray_actors import RayCluster, RayDirectory
+    from command_config.ray_cluster import RayCluster
+    from teacher_server.fleet.on_ray import RayDirectory
 
     chosen = read_settings({"ray": ray, "name": name}, None)
     with RayCluster(chosen.ray or "auto", chosen.name) as cluster:
@@ -126,28 +129,46 @@ def read_settings(flags: dict[str, Any], settings: Sequence[str] | None) -> Flee
 
 def _run(config: ServerConfig, settings: FleetSettings, as_json: bool) -> int:
     """Runs a fleet until a signal; gives the exit code."""
+    from command_config.ray_cluster import RayCluster
+    from teacher_server.fleet.on_ray import RayDirectory, RayHosts
+    from teacher_server.fleet.placing import check_room, needs_of
     from teacher_server.fleet.port import DirectoryPort
-    from teacher_server.fleet.ray_actors import RayCluster, RayDirectory, RayHosts
-    from teacher_server.fleet.scaling import Bounds, Scaling
-    from teacher_server.fleet.supervisor import Supervisor
+    from teacher_server.fleet.scaling import Scaling
+    from teacher_server.fleet.supervisor import Limits, Supervisor
 
-    least, most = settings.bounds
-    bounds = Bounds(least, most, settings.up_queue_s, settings.down_queue_s, settings.up_after_s, settings.down_after_s)
     ending = threading.Event()
     ports = config.model_copy(update={"host": settings.host, "port": settings.port, "metrics_port": -1})
     with RayCluster(settings.ray, settings.name) as cluster:
         _end_by_signal(ending)  # after Ray has set handlers of its own
+        needs = needs_of(config, settings, cluster.room()["GPU"])
+        if cluster.is_own:  # others may grow
+            check_room(needs, settings.replicas, cluster.room())
         directory = RayDirectory(cluster, settings)
-        hosts = RayHosts(cluster, directory, config, settings)
-        scaling = Scaling(bounds, settings.replicas)
-        supervisor = Supervisor(hosts, directory, scaling, settings.stale_s, settings.hung_s, _log.info)
-        with DirectoryPort(ports, lambda: directory.listing) as port:
+        hosts = RayHosts(cluster, directory, config, settings, needs)
+        limits = Limits(settings.stale_s, settings.hung_s, settings.room_s)
+        supervisor = Supervisor(hosts, directory, Scaling(_bounds(settings), settings.replicas), limits, _log.info)
+        with DirectoryPort(ports, lambda: directory.listing) as port, _metrics(supervisor, config, settings) as metrics:
             try:
-                _keep(supervisor, directory, port, settings, ending, as_json)
+                _keep(supervisor, directory, port, settings, ending, as_json, metrics)
             finally:
                 limit_s = config.drain_s + config.handoff_s + _END_MORE_S
                 supervisor.end(limit_s)
     return 0
+
+
+def _bounds(settings: FleetSettings) -> Bounds:
+    from teacher_server.fleet.scaling import Bounds
+
+    least, most = settings.bounds
+    return Bounds(least, most, settings.up_queue_s, settings.down_queue_s, settings.up_after_s, settings.down_after_s)
+
+
+def _metrics(supervisor: Supervisor, config: ServerConfig, settings: FleetSettings) -> AbstractContextManager[str]:
+    """The fleet's own metrics, at a port; gives its address."""
+    from teacher_server.fleet.metrics import FleetFacts, FleetMetrics, serving_metrics
+
+    metrics = FleetMetrics(lambda: FleetFacts(supervisor.counts, supervisor.losses, supervisor.given_up))
+    return serving_metrics(metrics, config.metrics_host, settings.metrics_port)
 
 
 def _keep(
@@ -157,6 +178,7 @@ def _keep(
     settings: FleetSettings,
     ending: threading.Event,
     as_json: bool,
+    metrics: str,
 ) -> None:
     said = False
     told: tuple[str, ...] = ()
@@ -164,22 +186,23 @@ def _keep(
         directory.refresh()
         supervisor.turn()
         port.serving(is_complete=bool(supervisor.serving))
-        metrics = tuple(each.metrics for each in supervisor.serving)
-        if settings.targets is not None and metrics != told:
-            told = metrics
-            _write_targets(settings.targets, supervisor.serving)
-        if supervisor.is_complete and not said:
+        there = tuple(each.metrics for each in supervisor.serving)
+        if settings.targets is not None and there != told:
+            told = there
+            _write_targets(settings.targets, supervisor.serving, metrics)
+        if supervisor.has_settled and not said:
             said = True
             # one line for whoever started this process: where to ask
             address, count = f"{settings.host}:{port.port}", len(supervisor.serving)
-            places = {"serving": address, "replicas": count}
+            places = {"serving": address, "replicas": count, "metrics": metrics}
             typer.echo(json.dumps(places) if as_json else f"serving {address} replicas {count}")
             sys.stdout.flush()
 
 
-def _write_targets(path: Path, serving: Sequence[Report]) -> None:
-    """What Prometheus' file_sd_configs reads, put in its place whole."""
-    found = [{"targets": [each.metrics], "labels": {"replica": each.name}} for each in serving if each.metrics]
+def _write_targets(path: Path, serving: Sequence[Report], own: str) -> None:
+    """What Prometheus' file_sd_configs reads, the fleet's own metrics first; put in its place whole."""
+    named = [("fleet", own), *((each.name, each.metrics) for each in serving)]
+    found = [{"targets": [metrics], "labels": {"replica": name}} for name, metrics in named if metrics]
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     draft.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     draft.replace(path)

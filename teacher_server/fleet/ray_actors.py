@@ -1,4 +1,4 @@
-"""A fleet's replicas and their directory as Ray actors; the only file of the server that imports Ray, and it does so when it is asked to.
+"""A fleet's replicas and their directory as Ray actors: what runs in the processes that Ray starts; knows no supervisor.
 
 Nothing but reports, listings and commands passes through Ray: tensors go from student to teacher over gRPC.
 """
@@ -7,41 +7,19 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
-
-import torch
 
 from teacher_server.config import ServerConfig
 from teacher_server.fleet.registry import Registry, Report
-from teacher_server.fleet.replica import FleetTeacher
 from teacher_server.fleet.settings import FleetSettings
-from teacher_server.logs import start_log
-from teacher_server.security.tls import is_loopback
 from teaching_protocol.directory import Replica
-from teaching_protocol.errors import ConfigError, ServiceError
 
-__all__ = ["RayCluster", "RayDirectory", "RayHosts", "RayWorker"]
+__all__ = ["CALL_S", "DirectoryActor", "ReplicaActor"]
 
-_CALL_S = 2.0
-_STORE_BYTES = 80 * 2**20  # the least that Ray takes: nothing lies in its store
-
-
-def _ray() -> Any:
-    """Ray itself.
-
-    Raises:
-        ConfigError: it is not installed.
-    """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would report over the internet
-    os.environ.setdefault("RAY_worker_niceness", "0")  # 15 by default: any other process would go before a teacher
-    try:
-        import ray
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            "a fleet of teachers needs Ray; install it with: pip install 'talking-models[ray]'"
-        ) from error
-    return ray
+CALL_S = 2.0
+"""Seconds that the directory has to answer in."""
 
 
 class DirectoryActor:
@@ -69,190 +47,49 @@ class DirectoryActor:
 
 
 class ReplicaActor:
-    """One teacher in a process that Ray places, and starts again when it dies: its constructor serves."""
+    """One teacher in a process that Ray places, and starts again when it dies: its constructor serves.
+
+    Its first word, that it has its place, comes before torch and the model, which take long.
+    """
 
     def __init__(self, name: str, config: ServerConfig, settings: FleetSettings, directory: Any) -> None:
-        ray = _ray()
-        start_log(config.log_json, config.log_level)
-        threads = config.threads or torch.get_num_threads()
-        torch.set_num_threads(1)  # the engine's is the only team of threads
-        host = "127.0.0.1" if is_loopback(config.host) else str(ray.util.get_node_ip_address())
+        import ray  # Ray runs this: it is there
 
         def exchange(report: Report) -> tuple[Replica, ...]:
-            found: tuple[Replica, ...] = ray.get(directory.report.remote(report), timeout=_CALL_S)
+            found: tuple[Replica, ...] = ray.get(directory.report.remote(report), timeout=CALL_S)
             return found
 
-        config = config.model_copy(update={"threads": threads})
-        self._teacher = FleetTeacher(name, config, host, exchange, settings.beat_s).start()
+        gpus = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+        with suppress(ray.exceptions.RayError):  # then its first word is that it serves
+            exchange(Report(name, "", "", os.getpid(), "starting", gpus=gpus))
+        self._drain = _serve(name, config, settings, exchange, gpus)
 
     def alive(self) -> None:
         """Answers, once it serves."""
 
     def drain(self) -> None:
         """Returns when its students have gone elsewhere."""
-        self._teacher.drain()
+        self._drain()
 
 
-class RayCluster:
-    """The connection to Ray: a cluster that is there, or one on this machine that ends with this process. A context manager.
+def _serve(
+    name: str,
+    config: ServerConfig,
+    settings: FleetSettings,
+    exchange: Callable[[Report], tuple[Replica, ...]],
+    gpus: str,
+) -> Callable[[], None]:
+    """Serves the teacher; gives what drains it."""
+    import ray
+    import torch
 
-    Args:
-        address: of the cluster, or `auto`; None takes RAY_ADDRESS, or starts Ray here.
-        namespace: in which the fleet's actors have their names.
-    """
+    from teacher_server.fleet.replica import FleetTeacher
+    from teacher_server.logs import start_log
+    from teacher_server.security.tls import is_loopback
 
-    def __init__(self, address: str | None, namespace: str) -> None:
-        self.ray = _ray()
-        self._address, self._namespace = address, namespace
-
-    def __enter__(self) -> RayCluster:
-        here = self._address is None and not os.environ.get("RAY_ADDRESS")
-        own = {"include_dashboard": False, "object_store_memory": _STORE_BYTES} if here else {}
-        try:
-            self.ray.init(address=self._address, namespace=self._namespace, log_to_driver=False, **own)
-        except (OSError, RuntimeError, ValueError, self.ray.exceptions.RayError) as error:
-            raise ServiceError(
-                f"no Ray cluster at {self._address or os.environ.get('RAY_ADDRESS') or 'this machine'}: {error}; start one with "
-                "`ray start --head`, or leave the address away"
-            ) from error
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.ray.shutdown()
-
-    @property
-    def gpus(self) -> float:
-        """GPUs of the cluster."""
-        return float(self.ray.cluster_resources().get("GPU", 0.0))
-
-
-class RayDirectory:
-    """The fleet's directory actor, found by its name or begun.
-
-    Args:
-        cluster: where.
-        settings: of the fleet.
-        begin: whether it is begun where there is none.
-
-    Raises:
-        ServiceError: there is none.
-    """
-
-    def __init__(self, cluster: RayCluster, settings: FleetSettings, *, begin: bool = True) -> None:
-        self._ray = cluster.ray
-        name = f"{settings.name}-directory"
-        try:
-            if begin:
-                # lives and dies with the fleet's own process, and starts again where it dies alone
-                options = {"name": name, "num_cpus": 0, "max_restarts": -1, "max_task_retries": 0}
-                self.handle = self._ray.remote(DirectoryActor).options(**options).remote(settings.stale_s)
-            else:
-                self.handle = self._ray.get_actor(name)
-        except ValueError as error:
-            fault = "there is one already" if begin else "there is none"
-            raise ServiceError(
-                f"the fleet {settings.name!r}: {fault} in this Ray cluster; give the right --name"
-            ) from error
-        self._reports: dict[str, tuple[Report, float]] = {}
-        self._asked: frozenset[str] = frozenset()
-        self.listing: tuple[Replica, ...] = ()
-
-    def refresh(self) -> None:
-        """Asks for all of it; where the directory does not answer, what was known holds."""
-        try:
-            found = self._ray.get(self.handle.view.remote(), timeout=_CALL_S)
-        except self._ray.exceptions.RayError:
-            return
-        self._reports, self._asked, self.listing = found
-
-    def reports(self) -> Mapping[str, tuple[Report, float]]:
-        """Every last report and its age in seconds."""
-        return self._reports
-
-    def asked(self) -> frozenset[str]:
-        """Replicas that somebody wants replaced."""
-        return self._asked
-
-    def forget(self, name: str) -> None:
-        """Lets go of a replica that has ended."""
-        self._reports.pop(name, None)
-        self.handle.forget.remote(name)
-
-    def ask_to_replace(self, name: str) -> bool:
-        """Asks the fleet to drain a replica once another one serves; false for one that is not there."""
-        return bool(self._ray.get(self.handle.ask_to_replace.remote(name), timeout=10 * _CALL_S))
-
-
-class RayHosts:
-    """Places replicas on the cluster's nodes, spread out, each with its CPUs and GPUs.
-
-    Args:
-        cluster: where.
-        directory: what they report to.
-        config: of each server.
-        settings: of the fleet.
-    """
-
-    def __init__(
-        self, cluster: RayCluster, directory: RayDirectory, config: ServerConfig, settings: FleetSettings
-    ) -> None:
-        self._ray, self._directory = cluster.ray, directory
-        self._config, self._settings = config, settings
-        wants_gpu = config.device == "auto" or config.device.startswith("cuda")
-        gpus = settings.gpus if settings.gpus is not None else float(wants_gpu and cluster.gpus >= 1)
-        self._options = {
-            "num_cpus": settings.cpus,
-            "num_gpus": gpus,
-            "max_restarts": settings.max_restarts,
-            "max_task_retries": 0,
-            "max_concurrency": 4,  # it answers while it drains
-            "scheduling_strategy": "SPREAD",
-        }
-
-    def begin(self, name: str) -> RayWorker:
-        """Starts a replica; it serves when it reports."""
-        actor = self._ray.remote(ReplicaActor).options(**self._options)
-        return RayWorker(self._ray, actor.remote(name, self._config, self._settings, self._directory.handle))
-
-
-class RayWorker:
-    """One replica's actor as its supervisor sees it.
-
-    Args:
-        ray: the library.
-        handle: of the actor.
-    """
-
-    def __init__(self, ray: Any, handle: Any) -> None:
-        self._ray, self._handle = ray, handle
-        self._alive = handle.alive.remote()
-        self._drained: Any = None
-
-    def ended(self) -> str | None:
-        """Why it is over for good; empty after a drain; None while it runs or Ray starts it again."""
-        if self._drained is not None:
-            if not self._is_ready(self._drained):
-                return None
-            self.kill()
-            return ""
-        if not self._is_ready(self._alive):
-            return None
-        try:
-            self._ray.get(self._alive)
-        except self._ray.exceptions.ActorUnavailableError:
-            pass  # it died, and is started again
-        except self._ray.exceptions.RayActorError as error:
-            return " ".join(str(error).split())[-600:]
-        self._alive = self._handle.alive.remote()
-        return None
-
-    def drain(self) -> None:
-        """Has it send its students elsewhere and end."""
-        self._drained = self._handle.drain.remote()
-
-    def kill(self) -> None:
-        """Kills it for good; what runs no more is left as it is."""
-        self._ray.kill(self._handle, no_restart=True)
-
-    def _is_ready(self, reference: Any) -> bool:
-        return bool(self._ray.wait([reference], timeout=0)[0])
+    start_log(config.log_json, config.log_level)
+    threads = config.threads or torch.get_num_threads()
+    torch.set_num_threads(1)  # the engine's is the only team of threads
+    host = "127.0.0.1" if is_loopback(config.host) else str(ray.util.get_node_ip_address())
+    config = config.model_copy(update={"threads": threads})
+    return FleetTeacher(name, config, host, exchange, settings.beat_s, gpus).start().drain

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from teaching_protocol.directory import Replica, ReplicaState
 
@@ -17,16 +18,26 @@ class Report:
         name: of its place; a replica that is started again there has the same.
         address, metrics: `host:port` of its service and of its metrics; empty where it has none.
         pid: of its process.
-        state, queue_s, sessions: as of `Replica`.
+        state: `starting` while it loads; nobody is sent there, and it may be silent for as long as that takes.
+        queue_s, sessions: as of `Replica`.
+        gpus: that it sees, as CUDA_VISIBLE_DEVICES names them.
     """
 
     name: str
     address: str
     metrics: str
     pid: int
-    state: ReplicaState = "serving"
+    state: ReplicaState | Literal["starting"] = "serving"
     queue_s: float = 0.0
     sessions: int = 0
+    gpus: str = ""
+
+    @property
+    def replica(self) -> Replica | None:
+        """As students are told of it; None while it starts."""
+        if self.state == "starting":
+            return None
+        return Replica(self.name, self.address, self.state, self.queue_s, self.sessions)
 
 
 class Registry:
@@ -53,10 +64,8 @@ class Registry:
 
     def listing(self, now: float) -> tuple[Replica, ...]:
         """The replicas that students may be told of, by name."""
-        known = sorted(
-            (report for report, at in self._reports.values() if now - at < self._stale_s), key=lambda r: r.name
-        )
-        return tuple(Replica(each.name, each.address, each.state, each.queue_s, each.sessions) for each in known)
+        known = [report.replica for report, at in self._reports.values() if now - at < self._stale_s]
+        return tuple(sorted((each for each in known if each is not None), key=lambda each: each.name))
 
     def reports(self, now: float) -> dict[str, tuple[Report, float]]:
         """Every last report and its age in seconds, by name."""

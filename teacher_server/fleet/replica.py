@@ -43,9 +43,13 @@ class FleetTeacher:
         host: where others reach this machine.
         exchange: takes a report to the directory and brings the listing back; may fail, then the last listing holds.
         beat_s: seconds from report to report.
+        gpus: that it sees, for the reports.
     """
 
-    def __init__(self, name: str, config: ServerConfig, host: str, exchange: Exchange, beat_s: float) -> None:
+    def __init__(
+        self, name: str, config: ServerConfig, host: str, exchange: Exchange, beat_s: float, gpus: str = ""
+    ) -> None:
+        self._gpus = gpus
         self._name, self._host, self._exchange, self._beat_s = name, host, exchange, beat_s
         self._app = TeacherApp(of_a_fleet(config), listing=lambda: self._listing)
         self._listing: Sequence[Replica] = ()
@@ -54,7 +58,7 @@ class FleetTeacher:
         self._reporting = threading.Lock()
 
     def start(self) -> FleetTeacher:
-        """Serves, and has reported once when it returns; errors as of `TeacherApp.start`."""
+        """Serves, and has reported that when it returns; errors as of `TeacherApp.start`."""
         self._app.start()
         self._report()
         threading.Thread(target=self._beat, name="report", daemon=True).start()
@@ -81,6 +85,7 @@ class FleetTeacher:
             "draining" if self._draining.is_set() else "serving",
             self._queue_s(),
             len(app.actor.sessions),
+            self._gpus,
         )
 
     def _beat(self) -> None:
@@ -89,12 +94,13 @@ class FleetTeacher:
 
     def _report(self) -> None:
         with self._reporting:
-            own = self.report
+            report = self.report
             try:
-                self._listing = self._exchange(own)
+                self._listing = self._exchange(report)
             except Exception:  # whatever keeps the directory away, students are told what was known
                 others = [each for each in self._listing if each.name != self._name]
-                self._listing = (*others, Replica(own.name, own.address, own.state, own.queue_s, own.sessions))
+                own = report.replica
+                self._listing = (*others, *([] if own is None else [own]))
 
     def _queue_s(self) -> float:
         """Seconds that a job waited for the engine, in the mean of those of the last seconds; 0 where there was none."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -39,6 +40,15 @@ class Scaling:
         self._bounds = bounds
         self._above: float | None = None
         self._below: float | None = None
+        self._full_until = -math.inf
+
+    def make_do(self, until: float) -> bool:
+        """Wants one less, as there is no room for it, and no more until then; false where it is the fewest already."""
+        if self.wanted <= self._bounds.least:
+            return False
+        self._become(self.wanted - 1)
+        self._full_until = until
+        return True
 
     def look(self, queue_s: Sequence[float], now: float) -> int:
         """The number of replicas wanted.
@@ -55,7 +65,8 @@ class Scaling:
         mean_s = sum(queue_s) / len(queue_s)
         self._above = (self._above if self._above is not None else now) if mean_s > bounds.up_s else None
         self._below = (self._below if self._below is not None else now) if mean_s < bounds.down_s else None
-        if self._above is not None and now - self._above >= bounds.up_after_s and self.wanted < bounds.most:
+        may_grow = self.wanted < bounds.most and now >= self._full_until
+        if self._above is not None and now - self._above >= bounds.up_after_s and may_grow:
             self._become(self.wanted + 1)
         elif self._below is not None and now - self._below >= bounds.down_after_s and self.wanted > bounds.least:
             self._become(self.wanted - 1)

@@ -31,7 +31,9 @@ class FleetSettings(BaseModel):
     )
     cpus: float = Field(1.0, ge=0, description="CPUs that Ray keeps for each teacher.")
     gpus: float | None = Field(
-        None, ge=0, description="GPUs that Ray keeps for each; None is one where the cluster has any, else none."
+        None,
+        ge=0,
+        description="GPUs that Ray keeps for each; None is one where the cluster has any, or as many as a split or mapped teacher uses.",
     )
     max_restarts: int = Field(
         10,
@@ -49,8 +51,16 @@ class FleetSettings(BaseModel):
     hung_s: float = Field(
         30.0, gt=0, description="Seconds without a report after which a teacher is killed, and started again."
     )
+    room_s: float = Field(
+        300.0,
+        gt=0,
+        description="Seconds that a teacher may wait for room in the cluster before the fleet makes do with fewer, or ends where none serves.",
+    )
     targets: Path | None = Field(
         None, description="File that is kept up to date with the metrics ports, for Prometheus' file_sd_configs."
+    )
+    metrics_port: int = Field(
+        0, ge=-1, le=65535, description="Port of the fleet's own metrics; 0 takes a free one, -1 opens none."
     )
 
     @property

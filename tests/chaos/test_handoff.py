@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from student_client import RemoteTeacher
+from student_client.config import RunConfig
 from teaching_protocol.errors import Draining, TeachingError
 from tests.calls import WIDTH, Caller, attempt
 from tests.chaos.world import (
@@ -19,6 +21,7 @@ from tests.chaos.world import (
     chaos_config,
     ended,
     health,
+    log_of,
     student_process,
     wait_for_step,
 )
@@ -27,6 +30,14 @@ from tests.integration.gate import poll
 STEPS = 50
 Models = Callable[[str], Path]
 Whole = Callable[..., Ended]
+
+
+def assert_moved_once(config: RunConfig, found: Ended) -> None:
+    """A planned move is no loss: counted apart, in the result and in the last record."""
+    counts = ("moves", "recoveries", "replayed_steps")
+    assert [found.result[each] for each in counts] == [1, 0, 0]
+    records = (config.output / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(records[-1])["moves"] == 1
 
 
 @pytest.mark.parametrize("accumulation", [1, pytest.param(3, marks=pytest.mark.chaos)])
@@ -48,9 +59,13 @@ def test_students_move_to_another_address(
         first.terminate()
         assert first.exit_code() == 0
         found = [ended(config, student) for config, student in zip(configs, students, strict=True)]
-    for broken in found:
+    for config, broken in zip(configs, found, strict=True):
         assert_same(broken, whole(STEPS, **fields), STEPS)
-        assert (broken.result["recoveries"], broken.result["replayed_steps"]) == (1, 0)
+        assert_moved_once(config, broken)
+        said = log_of(config)
+        assert f"the student has moved from {first.address} to {second.address}" in said
+        assert "nothing is lost, no step is made again" in said
+        assert "the teacher is lost" not in said
 
 
 def test_a_student_waits_for_the_restart(model_folder: Models, whole: Whole, tmp_path: Path) -> None:
@@ -63,7 +78,8 @@ def test_a_student_waits_for_the_restart(model_folder: Models, whole: Whole, tmp
             teacher.start()
             broken = ended(config, student)
     assert_same(broken, whole(STEPS), STEPS)
-    assert (broken.result["recoveries"], broken.result["replayed_steps"]) == (1, 0)
+    assert_moved_once(config, broken)
+    assert "the teacher serves again" in log_of(config)
 
 
 @pytest.fixture

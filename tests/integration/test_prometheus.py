@@ -26,6 +26,7 @@ from student_client.config import TrainingConfig
 from student_client.metrics import Facts
 from student_client.watching import watching
 from teacher_server.config import effective_config
+from teacher_server.fleet.metrics import FleetFacts, FleetMetrics, serving_metrics
 from tests.calls import WIDTH, Caller, attempt, forward_request, in_s
 from tests.integration import gate
 from tests.integration.processes import ServerProcess
@@ -69,6 +70,7 @@ def town(model_folder: Callable[[str], Path], tmp_path_factory: pytest.TempPathF
         causes |= _broken(stack, prometheus)
         causes |= _small(stack, prometheus)
         causes |= _told(stack, prometheus)
+        causes |= _short(stack, prometheus)
         causes["TeacherDown"] = prometheus.add("teacher", main.addresses["main"].metrics_port)
         _busy(stack, main.addresses["main"].name)
         yield Town(prometheus, main, slow[0], causes)
@@ -204,6 +206,13 @@ def _told(stack: ExitStack, prometheus: Prometheus) -> dict[str, str]:
     return {"StudentCollapsed": instance, "StudentLosesTeacher": instance}
 
 
+def _short(stack: ExitStack, prometheus: Prometheus) -> dict[str, str]:
+    """A fleet of two whose cluster has room for one."""
+    facts = FleetFacts({"wanted": 2, "serving": 1, "waiting": 1}, losses=0, given_up=0)
+    address = stack.enter_context(serving_metrics(FleetMetrics(lambda: facts), "127.0.0.1", 0))
+    return {"TeacherFleetShort": prometheus.add("teacher", int(address.rpartition(":")[2]))}
+
+
 def _busy(stack: ExitStack, address: str) -> None:
     """Two students of the main teacher that train; they have what the teacher knows as int8, and one makes mistakes."""
     for name in ("ann", "bob"):
@@ -238,7 +247,7 @@ def expressions(panel: dict[str, Any]) -> list[str]:
 def check_targets(town: Town) -> None:
     up = 'count(max_over_time(up{job="%s"}[1m]) == 1)'
     poll(lambda: town.prometheus.value(up % "student") == 2, "both students are scraped")
-    poll(lambda: town.prometheus.value(up % "teacher") == 8, "all eight teachers are scraped")
+    poll(lambda: town.prometheus.value(up % "teacher") == 9, "all eight teachers and the fleet are scraped")
     poll(lambda: town.prometheus.value("sum(student_step_seconds_count)") > 3, "the student trains")
     poll(lambda: town.prometheus.value('max(teacher_student_steps_total{student="bob"})') > 3, "who uses it, by name")
 

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -30,6 +31,7 @@ from tests.chaos.world import (
     student_process,
     wait_for_step,
 )
+from tests.integration.gate import poll
 from tests.integration.processes import ROOT
 
 Models = Callable[[str], Path]
@@ -62,22 +64,31 @@ def assert_close(found: RunConfig, wanted: RunConfig) -> None:
                 torch.testing.assert_close(ours[group][name], value, atol=1e-5, rtol=1e-4, msg=f"{group} {name}")
 
 
-def test_torchrun_ends_as_one_process_with_the_whole_batch(model_folder: Models, tmp_path: Path) -> None:
+TORCHRUN = ["torch.distributed.run", "--nproc-per-node", "2", "--master-port"]
+ACCELERATE = ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
+ACCELERATE += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port"]
+LAUNCHERS = [
+    pytest.param(TORCHRUN, id="torchrun"),
+    pytest.param(ACCELERATE, id="accelerate", marks=pytest.mark.slow),  # which starts torchrun
+]
+
+
+def launched(launcher: list[str], config: RunConfig, *words: str) -> list[str]:
+    """The command line that trains a run in two processes, as docs/scale.md has it."""
+    path = config.output.parent / f"{config.output.name}.json"
+    path.write_text(config.model_dump_json())
+    train = ["-m", "student_client", "train", "--config", str(path), *words]
+    return [sys.executable, "-m", *launcher, str(free_port()), *train]
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_a_launchers_ranks_end_as_one_process_with_the_whole_batch(
+    launcher: list[str], model_folder: Models, tmp_path: Path
+) -> None:
     with TeacherProcess(model_folder("bert")) as teacher:
         alone = ranked(tmp_path, "alone", teacher, 10)
         both = ranked(tmp_path, "both", teacher, 10)
-        path = tmp_path / "both.json"
-        path.write_text(both.model_dump_json())
-        torchrun = [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--nproc-per-node",
-            "2",
-            "--master-port",
-            str(free_port()),
-        ]
-        words = [*torchrun, "-m", "student_client", "train", "--config", str(path)]
+        words = launched(launcher, both)
         with student_process(alone) as student:
             done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=200)
             one = ended(alone, student)
@@ -91,6 +102,32 @@ def test_torchrun_ends_as_one_process_with_the_whole_batch(model_folder: Models,
     result = json.loads((both.output / "result.json").read_text())
     assert result["teacher_rows"] == one.result["teacher_rows"]
     assert result["test_loss"] == pytest.approx(one.result["test_loss"], abs=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", [pytest.param(TORCHRUN, id="torchrun"), pytest.param(ACCELERATE, id="accelerate")])
+def test_a_rank_killed_under_a_launcher_ends_all_with_its_name(
+    launcher: list[str], model_folder: Models, tmp_path: Path
+) -> None:
+    """No rank is left behind, none hangs, and all go on from the checkpoint when they are started again."""
+    with TeacherProcess(model_folder("bert"), settings={"rank_wait_s": 5.0, "lease_s": 5.0}) as teacher:
+        config = ranked(tmp_path, "broken", teacher, 120, training__checkpoint_every=5)
+        words = launched(launcher, config)
+        process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        checkpoints = config.output / "checkpoints"
+        poll(lambda: list(checkpoints.glob("step-*")) or process.poll() is not None, "they train", 120.0)
+        ranks = psutil.Process(process.pid).children(recursive=True)
+        (second,) = [each for each in ranks if each.environ().get("RANK") == "1"]
+        second.kill()
+        said, _ = process.communicate(timeout=60)
+        assert process.returncode != 0
+        assert "Signal 9 (SIGKILL)" in said, said[-3000:]
+        _, left = psutil.wait_procs(ranks, timeout=30)
+        assert not left
+        more = launched(launcher, config, "--resume")
+        done = subprocess.run(more, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "goes on after step" in done.stdout
 
 
 @pytest.mark.slow
@@ -153,6 +190,7 @@ def test_a_drained_teacher_costs_no_bit_and_no_rank_an_error(
             ranks[1].join(60)
             assert ranks[1].exitcode == 0
     assert_same(drained, whole, 24)
+    assert (drained.result["moves"], drained.result["recoveries"]) == (1, 0)
     for rank in (0, 1):
         assert "Error" not in rank_log(config, rank).read_text()
 

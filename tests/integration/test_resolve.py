@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -24,7 +25,9 @@ from teacher_server.security.tokens import add_token
 from teacher_server.split import FrozenTeacher
 from teaching_protocol.directory import RESOLVE, Replica
 from teaching_protocol.errors import ConfigError, TeacherUnavailable, Unauthenticated
+from teaching_protocol.threads import side_threads
 from tests.calls import WIDTH
+from tests.integration.gate import poll
 
 CONFIG = ServerConfig(model="tiny", port=0, metrics_port=-1)
 
@@ -105,6 +108,52 @@ def test_a_directory_of_nobody_says_so(town: Town) -> None:
         RemoteTeacher(town.directory, student="ann", message_width=WIDTH, patience_s=0.2).enroll()
 
 
+def test_a_student_that_is_there_before_its_directory_waits_for_it(town: Town) -> None:
+    """It knows that address alone. Whoever answers there is asked who serves, and not taken for a teacher."""
+    with socket.create_server(("127.0.0.1", 0)) as nobody, side_threads(1, "student") as pool:
+        address = f"127.0.0.1:{nobody.getsockname()[1]}"
+        student = RemoteTeacher(address, student="ann", message_width=WIDTH, patience_s=20.0)
+        enrolling = pool.submit(student.enroll)
+        for _ in range(2):  # it has asked, and tried; nobody is there
+            nobody.accept()[0].close()
+        nobody.close()
+        config = CONFIG.model_copy(update={"port": int(address.rpartition(":")[2])})
+        with DirectoryPort(config, lambda: town.listing):
+            teacher = enrolling.result(30)
+            assert teacher.forward(torch.ones(1, 2, WIDTH)).shape == (1, 2, WIDTH)
+            assert [len(app.actor.sessions) for app in town.apps][town.first("ann")] == 1
+            teacher.leave()
+
+
+def test_a_headless_service_whose_addresses_change(bert: FrozenTeacher, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in Kubernetes: a pod is replaced by one of another address, which the name then has; the session goes there."""
+    pods: list[str] = ["127.0.0.1"]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda host, port, type: [(2, 1, 6, "", (pod, port)) for pod in pods])
+    config = CONFIG.model_copy(update={"handoff_s": 20.0})
+    message = torch.ones(1, 2, WIDTH)
+    old = TeacherApp(config, bert).start()
+    with side_threads(1, "drain") as pool:
+        name = f"dns:///teachers-pods.lab.svc:{old.port}"
+        fields = {"host": "127.0.0.2", "port": old.port}  # all pods of a service have one port
+        teacher = RemoteTeacher(name, student="ann", message_width=WIDTH, compression="none", seed=7).enroll()
+        teacher.forward(message).square().mean().backward()
+        teacher.step(lr=0.1)
+        before = teacher.forward(message)
+        draining = pool.submit(old.close)
+        poll(lambda: old.metrics.registry.get_sample_value("teacher_draining"), "it drains")
+        with TeacherApp(config.model_copy(update=fields), bert) as new:
+            pods[:] = ["127.0.0.2"]
+            assert teacher.has_better_place()
+            state = teacher.export_state()
+            teacher.move_if_better()
+            draining.result(30)  # nobody is left there
+            teacher.describe()
+            teacher.enroll(state)
+            assert torch.equal(teacher.forward(message), before)
+            assert len(new.actor.sessions) == 1
+            teacher.leave()
+
+
 def test_the_directorys_port_tells_probes_and_is_no_teacher(town: Town) -> None:
     with grpc.insecure_channel(town.directory) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
@@ -158,10 +207,8 @@ def test_settings_that_contradict_themselves(fields: dict[str, object], sentence
 
 
 def test_without_ray_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    from student_client.ray_cluster import RayCluster as Students
-    from teacher_server.fleet.ray_actors import RayCluster as Teachers
+    from command_config.ray_cluster import RayCluster
 
     monkeypatch.setitem(sys.modules, "ray", None)
-    for cluster in (lambda: Teachers(None, "teachers"), lambda: Students(None)):
-        with pytest.raises(ConfigError, match=r"pip install 'talking-models\[ray\]'"):
-            cluster()
+    with pytest.raises(ConfigError, match=r"pip install 'talking-models\[ray\]'"):
+        RayCluster(None)

@@ -17,7 +17,7 @@ from teacher_server.fleet.port import DirectoryPort
 from teacher_server.fleet.registry import Registry, Report
 from teacher_server.fleet.replica import FleetTeacher
 from teacher_server.fleet.scaling import Bounds, Scaling
-from teacher_server.fleet.supervisor import Supervisor
+from teacher_server.fleet.supervisor import Limits, Supervisor
 from teaching_protocol.directory import Replica
 from teaching_protocol.errors import Draining, ServiceError
 from teaching_protocol.threads import side_threads
@@ -72,6 +72,9 @@ class Threads:
     def begin(self, name: str) -> Thread:
         self.begun[name] = Thread(name, self._config, self._here)
         return self.begun[name]
+
+    def lack(self) -> str:
+        return ""
 
 
 class World:
@@ -199,6 +202,11 @@ class Broken:
 class Fates:
     begun: list[Broken] = field(default_factory=list)
     reason: str | None = None
+    room: int = 1_000_000
+
+    def lack(self) -> str:
+        there = [each for each in self.begun if each.reason is None and not each.killed]
+        return "each wants 1 GPU, free are 0" if len(there) > self.room else ""
 
     def begin(self, name: str) -> Broken:
         self.begun.append(Broken(name, self.reason))
@@ -240,7 +248,7 @@ class Silent(Here):
 
 def test_a_replica_that_says_nothing_is_killed_and_its_place_taken() -> None:
     hosts, directory = Fates(), Silent()
-    supervisor = Supervisor(hosts, directory, Scaling(STEADY, 1), stale_s=3.0, hung_s=30.0)
+    supervisor = Supervisor(hosts, directory, Scaling(STEADY, 1), Limits(stale_s=3.0, hung_s=30.0))
     supervisor.turn()
     directory.registry.take(report(0), 0.0)
     supervisor.turn()
@@ -257,11 +265,102 @@ def test_a_replica_that_says_nothing_is_killed_and_its_place_taken() -> None:
 
 
 def test_at_the_end_all_drain_and_who_does_not_is_killed() -> None:
-    hosts = Fates()
-    supervisor = Supervisor(hosts, Here(), Scaling(STEADY, 2))
-    supervisor.turn()
-    supervisor.turn()
+    """One that never served has nobody to send away, and is killed at once: draining it would wait for it to begin."""
+    hosts, here = Fates(), Here()
+    supervisor = Supervisor(hosts, here, Scaling(STEADY, 3))
+    for number in (0, 1, 2):
+        supervisor.turn()
+        here.registry.take(report(number, state="serving" if number < 2 else "starting"), time.monotonic())
     stuck = hosts.begun[1]
     stuck.drain = lambda: None  # type: ignore[method-assign]
     supervisor.end(0.2)
-    assert [each.killed for each in hosts.begun] == [False, True]
+    assert [each.killed for each in hosts.begun] == [False, True, True]
+    assert [each.reason for each in hosts.begun] == ["", None, None]
+
+
+class Clock:
+    """A fleet whose hosts have room for so many, and seconds that pass when a test says so."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, bounds: Bounds, count: int, room: int) -> None:
+        self.now = 0.0
+        monkeypatch.setattr("teacher_server.fleet.supervisor.time.monotonic", lambda: self.now)
+        self.hosts, self.here, self.said = Fates(room=room), Here(), []  # type: ignore[var-annotated]
+        limits = Limits(stale_s=1e9, hung_s=1e9, room_s=60.0)
+        self.fleet = Supervisor(self.hosts, self.here, Scaling(bounds, count), limits, self.said.append)
+
+    def pass_by(self, seconds: int, queue_s: float = 0.0) -> None:
+        for _ in range(seconds):
+            self.now += 1.0
+            there = [each for each in self.hosts.begun if each.reason is None and not each.killed]
+            for each in there[: self.hosts.room]:  # who has room serves at once
+                self.here.registry.take(report(int(each.name[-1]), queue_s=queue_s), self.now)
+            self.fleet.turn()
+
+    def heard(self, words: str) -> int:
+        return sum(words in sentence for sentence in self.said)
+
+
+def test_a_fleet_that_grows_beyond_its_cluster_says_so_and_makes_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The third has no room: that is said in seconds, given up in a minute, and not tried again for another."""
+    found = Clock(monkeypatch, Bounds(1, 3, 0.5, 0.0, 5.0, 1e9), count=2, room=2)
+    found.pass_by(8, queue_s=2.0)
+    assert found.fleet.counts == {"wanted": 3, "serving": 2, "waiting": 0, "leaving": 0, "starting": 1}
+    found.pass_by(35, queue_s=2.0)
+    assert found.fleet.counts["waiting"] == 1
+    assert found.heard("replica-2 waits for room: each wants 1 GPU, free are 0") == 1
+    assert found.fleet.has_settled
+    assert not found.fleet.is_complete
+    found.pass_by(30, queue_s=2.0)
+    assert found.heard("it is given up, 2 have to do") == 1
+    assert found.hosts.begun[2].killed
+    assert (found.fleet.counts["wanted"], found.fleet.given_up, found.fleet.is_complete) == (2, 1, True)
+    found.pass_by(40, queue_s=2.0)
+    assert len(found.hosts.begun) == 3, "not tried again so soon"
+    found.hosts.room = 3
+    found.pass_by(60, queue_s=2.0)
+    assert found.fleet.counts == {"wanted": 3, "serving": 3, "waiting": 0, "leaving": 0, "starting": 0}
+
+
+def test_the_fewest_go_on_waiting_for_room_and_those_with_room_serve(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = Clock(monkeypatch, Bounds(2, 2, 1e9, 0.0, 0.0, 0.0), count=2, room=1)
+    found.pass_by(130)
+    assert found.heard("fewer than 2 must not be, so it goes on waiting") == 2
+    assert found.fleet.has_settled
+    assert (found.fleet.given_up, len(found.hosts.begun)) == (0, 2)
+    found.hosts.room = 2
+    found.pass_by(2)
+    assert found.fleet.is_complete
+
+
+def test_a_fleet_that_finds_no_room_at_all_ends_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = Clock(monkeypatch, Bounds(1, 1, 1e9, 0.0, 0.0, 0.0), count=1, room=0)
+    with pytest.raises(
+        ServiceError,
+        match=r"replica-0 has waited 6\d s for its place \(each wants 1 GPU, free are 0\), and no other serves",
+    ):
+        found.pass_by(100)
+
+
+def test_who_is_replaced_goes_first_where_there_is_no_room_for_both(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the replacement would wait for the GPU of the one that waits for it to serve."""
+    found = Clock(monkeypatch, Bounds(2, 2, 1e9, 0.0, 0.0, 0.0), count=2, room=2)
+    found.pass_by(3)
+    assert found.here.registry.ask_to_replace("replica-1")
+    found.pass_by(5)
+    assert found.hosts.begun[1].reason is None, "its replacement may have room of its own"
+    found.pass_by(40)
+    assert found.hosts.begun[1].reason == "", "it has drained"
+    assert found.fleet.is_complete
+    assert [each.name for each in found.fleet.serving] == ["replica-0", "replica-2"]
+
+
+def test_a_teacher_that_loads_for_long_is_not_taken_for_a_hung_one() -> None:
+    hosts, directory = Fates(), Silent()
+    supervisor = Supervisor(hosts, directory, Scaling(STEADY, 1), Limits(stale_s=3.0, hung_s=30.0))
+    supervisor.turn()
+    directory.registry.take(report(0, state="starting"), 0.0)
+    directory.age_s = 500.0
+    supervisor.turn()
+    assert not hosts.begun[0].killed
+    assert directory.registry.listing(0.0) == (), "students are not sent there"
+    assert supervisor.counts["starting"] == 1
