@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.markup import escape
@@ -19,6 +20,13 @@ Json = Annotated[
     bool, typer.Option("--json", help="Print one JSON object and nothing else; what is said meanwhile is on stderr.")
 ]
 """The flag of every command that a program may read."""
+
+
+_SIDES = {"teacher-server": "server", "student-client": "client"}
+_EXTRAS = {"matplotlib": "demo", "ray": "ray", "peft": "finetune", "onnx": "onnx", "lightning": "lightning"}
+"""Which extra brings what a command imports: its side's, and that of what only some of its flags need."""
+
+_OURS = {"command_config", "teaching_protocol", "task_data", "student_models", "teacher_server", "student_client"}
 
 
 @dataclass(frozen=True)
@@ -38,13 +46,31 @@ def add_commands(
 
 
 def run_line(name: str, app: Callable[[], Any]) -> None:
-    """Runs a command line; an error of the teaching tree is one line on the standard error and exit code 1."""
+    """Runs a command line; what a user can mend is one line on the standard error and exit code 1.
+
+    That is an error of the teaching tree, a file or folder that the system refuses, and a package that is not installed.
+    Anything else is a bug, and keeps its stack.
+    """
     try:
         app()
     except TeachingError as error:
-        said = "; ".join([str(error), *getattr(error, "__notes__", [])])
-        typer.secho(f"{name}: {' '.join(said.split())}", fg="red", err=True)
-        sys.exit(ExitCode.FAILED)
+        _fail(name, "; ".join([str(error), *getattr(error, "__notes__", [])]))
+    except OSError as error:
+        if error.filename is None and error.errno != errno.ENOSPC:
+            raise
+        place = error.filename or "the disk"
+        _fail(name, f"{place}: {error.strerror}; give a place that can be read and written, or make room there")
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if not package or package in _OURS:
+            raise
+        extra = _EXTRAS.get(package, _SIDES.get(name, "client"))
+        _fail(name, f"the package {package} is not installed; install it with: pip install 'talking-models[{extra}]'")
+
+
+def _fail(name: str, said: str) -> NoReturn:
+    typer.secho(f"{name}: {' '.join(said.split())}", fg="red", err=True)
+    sys.exit(ExitCode.FAILED)
 
 
 def _epilog(examples: Sequence[Example]) -> str:

@@ -37,7 +37,7 @@ _MIB = 2**20
 class Quota(BaseModel):
     """What students whose name fits a pattern may take; the first quota that fits a name holds for it."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     students: str = Field(min_length=1, description="Pattern of student names, as in a shell: `team-a-*`.")
     weight: float = Field(1.0, gt=0, le=1000, description="Share of the teacher next to others' weights, a session.")
@@ -49,7 +49,7 @@ class Quota(BaseModel):
 class IdentityQuota(BaseModel):
     """What each identity (of a token or a certificate) whose name fits may take; the first quota that fits holds for it."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     identities: str = Field(min_length=1, description="Pattern of identities, as in a shell: `team-a-*`.")
     sessions: int = Field(0, ge=0, description="Sessions an identity may have at once; 0: any.")
@@ -64,7 +64,7 @@ class IdentityQuota(BaseModel):
 class ServerConfig(BaseModel):
     """Everything a teacher server can be told; the defaults serve a laptop."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
 
     model: str = Field(
         description="Hugging Face model name, a folder with config.json and safetensors, or the folder of a student's run."

@@ -31,14 +31,16 @@ __all__ = [
 Ca = Annotated[Path | None, typer.Option(help="PEM file of the CA of the server at ADDRESS; turns TLS on.")]
 Cert = Annotated[Path | None, typer.Option(help="PEM file of your own certificate, if it asks for one.")]
 Key = Annotated[Path | None, typer.Option(help="PEM file of its key.")]
-ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML or TOML file; flags go before it.")]
+ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML or TOML file of settings; flags override it.")]
 Device = Annotated[
     str | None,
     typer.Option(
         help="auto, cpu, cuda, cuda:1, mps.", autocompletion=complete_names(("auto", "cpu", "cuda", "cuda:1", "mps"))
     ),
 ]
-Deterministic = Annotated[bool | None, typer.Option("--deterministic", help="The same bits alone or among many.")]
+Deterministic = Annotated[
+    bool | None, typer.Option("--deterministic", help="Give a student the same bits alone or among others; slower.")
+]
 DeviceMap = Annotated[
     str | None,
     typer.Option(
@@ -67,7 +69,7 @@ Settings = Annotated[
     list[str] | None,
     typer.Option(
         "--set",
-        help="Any field, as permits=512; may be repeated; goes before other flags.",
+        help="Any setting, as permits=512; may be repeated; overrides other flags.",
         autocompletion=complete_fields(ServerConfig),
     ),
 ]
@@ -77,4 +79,7 @@ SharedMemory = Annotated[
         "--shared-memory/--no-shared-memory", help="Large messages of students on this host through shared memory."
     ),
 ]
-Linger = Annotated[bool | None, typer.Option("--linger/--no-linger", help="Wait briefly for students about to call.")]
+Linger = Annotated[
+    bool | None,
+    typer.Option("--linger/--no-linger", help="Wait briefly for students about to call, so that they share a batch."),
+]

@@ -201,8 +201,8 @@ def _config(name: str) -> dict[str, Any]:
         config: dict[str, Any] = PreTrainedConfig.get_config_dict(name)[0]
     except (OSError, ValueError) as error:
         raise ModelLoadError(
-            f"no configuration of {name} could be read ({_line(error)}); give an existing folder, "
-            f"or a model name that this machine has or can fetch{hint(name, PACKAGED)}"
+            f"no configuration of {name} could be read: there is no such folder here, and as a model's name it was not found "
+            f"({_line(error)}); give an existing folder, or a model name that this machine has or can fetch{hint(name, PACKAGED)}"
         ) from error
     if "model_type" not in config:
         raise ModelLoadError(
