@@ -54,14 +54,14 @@ class StudentConfig(BaseModel):
     size: Literal["tiny", "small", "complementary"] = Field(
         "small", description="Preset: `tiny` for tests, `small` for a laptop run, `complementary` for a larger peer."
     )
-    width: int | None = Field(None, ge=1, description="Width of the hidden states.")
+    width: int | None = Field(None, ge=1, le=2**20, description="Width of the hidden states.")
     layers: int | None = Field(
-        None, ge=1, description="Layers or residual blocks; half of them lie below the entry tap."
+        None, ge=1, le=2**20, description="Layers or residual blocks; half of them lie below the entry tap."
     )
-    heads: int | None = Field(None, ge=1, description="Attention heads, text only; they divide the width.")
+    heads: int | None = Field(None, ge=1, le=2**20, description="Attention heads, text only; they divide the width.")
     dropout: float = Field(0.1, ge=0.0, lt=1.0, description="Dropout in training.")
-    vocabulary_size: int | None = Field(None, ge=4, description="Most words the tokenizer keeps, text only.")
-    max_tokens: int | None = Field(None, ge=2, description="Tokens after which a text is cut, text only.")
+    vocabulary_size: int | None = Field(None, ge=4, le=2**20, description="Most words the tokenizer keeps, text only.")
+    max_tokens: int | None = Field(None, ge=2, le=2**20, description="Tokens after which a text is cut, text only.")
     seed: int = Field(0, ge=0, description="Seed of the initial weights.")
     tokenizer: str | None = Field(
         None,
@@ -203,7 +203,7 @@ class TrainingConfig(BaseModel):
     )
     tensorboard: bool = Field(True, description="Whether TensorBoard files are written.")
     seed: int = Field(0, ge=0, description="Seed of the order of the rows and of dropout.")
-    threads: int = Field(0, ge=0, description="Compute threads; 0 leaves torch's choice.")
+    threads: int = Field(0, ge=0, le=1024, description="Compute threads; 0 leaves torch's choice.")
     rank_timeout_s: float = Field(
         300.0,
         gt=0.0,

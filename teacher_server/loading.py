@@ -185,7 +185,9 @@ def _device(device: str) -> torch.device:
         place = torch.device(device)
         torch.empty(0, device=place)
     except (RuntimeError, AssertionError) as error:
-        raise ModelLoadError(f"device {device!r} cannot be used ({_line(error)}); use auto, cpu or cuda") from error
+        raise ModelLoadError(
+            f"device {device!r} cannot be used ({_line(error)}); use auto, cpu, or a device of this machine such as cuda:0"
+        ) from error
     return place
 
 

@@ -18,7 +18,7 @@ def make(*words: str) -> str:
 
 
 def test_help_lists_every_target() -> None:
-    listed = {name: said for name, said in re.findall(r"^  (\S+) +(\S.*)$", make("help"), re.MULTILINE)}
+    listed = dict(re.findall(r"^  (\S+) +(\S.*)$", make("help"), re.MULTILINE))
     written = set(re.findall(r"^([a-z-]+):(?!=)", TEXT, re.MULTILINE)) - {f"bench-{name}" for name in BENCHES}
     assert written <= set(PHONY)
     assert set(listed) >= set(PHONY) | {"bench-%"}

@@ -214,6 +214,7 @@ def test_exit_codes_of_processes(place: Path, address: str) -> None:
         ("teacher-server describe ''", ExitCode.FAILED, "expected HOST:PORT"),
         ("teacher-server describe 127.0.0.1:1 --cert a.pem --key a.pem", ExitCode.FAILED, "need --ca"),
         ("teacher-server describe 127.0.0.1:1 --ca teacher.yaml", ExitCode.FAILED, "teacher.yaml: expected PEM files"),
+        ("teacher-server check-config --model m --set threads=1000000", ExitCode.FAILED, "less than or equal to 1024"),
         ("teacher-server check-config --model m --set lease_s=.inf", ExitCode.FAILED, "expected a finite number"),
         ("teacher-server token add a --tokens some.json --output /gone/a", ExitCode.FAILED, "/gone/a: No such file"),
         ("teacher-server token revoke alcie --tokens some.json", ExitCode.WELL, "did you mean alice?"),
