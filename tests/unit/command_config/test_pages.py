@@ -13,7 +13,8 @@ from tests.command_lines import COMMANDS, PROGRAMS, Shown
 from tests.test_architecture import ROOT
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
-FENCED = re.compile(r"^( *)```(?:sh|bash|console)?\n(.*?)^\1```", re.MULTILINE | re.DOTALL)
+FENCED = re.compile(r"^( *)```(\w*)[^\n]*\n(.*?)^\1```", re.MULTILINE | re.DOTALL)
+SHELLS = {"", "sh", "bash", "console"}
 INLINE = re.compile(r"`((?:teacher-server|student-client) [^`]+)`")
 OURS = re.compile(r"(?:^|[ (|;&])(?:teacher-server|student-client) ")
 BUILT_IN = {"--help", "--install-completion", "--show-completion"}
@@ -59,7 +60,8 @@ def test_the_words_of_a_line() -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_a_page_shows_lines_that_the_commands_take(page: Path) -> None:
     text = page.read_text()
-    for words in (words for _, block in FENCED.findall(text) for words in lines_of(block)):
+    shells = [block for _, language, block in FENCED.findall(text) if language in SHELLS]
+    for words in (words for block in shells for words in lines_of(block)):
         found = commands_of(words)
         assert found, words
         given = ["1" if word.startswith("$") else word for word in words[len(found[0].words) :] if word != "..."]
