@@ -48,7 +48,8 @@ def add_commands(
 def run_line(name: str, app: Callable[[], Any]) -> None:
     """Runs a command line; what a user can mend is one line on the standard error and exit code 1.
 
-    That is an error of the teaching tree, a file or folder that the system refuses, and a package that is not installed.
+    That is an error of the teaching tree, a file or folder that the system refuses, a package that is not installed, and a
+    lack of memory.
     Anything else is a bug, and keeps its stack.
     """
     try:
@@ -60,12 +61,24 @@ def run_line(name: str, app: Callable[[], Any]) -> None:
             raise
         place = error.filename or "the disk"
         _fail(name, f"{place}: {error.strerror}; give a place that can be read and written, or make room there")
+    except (RuntimeError, MemoryError) as error:
+        if not _is_lack_of_memory(error):
+            raise
+        why = str(error).partition("\n")[0][:200]
+        _fail(name, f"not enough memory ({why}); take fewer rows a step, a smaller model, or a device with more room")
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if not package or package in _OURS:
             raise
         extra = _EXTRAS.get(package, _SIDES.get(name, "client"))
         _fail(name, f"the package {package} is not installed; install it with: pip install 'talking-models[{extra}]'")
+
+
+def _is_lack_of_memory(error: Exception) -> bool:
+    """Of a GPU, or of the machine; torch is not imported for this."""
+    return isinstance(error, MemoryError) or any(
+        sign in str(error) for sign in ("can't allocate memory", "not enough memory", "out of memory")
+    )
 
 
 def _fail(name: str, said: str) -> NoReturn:

@@ -13,7 +13,15 @@ from typing import Any
 import grpc
 
 from teaching_protocol import verbs
-from teaching_protocol.channel import CLOCK_KEY, TOKEN_KEY, TOKEN_SCHEME, channel_options, check_address, error_from
+from teaching_protocol.channel import (
+    CLOCK_KEY,
+    TOKEN_KEY,
+    TOKEN_SCHEME,
+    channel_options,
+    check_address,
+    error_from,
+    wrong_port,
+)
 from teaching_protocol.diagnosis.connection import Door
 from teaching_protocol.errors import ConfigError, DeadlineExceeded, InternalError, TeacherUnavailable, TeachingError
 from teaching_protocol.verbs import Call
@@ -91,6 +99,8 @@ class OtherTeacher:
             return DeadlineExceeded(f"the teacher at {self._address} did not answer in time; it is busy, or stuck")
         if code is grpc.StatusCode.UNIMPLEMENTED:
             return InternalError(f"what answers at {self._address} is no teacher of this protocol; check the port")
+        if wrong := wrong_port(error.details() or ""):
+            return TeacherUnavailable(f"no teacher answers at {self._address}: {wrong}")
         return TeacherUnavailable(
             f"no teacher answers at {self._address} ({code.name}); start one there, or check the address, --ca and --cert"
         )

@@ -18,6 +18,7 @@ __all__ = [
     "error_metadata",
     "server_options",
     "split_address",
+    "wrong_port",
 ]
 
 Options = list[tuple[str, int]]
@@ -60,6 +61,13 @@ def check_address(address: str) -> None:
     """
     if not address.startswith(_SCHEMES):
         split_address(address)
+
+
+def wrong_port(details: str) -> str:
+    """What to do where gRPC's `details` say that a server of HTTP/1 answers, as the status page does; empty elsewhere."""
+    if "http1.x" not in details:
+        return ""
+    return "a web server does, perhaps the teacher's status page; give the teacher's gRPC port, 50051 by default"
 
 
 def channel_options(message_bytes: int) -> Options:

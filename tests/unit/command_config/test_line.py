@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+import torch
 
 from command_config.line import run_line
 from student_client.config import RunConfig
@@ -139,6 +140,7 @@ def _full() -> None:
     [
         (lambda: Path("/gone/file").read_text(), "/gone/file: No such file or directory; give a place"),
         (_full, "the disk: No space left on device"),
+        (lambda: torch.empty(2**60), "not enough memory ("),
         (lambda: _missing("transformers.models"), "install it with: pip install 'talking-models[server]'"),
         (lambda: _missing("matplotlib"), "install it with: pip install 'talking-models[demo]'"),
     ],
