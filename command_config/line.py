@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import errno
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -25,6 +24,9 @@ Json = Annotated[
 _SIDES = {"teacher-server": "server", "student-client": "client"}
 _EXTRAS = {"matplotlib": "demo", "ray": "ray", "peft": "finetune", "onnx": "onnx", "lightning": "lightning"}
 """Which extra brings what a command imports: its side's, and that of what only some of its flags need."""
+
+_FULL = "No space left on device"
+_NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
 
 _OURS = {"command_config", "teaching_protocol", "task_data", "student_models", "teacher_server", "student_client"}
 
@@ -48,42 +50,36 @@ def add_commands(
 def run_line(name: str, app: Callable[[], Any]) -> None:
     """Runs a command line; what a user can mend is one line on the standard error and exit code 1.
 
-    That is an error of the teaching tree, a file or folder that the system refuses, a package that is not installed, and a
-    lack of memory.
-    Anything else is a bug, and keeps its stack.
+    That is an error of the teaching tree, a file or folder that the system refuses, a full disk, a package that is not
+    installed, and a lack of memory. Anything else is a bug, and keeps its stack.
     """
     try:
         app()
-    except TeachingError as error:
-        _fail(name, "; ".join([str(error), *getattr(error, "__notes__", [])]))
-    except OSError as error:
-        if error.filename is None and error.errno != errno.ENOSPC:
+    except Exception as error:
+        said = _mendable(name, error)
+        if not said:
             raise
-        place = error.filename or "the disk"
-        _fail(name, f"{place}: {error.strerror}; give a place that can be read and written, or make room there")
-    except (RuntimeError, MemoryError) as error:
-        if not _is_lack_of_memory(error):
-            raise
-        why = str(error).partition("\n")[0][:200]
-        _fail(name, f"not enough memory ({why}); take fewer rows a step, a smaller model, or a device with more room")
-    except ModuleNotFoundError as error:
-        package = (error.name or "").partition(".")[0]
-        if not package or package in _OURS:
-            raise
+        typer.secho(f"{name}: {' '.join(said.split())}", fg="red", err=True)
+        sys.exit(ExitCode.FAILED)
+
+
+def _mendable(name: str, error: Exception) -> str:
+    """What happened and what to do, in one sentence; empty of a bug. Libraries are told by what they say, as none is imported here."""
+    text = str(error)
+    if isinstance(error, TeachingError):
+        return "; ".join([text, *getattr(error, "__notes__", [])])
+    if _FULL in text:
+        return f"{getattr(error, 'filename', None) or 'the disk'}: {_FULL}; make room there, or give another place"
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}; give a place that can be read and written"
+    if isinstance(error, MemoryError) or any(sign in text for sign in _NO_MEMORY):
+        why = text.partition("\n")[0][:200] or "of the machine"
+        return f"not enough memory ({why}); take fewer rows a step, a smaller model, or a device with more room"
+    package = (getattr(error, "name", None) or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
+    if package and package not in _OURS:
         extra = _EXTRAS.get(package, _SIDES.get(name, "client"))
-        _fail(name, f"the package {package} is not installed; install it with: pip install 'talking-models[{extra}]'")
-
-
-def _is_lack_of_memory(error: Exception) -> bool:
-    """Of a GPU, or of the machine; torch is not imported for this."""
-    return isinstance(error, MemoryError) or any(
-        sign in str(error) for sign in ("can't allocate memory", "not enough memory", "out of memory")
-    )
-
-
-def _fail(name: str, said: str) -> NoReturn:
-    typer.secho(f"{name}: {' '.join(said.split())}", fg="red", err=True)
-    sys.exit(ExitCode.FAILED)
+        return f"the package {package} is not installed; install it with: pip install 'talking-models[{extra}]'"
+    return ""
 
 
 def _epilog(examples: Sequence[Example]) -> str:

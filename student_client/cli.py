@@ -34,7 +34,10 @@ from student_client.flags import (
     MaxSteps,
     MethodFlag,
     Output,
+    Overwrite,
     Quiet,
+    Restartable,
+    Resume,
     Seed,
     Settings,
     Size,
@@ -111,18 +114,9 @@ def train(
     max_steps: MaxSteps = None,
     threads: Threads = None,
     settings: Settings = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Continue from the newest checkpoint of the output folder.")
-    ] = False,
-    restartable: Annotated[
-        bool,
-        typer.Option(
-            "--restartable", help="--resume if there is a checkpoint, else begin: for jobs that are started again."
-        ),
-    ] = False,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace the run that the output folder holds.")
-    ] = False,
+    resume: Resume = False,
+    restartable: Restartable = False,
+    overwrite: Overwrite = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:

@@ -28,7 +28,10 @@ __all__ = [
     "MaxSteps",
     "MethodFlag",
     "Output",
+    "Overwrite",
     "Quiet",
+    "Restartable",
+    "Resume",
     "Seed",
     "Settings",
     "Size",
@@ -96,6 +99,14 @@ Settings = Annotated[
     ),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress, only the result.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint of the output folder.")]
+Restartable = Annotated[
+    bool,
+    typer.Option(
+        "--restartable", help="--resume if there is a checkpoint, else begin: for jobs that are started again."
+    ),
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the run that the output folder holds.")]
 
 
 def run_fields(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import io
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -52,7 +53,9 @@ def export_student(student: Student, path: Path, columns: Columns) -> None:
     program = exported_program(student, columns)
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".pt2":
-        torch.export.save(program, path)
+        written = io.BytesIO()  # torch's own writer ends the process where the disk is full
+        torch.export.save(program, written)
+        path.write_bytes(written.getbuffer())
         return
     if importlib.util.find_spec("onnxscript") is None:
         raise ConfigError("ONNX needs the extra [onnx]: pip install 'talking-models[onnx]'")

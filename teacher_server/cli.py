@@ -26,19 +26,30 @@ from teacher_server.finetuning.command import finetune
 from teacher_server.flags import (
     Ca,
     Cert,
+    Channelz,
     ConfigFile,
     Deterministic,
     Device,
     DeviceMap,
     DeviceMemory,
     Dtype,
+    Entry,
+    Exit,
+    Host,
+    Insecure,
     Key,
     Linger,
+    LogJson,
+    MetricsHost,
+    MetricsPort,
     Model,
     OffloadFolder,
+    Port,
+    Reflection,
     Settings,
     SharedMemory,
     TensorParallel,
+    Tokens,
 )
 from teacher_server.fleet.command import fleet, replace
 from teacher_server.plan.command import plan
@@ -61,10 +72,8 @@ app.add_typer(tokens, name="token")
 def serve(
     model: Model = None,
     config: ConfigFile = None,
-    entry: Annotated[
-        int | None, typer.Option(help="Layer where a message enters; a third of the way in by default.")
-    ] = None,
-    exit: Annotated[int | None, typer.Option(help="Layer where the answer is read; the last by default.")] = None,
+    entry: Entry = None,
+    exit: Exit = None,
     image_size: Annotated[int | None, typer.Option(help="Side of a convolutional teacher's images, in pixels.")] = None,
     dtype: Dtype = None,
     device: Device = None,
@@ -72,14 +81,10 @@ def serve(
     device_memory: DeviceMemory = None,
     offload_folder: OffloadFolder = None,
     tensor_parallel: TensorParallel = None,
-    host: Annotated[str | None, typer.Option(help="Address of the gRPC port; 127.0.0.1 by default.")] = None,
-    port: Annotated[int | None, typer.Option(help="gRPC port, 50051 by default; 0 takes a free one.")] = None,
-    metrics_host: Annotated[
-        str | None, typer.Option(help="Address of metrics and status page; 127.0.0.1 by default.")
-    ] = None,
-    metrics_port: Annotated[
-        int | None, typer.Option(help="Their port, 9464 by default; 0 takes a free one, -1 opens none.")
-    ] = None,
+    host: Host = None,
+    port: Port = None,
+    metrics_host: MetricsHost = None,
+    metrics_port: MetricsPort = None,
     threads: Annotated[int | None, typer.Option(help="Compute threads; torch's choice by default.")] = None,
     deterministic: Deterministic = None,
     compile: Annotated[
@@ -95,24 +100,14 @@ def serve(
     revoked_certs: Annotated[
         Path | None, typer.Option(help="File of clients' certificates that are let in no more, by fingerprint.")
     ] = None,
-    tokens: Annotated[
-        Path | None, typer.Option(help="File of tokens (see `token add`); with it every call needs one.")
-    ] = None,
-    insecure: Annotated[
-        bool | None, typer.Option("--insecure", help="Allow another address than loopback without TLS or tokens.")
-    ] = None,
-    reflection: Annotated[
-        bool | None, typer.Option("--reflection", help="Serve gRPC reflection, which lists the RPCs.")
-    ] = None,
-    channelz: Annotated[
-        bool | None, typer.Option("--channelz", help="Serve channelz, which lists connections.")
-    ] = None,
+    tokens: Tokens = None,
+    insecure: Insecure = None,
+    reflection: Reflection = None,
+    channelz: Channelz = None,
     trust_remote_code: Annotated[
         bool | None, typer.Option("--trust-remote-code", help="Run Python code that the model brings.")
     ] = None,
-    log_json: Annotated[
-        bool | None, typer.Option("--log-json", help="Write the log as JSON, one object a line.")
-    ] = None,
+    log_json: LogJson = None,
     settings: Settings = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print where it serves as one JSON object, once it does.")

@@ -13,19 +13,30 @@ from teacher_server.config import DTYPES, PACKAGED, ServerConfig
 __all__ = [
     "Ca",
     "Cert",
+    "Channelz",
     "ConfigFile",
     "Deterministic",
     "Device",
     "DeviceMap",
     "DeviceMemory",
     "Dtype",
+    "Entry",
+    "Exit",
+    "Host",
+    "Insecure",
     "Key",
     "Linger",
+    "LogJson",
+    "MetricsHost",
+    "MetricsPort",
     "Model",
     "OffloadFolder",
+    "Port",
+    "Reflection",
     "Settings",
     "SharedMemory",
     "TensorParallel",
+    "Tokens",
 ]
 
 Ca = Annotated[Path | None, typer.Option(help="PEM file of the CA of the server at ADDRESS; turns TLS on.")]
@@ -83,3 +94,18 @@ Linger = Annotated[
     bool | None,
     typer.Option("--linger/--no-linger", help="Wait briefly for students about to call, so that they share a batch."),
 ]
+Entry = Annotated[int | None, typer.Option(help="Layer where a message enters; a third of the way in by default.")]
+Exit = Annotated[int | None, typer.Option(help="Layer where the answer is read; the last by default.")]
+Host = Annotated[str | None, typer.Option(help="Address of the gRPC port; 127.0.0.1 by default.")]
+Port = Annotated[int | None, typer.Option(help="gRPC port, 50051 by default; 0 takes a free one.")]
+MetricsHost = Annotated[str | None, typer.Option(help="Address of metrics and status page; 127.0.0.1 by default.")]
+MetricsPort = Annotated[
+    int | None, typer.Option(help="Their port, 9464 by default; 0 takes a free one, -1 opens none.")
+]
+Tokens = Annotated[Path | None, typer.Option(help="File of tokens (see `token add`); with it every call needs one.")]
+Insecure = Annotated[
+    bool | None, typer.Option("--insecure", help="Allow another address than loopback without TLS or tokens.")
+]
+Reflection = Annotated[bool | None, typer.Option("--reflection", help="Serve gRPC reflection, which lists the RPCs.")]
+Channelz = Annotated[bool | None, typer.Option("--channelz", help="Serve channelz, which lists connections.")]
+LogJson = Annotated[bool | None, typer.Option("--log-json", help="Write the log as JSON, one object a line.")]

@@ -49,13 +49,9 @@ def compare(
     tasks: Annotated[
         str | None, typer.Option(help="Some of the tasks, with commas.", autocompletion=complete_listed(TASKS))
     ] = None,
-    trials: Annotated[
-        int | None, typer.Option(min=1, help="Tuning trials of each variant; all of the suite's by default.")
-    ] = None,
+    trials: Annotated[int | None, typer.Option(min=1, help="Tuning trials of each variant; all by default.")] = None,
     no_tune: Annotated[bool, typer.Option("--no-tune", help="Take the first setting of each variant.")] = False,
-    steps: Annotated[
-        int | None, typer.Option(help="Steps of every run, in place of the suite's; for a quick trial.", min=1)
-    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps of every run, for a quick trial.", min=1)] = None,
     keep_students: Annotated[bool, typer.Option("--keep-students", help="Keep every trained student.")] = False,
     as_json: Json = False,
 ) -> None:
