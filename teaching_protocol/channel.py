@@ -64,10 +64,10 @@ def check_address(address: str) -> None:
 
 
 def wrong_port(details: str) -> str:
-    """What to do where gRPC's `details` say that a server of HTTP/1 answers, as the status page does; empty elsewhere."""
-    if "http1.x" not in details:
+    """What to do where gRPC's `details` say that no gRPC server answers, but the status page, say; empty elsewhere."""
+    if "http1.x" not in details and "Expected SETTINGS frame" not in details:
         return ""
-    return "a web server does, perhaps the teacher's status page; give the teacher's gRPC port, 50051 by default"
+    return "another kind of server does, perhaps its status page; give the teacher's gRPC port, 50051 by default"
 
 
 def channel_options(message_bytes: int) -> Options:
