@@ -47,8 +47,9 @@ def split_address(address: str) -> tuple[str, int]:
     host, _, port = address.rpartition(":")
     is_host = bool(host) and not set(host) & set("/ ") and (":" not in host or host[0] + host[-1] == "[]")
     if not is_host or not port.isdecimal() or not 0 < int(port) < 65536:
+        _, secret, shown = address.rpartition("@")  # a password may stand before it
         raise ConfigError(
-            f"received the address {address!r}, expected HOST:PORT with a port of 1 to 65535; give one as 127.0.0.1:50051"
+            f"received the address {'***@' * bool(secret) + shown!r}, expected HOST:PORT with a port of 1 to 65535; give one as 127.0.0.1:50051"
         )
     return host.strip("[]"), int(port)
 

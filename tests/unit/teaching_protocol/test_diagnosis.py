@@ -236,6 +236,13 @@ def test_addresses_that_are_none(address: str) -> None:
             refuses(address)
 
 
+def test_a_password_in_an_address_is_not_shown() -> None:
+    with pytest.raises(ConfigError) as refused:
+        check_address("http://me:hunter2@host:1")
+    assert "hunter2" not in str(refused.value)
+    assert "***@host:1" in str(refused.value)
+
+
 def test_addresses_that_are_some() -> None:
     assert split_address("[::1]:50051") == ("::1", 50051)
     for address in ("127.0.0.1:1", "a.b-c_d:65535", "unix:/run/teacher", "dns:///teachers:50051", "[fe80::1%eth0]:1"):
