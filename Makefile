@@ -1,4 +1,4 @@
-# The only door. Each target works alone on a fresh machine: `setup` makes .venv and installs.
+# Every task has a target here, and each works alone on a fresh machine: `setup` makes .venv and installs. `make help` lists them.
 PYTHON ?= python3
 VENV ?= .venv
 VENV_FLAGS ?=
@@ -7,13 +7,17 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TEST_FLAGS ?= -n 2
 FUZZ_SEED ?= 0
+MODEL ?= minilm
 PIP_FLAGS := --disable-pip-version-check --no-warn-script-location
 SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -c
 
-.PHONY: setup parts demo test test-slow test-ray check-images test-gpu chaos soak lint type proto bench bench-gpu fuzz lock audit licences settings docs notebook serve clean
+.PHONY: help setup parts demo test test-slow test-ray check-images test-gpu chaos soak lint type proto bench bench-gpu fuzz lock audit licences settings docs notebook serve clean
 
-setup: $(STAMP)
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z%-]+:.*## / {printf "  %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+setup: $(STAMP) ## .venv with everything installed; the first time takes some minutes and 3 GB
 
 # A torch that is there already (a GPU image, with VENV_FLAGS=--system-site-packages) is pinned as it is.
 $(STAMP): pyproject.toml constraints.txt
@@ -32,10 +36,10 @@ parts: setup ## programs that tests use and pip does not bring: prometheus, chro
 demo: setup ## one teacher server, three students at once, on real weights and data
 	@$(BIN)/student-client demo $(DEMO_FLAGS)
 
-test: setup
+test: setup ## the fast tests, about 15 minutes on two cores; TEST_FLAGS='-n 2 tests/unit' for some
 	$(BIN)/python -m pytest $(TEST_FLAGS)
 
-test-slow: setup ## learning tests, minutes each
+test-slow: setup ## tests of what is learned, minutes each
 	$(BIN)/python -m pytest -m slow $(TEST_FLAGS)
 
 check-images: setup ## what the Dockerfiles do, in clean virtual environments, and all of docs/deploy.md: about eight minutes
@@ -53,12 +57,12 @@ chaos: setup ## many deaths, bad networks: about ten minutes
 soak: setup ## 10,000 steps and 1,000 sessions: about ten minutes
 	$(BIN)/python -m pytest -m soak -s tests/soak
 
-lint: setup
+lint: setup ## ruff, formatting, who may import whom
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 
-type: setup
+type: setup ## mypy, strict
 	$(BIN)/mypy
 
 proto: setup ## regenerates teaching_protocol/v1 from protos/
@@ -67,9 +71,9 @@ proto: setup ## regenerates teaching_protocol/v1 from protos/
 # Each benchmark has the machine to itself; figures go to benchmarks/results, plots to benchmarks/plots, what they mean to LOG.md.
 BENCHES := step students peers tensors fairness sessions merge waiting observe ahead pipeline lengths committee edges threads status fleet hosts scale
 
-bench: $(BENCHES:%=bench-%) ## all of them, one after the other (about an hour); `make bench-NAME` runs one
+bench: $(BENCHES:%=bench-%) ## all benchmarks, one after the other, about an hour
 
-bench-%: setup
+bench-%: setup ## one benchmark, such as bench-step; BENCH_FLAGS='--rounds 3' for a short one
 	$(BIN)/python benchmarks/bench_$*.py $(BENCH_FLAGS)
 
 bench-step: setup
@@ -95,7 +99,7 @@ $(PEERS)/.installed: benchmarks/peers/requirements.txt
 	@$(PEERS)/bin/python -m pip install $(PIP_FLAGS) --quiet --requirement benchmarks/peers/requirements.txt
 	@touch $@
 
-bench-gpu: setup ## one GPU, a body of a 1B model's shapes; under 8 minutes
+bench-gpu: setup ## on one GPU, a teacher of a 1B model's shapes; under 8 minutes
 	$(BIN)/python benchmarks/bench_gpu.py
 
 fuzz: setup ## 1,300,000 mutated inputs: the unpacker and the import of states
@@ -122,8 +126,8 @@ docs: setup ## the documentation as a site in site/, warnings are errors; read i
 notebook: setup ## runs examples/talking_models.ipynb and keeps what came out: about a minute
 	$(BIN)/python deploy/notebook.py
 
-serve: setup ## MODEL=name or folder
+serve: setup ## a teacher server; MODEL=name or folder, SERVE_FLAGS=further flags
 	$(BIN)/teacher-server serve --model $(MODEL) $(SERVE_FLAGS)
 
-clean:
+clean: ## removes everything that targets made: .venv, runs, site, caches
 	rm -rf $(VENV) $(PEERS) .parts runs site .mypy_cache .ruff_cache .pytest_cache .hypothesis

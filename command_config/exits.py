@@ -23,14 +23,14 @@ class ExitCode(IntEnum):
 
 EXIT_MEANINGS = MappingProxyType(
     {
-        ExitCode.WELL: "it did what was asked; a server that was drained ends so, too",
-        ExitCode.FAILED: "it failed, or was configured wrongly; the standard error says in one line what to do",
+        ExitCode.WELL: "it did what was asked; also a server that was drained",
+        ExitCode.FAILED: "it failed, or its configuration is wrong; the standard error says in one line what to do",
         ExitCode.USAGE: "the command line cannot be read (unknown command or flag, a value missing); of a doctor also: nothing "
         "was reached at the address",
-        ExitCode.WARNED: "doctors alone: nothing failed, something could be better",
-        ExitCode.AGAIN: "a fleet's own student processes alone: it failed, and may go well another time (EX_TEMPFAIL)",
-        ExitCode.NEVER: "a fleet's own student processes alone: it would fail again (EX_CONFIG)",
-        ExitCode.INTERRUPTED: "ended by Ctrl-C (SIGINT), what was done is kept; the last line says how to go on",
+        ExitCode.WARNED: "doctors only: nothing failed, but something could be better",
+        ExitCode.AGAIN: "student processes of a fleet only: it failed, and may succeed another time (EX_TEMPFAIL)",
+        ExitCode.NEVER: "student processes of a fleet only: it would fail again (EX_CONFIG)",
+        ExitCode.INTERRUPTED: "ended by Ctrl-C (SIGINT); what was done is kept, and the last line says how to go on",
         ExitCode.TERMINATED: "ended by SIGTERM, the same",
     }
 )

@@ -125,9 +125,10 @@ class Layers:
         if fault["type"] == "extra_forbidden":
             return f"{field}: received {received}, expected no field of this name{told}{hint(field, known)}"
         if not field:
-            return str(fault["msg"])
+            return str(fault["msg"]).removeprefix("Value error, ")
+        expected = fault["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
         meant = hint(str(fault["input"]), _NAMES.findall(fault["msg"])) if fault["type"] == "literal_error" else ""
-        return f"{field}: received {received}, expected: {fault['msg']}{told}{meant}"
+        return f"{field}: received {received}, expected {expected}{told}{meant}"
 
 
 def setting(text: str, example: str) -> tuple[str, Any]:

@@ -21,6 +21,16 @@ Json = Annotated[
 """The flag of every command that a program may read."""
 
 
+_SIDES = {"teacher-server": "server", "student-client": "client"}
+_EXTRAS = {"matplotlib": "demo", "ray": "ray", "peft": "finetune", "onnx": "onnx", "lightning": "lightning"}
+"""Which extra brings what a command imports: its side's, and that of what only some of its flags need."""
+
+_FULL = "No space left on device"
+_NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
+
+_OURS = {"command_config", "teaching_protocol", "task_data", "student_models", "teacher_server", "student_client"}
+
+
 @dataclass(frozen=True)
 class Example:
     """A whole command line as a user types it, and what it does."""
@@ -38,13 +48,38 @@ def add_commands(
 
 
 def run_line(name: str, app: Callable[[], Any]) -> None:
-    """Runs a command line; an error of the teaching tree is one line on the standard error and exit code 1."""
+    """Runs a command line; what a user can mend is one line on the standard error and exit code 1.
+
+    That is an error of the teaching tree, a file or folder that the system refuses, a full disk, a package that is not
+    installed, and a lack of memory. Anything else is a bug, and keeps its stack.
+    """
     try:
         app()
-    except TeachingError as error:
-        said = "; ".join([str(error), *getattr(error, "__notes__", [])])
+    except Exception as error:
+        said = _mendable(name, error)
+        if not said:
+            raise
         typer.secho(f"{name}: {' '.join(said.split())}", fg="red", err=True)
         sys.exit(ExitCode.FAILED)
+
+
+def _mendable(name: str, error: Exception) -> str:
+    """What happened and what to do, in one sentence; empty of a bug. Libraries are told by what they say, as none is imported here."""
+    text = str(error)
+    if isinstance(error, TeachingError):
+        return "; ".join([text, *getattr(error, "__notes__", [])])
+    if _FULL in text:
+        return f"{getattr(error, 'filename', None) or 'the disk'}: {_FULL}; make room there, or give another place"
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}; give a place that can be read and written"
+    if isinstance(error, MemoryError) or any(sign in text for sign in _NO_MEMORY):
+        why = text.partition("\n")[0][:200] or "of the machine"
+        return f"not enough memory ({why}); take fewer rows a step, a smaller model, or a device with more room"
+    package = (getattr(error, "name", None) or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
+    if package and package not in _OURS:
+        extra = _EXTRAS.get(package, _SIDES.get(name, "client"))
+        return f"the package {package} is not installed; install it with: pip install 'talking-models[{extra}]'"
+    return ""
 
 
 def _epilog(examples: Sequence[Example]) -> str:

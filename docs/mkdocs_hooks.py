@@ -15,6 +15,8 @@ ROOT = Path(__file__).parent.parent
 PAGES = {"README.md": "index.md", "CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md"}
 """Files of the root that are pages of the site, by another name."""
 PLOTS = "benchmarks/plots/"
+OWN_LINK = re.compile(r"\]\((?!docs/|\w+:|#|\.)")
+"""A link of a page of the root to another file of the root."""
 LINK = re.compile(r"\[([^\]]+)\]\((\.\./[^)#]+)(#[^)]*)?\)")
 LISTED = re.compile(r"- |\d+\. |\|")
 
@@ -30,7 +32,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Adds the pages of the root, whose links are as from docs/, and the plots of benchmarks."""
     for source, name in PAGES.items():
         text = (ROOT / source).read_text(encoding="utf-8")
-        files.append(File.generated(config, name, content=text.replace("](docs/", "](").replace("[docs/", "[")))
+        text = OWN_LINK.sub("](../", text).replace("](docs/", "](").replace("[docs/", "[")
+        files.append(File.generated(config, name, content=text))
     for path in sorted((ROOT / PLOTS).glob("*.png")):
         files.append(File.generated(config, PLOTS + path.name, abs_src_path=str(path)))
     return files

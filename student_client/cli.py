@@ -19,7 +19,7 @@ from command_config.completion import complete_names
 from command_config.line import Json, add_commands, run_line
 from student_client.compare.command import compare
 from student_client.compare.search import search
-from student_client.config import RunConfig
+from student_client.config import RunConfig, run_file
 from student_client.doctor.command import doctor
 from student_client.examples import EXAMPLES
 from student_client.flags import (
@@ -34,7 +34,10 @@ from student_client.flags import (
     MaxSteps,
     MethodFlag,
     Output,
+    Overwrite,
     Quiet,
+    Restartable,
+    Resume,
     Seed,
     Settings,
     Size,
@@ -111,12 +114,9 @@ def train(
     max_steps: MaxSteps = None,
     threads: Threads = None,
     settings: Settings = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint of the output.")] = False,
-    restartable: Annotated[
-        bool,
-        typer.Option("--restartable", help="--resume where there is a checkpoint, else start: for jobs started again."),
-    ] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Give up the run that the output holds.")] = False,
+    resume: Resume = False,
+    restartable: Restartable = False,
+    overwrite: Overwrite = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -144,8 +144,8 @@ def train(
         "complementary": [{"address": address, **trust} for address in complementary or ()] or None,
         "output": output,
     }
-    if resume and config is None and output is not None:
-        config = output / "config.json"
+    if resume and config is None:
+        config = run_file(read_config(None, {"output": output}, settings).output)
     found = read_config(config, flags, settings)
     resume = resume or (restartable and bool(checkpoint_folders(found.output / "checkpoints")))
     _train(found, resume, overwrite or restartable, quiet, as_json)  # what has no checkpoint yet is begun again
@@ -196,7 +196,7 @@ def export(
 
 def ping(
     address: Annotated[str, typer.Argument(help="HOST:PORT of a teacher server.")],
-    deadline_s: Annotated[float, typer.Option(help="Seconds to wait for an answer.")] = 5.0,
+    deadline_s: Annotated[float, typer.Option(min=0.001, help="Seconds to wait for an answer.")] = 5.0,
     ca: Ca = None,
     cert: Cert = None,
     key: Key = None,
@@ -231,12 +231,12 @@ def demo(
     ] = None,
     text_column: Annotated[str, typer.Option(help="Column of your file that holds the text.")] = "text",
     label_column: Annotated[str, typer.Option(help="Column of your file that holds the label.")] = "label",
-    labelled: Annotated[int, typer.Option(help="Training rows that keep their label.")] = 300,
-    unlabelled: Annotated[int, typer.Option(help="Training rows that join without a label.")] = 1500,
-    validation: Annotated[int, typer.Option(help="Rows that validate.")] = 500,
+    labelled: Annotated[int, typer.Option(min=0, help="Training rows that keep their label.")] = 300,
+    unlabelled: Annotated[int, typer.Option(min=0, help="Further training rows, used without their label.")] = 1500,
+    validation: Annotated[int, typer.Option(min=1, help="Rows that choose the best student.")] = 500,
     model: Annotated[str | None, typer.Option(help="Teacher to serve instead of MiniLM.")] = None,
-    steps: Annotated[int, typer.Option(help="Optimizer steps of each student.")] = 300,
-    seed: Annotated[int, typer.Option(help="Seed of students, codecs and order.")] = 0,
+    steps: Annotated[int, typer.Option(min=1, help="Optimizer steps of each student.")] = 300,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of students, codecs and order.")] = 0,
     as_json: Json = False,
 ) -> None:
     """Starts a teacher server and three students at once (task only, one-way, talking), and compares them."""
@@ -263,7 +263,7 @@ def check_config(
     settings: Settings = None,
     as_json: Json = False,
 ) -> None:
-    """Checks the configuration of a run and prints what it comes to, each value with who gave it; secrets are masked."""
+    """Checks the configuration of a run and prints every value and where it came from; secrets are masked."""
     found = effective(config, addresses(teacher) | data_fields(data) | {"output": output}, settings)
     if as_json:
         typer.echo(config_as_json(found))

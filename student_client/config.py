@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from command_config import Effective, Layers
 from student_client.method_config import MethodConfig
 from task_data.config import DataConfig
+from teaching_protocol.channel import check_address
+from teaching_protocol.errors import ConfigError
 
 __all__ = [
     "ENVIRONMENT",
@@ -20,6 +22,7 @@ __all__ = [
     "TrainingConfig",
     "effective_run_config",
     "load_run_config",
+    "run_file",
 ]
 
 ENVIRONMENT = "STUDENT_CLIENT_"
@@ -32,22 +35,33 @@ _CONNECTION = {
 """Fields of a teacher that say how it is reached and change nothing that is learned."""
 
 
+def _checked(address: str) -> str:
+    try:
+        check_address(address)
+    except ConfigError as error:
+        raise ValueError("HOST:PORT with a port of 1 to 65535, such as 127.0.0.1:50051") from error
+    return address
+
+
+_Address = Annotated[str, AfterValidator(_checked)]
+
+
 class StudentConfig(BaseModel):
     """How large a student is; what is None comes from the preset of its modality."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     size: Literal["tiny", "small", "complementary"] = Field(
         "small", description="Preset: `tiny` for tests, `small` for a laptop run, `complementary` for a larger peer."
     )
-    width: int | None = Field(None, ge=1, description="Width of the hidden states.")
+    width: int | None = Field(None, ge=1, le=2**20, description="Width of the hidden states.")
     layers: int | None = Field(
-        None, ge=1, description="Layers or residual blocks; half of them lie below the entry tap."
+        None, ge=1, le=2**20, description="Layers or residual blocks; half of them lie below the entry tap."
     )
-    heads: int | None = Field(None, ge=1, description="Attention heads, text only; they divide the width.")
+    heads: int | None = Field(None, ge=1, le=2**20, description="Attention heads, text only; they divide the width.")
     dropout: float = Field(0.1, ge=0.0, lt=1.0, description="Dropout in training.")
-    vocabulary_size: int | None = Field(None, ge=4, description="Most words the tokenizer keeps, text only.")
-    max_tokens: int | None = Field(None, ge=2, description="Tokens after which a text is cut, text only.")
+    vocabulary_size: int | None = Field(None, ge=4, le=2**20, description="Most words the tokenizer keeps, text only.")
+    max_tokens: int | None = Field(None, ge=2, le=2**20, description="Tokens after which a text is cut, text only.")
     seed: int = Field(0, ge=0, description="Seed of the initial weights.")
     tokenizer: str | None = Field(
         None,
@@ -72,14 +86,13 @@ class StudentConfig(BaseModel):
 class TeacherConfig(BaseModel):
     """Which teacher is asked, and what its side of the session is like."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    address: str = Field(
+    address: _Address = Field(
         "127.0.0.1:50051",
-        min_length=1,
         description="`host:port` of the teacher server, or of a fleet's directory; `dns:///NAME:PORT` is every address of a name.",
     )
-    addresses: tuple[str, ...] = Field(
+    addresses: tuple[_Address, ...] = Field(
         (), description="Where else the same teacher serves: asked in turn when it is lost."
     )
     spread: bool = Field(
@@ -130,7 +143,7 @@ class TeacherConfig(BaseModel):
 class TrainingConfig(BaseModel):
     """How long and how fast a student learns, and what is written down on the way."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     epochs: int = Field(10, ge=1, description="Passes over the training rows, where `max_steps` is not given.")
     max_steps: int | None = Field(None, ge=1, description="Optimizer steps; given, `epochs` is not read.")
@@ -190,7 +203,7 @@ class TrainingConfig(BaseModel):
     )
     tensorboard: bool = Field(True, description="Whether TensorBoard files are written.")
     seed: int = Field(0, ge=0, description="Seed of the order of the rows and of dropout.")
-    threads: int = Field(0, ge=0, description="Compute threads; 0 leaves torch's choice.")
+    threads: int = Field(0, ge=0, le=1024, description="Compute threads; 0 leaves torch's choice.")
     rank_timeout_s: float = Field(
         300.0,
         gt=0.0,
@@ -202,7 +215,7 @@ class TrainingConfig(BaseModel):
 class RunConfig(BaseModel):
     """One training run, whole: written to config.json of its folder and enough to repeat it."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     data: DataConfig = Field(default_factory=lambda: DataConfig.model_validate({}), description="The data set.")
     student: StudentConfig = Field(default_factory=lambda: StudentConfig.model_validate({}), description="The student.")
@@ -264,3 +277,15 @@ def effective_run_config(
 def load_run_config(path: Path | None, overrides: Mapping[str, Any]) -> RunConfig:
     """A file with dotted overrides over it, whatever the environment says; errors as of `effective_run_config`."""
     return effective_run_config(path, {}, overrides).config
+
+
+def run_file(folder: Path) -> Path:
+    """The configuration in the folder of a run.
+
+    Raises:
+        ConfigError: it is the folder of no run.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        raise ConfigError(f"no run in {folder}: config.json is missing; give the folder that `train --output` named")
+    return path

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import grpc
 
-from teaching_protocol.channel import TOKEN_KEY, TOKEN_SCHEME
+from teaching_protocol.channel import TOKEN_KEY, TOKEN_SCHEME, check_address
 from teaching_protocol.errors import ConfigError
 
 __all__ = ["TOKEN_VARIABLE", "Credentials"]
@@ -52,8 +52,10 @@ class Credentials:
         """A channel to `address`; over TLS the token goes along as call credentials.
 
         Raises:
-            ConfigError: files that cannot be read or do not belong together, or a token that would travel readable.
+            ConfigError: an address that is none, files that cannot be read or do not belong together, or a token that
+                would travel readable.
         """
+        check_address(address)
         if not self.uses_tls:
             if self.token() and not self.insecure and not _is_here(address):
                 raise ConfigError(
@@ -85,7 +87,10 @@ class Credentials:
             mode = self.token_file.stat().st_mode
             text = self.token_file.read_text().strip()
         except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"token file {self.token_file} cannot be read: {type(error).__name__}") from None
+            why = getattr(error, "strerror", None) or "no text"
+            raise ConfigError(
+                f"token file {self.token_file} cannot be read: {why}; give the file that `teacher-server token add` wrote"
+            ) from None
         if mode & 0o077:
             raise ConfigError(
                 f"token file {self.token_file} may be read by others (mode {mode & 0o777:o}); chmod 600 it"

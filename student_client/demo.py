@@ -5,6 +5,7 @@ Everything is the product's own commands on real weights and real data. What the
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
 import subprocess
@@ -70,11 +71,13 @@ def run_demo(demo: Demo, console: Console) -> list[Run]:
     Writes report.json, curves.png, metrics.prom and one run folder a method under `demo.output`.
 
     Raises:
-        ConfigError: the output folder holds something else.
+        ConfigError: the output folder holds something else, or matplotlib is missing.
         TeacherUnavailable: the teacher server did not come up; its log is named.
         ServiceError: a student failed; its log is named.
         DataError: data or weights cannot be had.
     """
+    if importlib.util.find_spec("matplotlib") is None:  # it would be missed at the end, minutes later
+        raise ConfigError("the demo needs matplotlib for its plot; install it with: pip install 'talking-models[demo]'")
     started = time.monotonic()
     _empty(demo.output)
     model = demo.model or _TEACHER

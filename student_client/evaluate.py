@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from student_client.config import load_run_config
+from student_client.config import load_run_config, run_file
 from student_client.losses import task_loss
 from student_client.token_scores import TokenCounts
 from student_models import Student, Tensors, load_student
@@ -81,11 +81,11 @@ def evaluate_run(folder: Path, split: SplitName = "test", batch_size: int = 128)
     """Scores the best student of a run, loaded alone, on a split of the run's data.
 
     Raises:
-        ConfigError: the folder holds no config.json of a run.
+        ConfigError: it is the folder of no run.
         ModelLoadError: it holds no student.
         DataError: the data cannot be had.
     """
-    config = load_run_config(folder / "config.json", {})
+    config = load_run_config(run_file(folder), {})
     student = load_student(folder / "student")
     rows: Split = getattr(load_data(config.data), split)
     return evaluate(student, student.view(rows.columns), rows, batch_size)

@@ -79,7 +79,7 @@ EXAMPLES = MappingProxyType(
             Example("student-client demo --data mails.csv --label-column folder --steps 100", "on your own file"),
         ),
         "check-config": (
-            Example("student-client check-config run.yaml", "every value, and who gave it"),
+            Example("student-client check-config run.yaml", "every value, and where it came from"),
             Example("student-client check-config --set training.lr=5e-4 --json", "the defaults but one, for a program"),
         ),
     }

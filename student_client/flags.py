@@ -28,7 +28,10 @@ __all__ = [
     "MaxSteps",
     "MethodFlag",
     "Output",
+    "Overwrite",
     "Quiet",
+    "Restartable",
+    "Resume",
     "Seed",
     "Settings",
     "Size",
@@ -44,7 +47,7 @@ __all__ = [
     "settings_of",
 ]
 
-ConfigFile = Annotated[Path | None, typer.Option(help="YAML or TOML file; flags are laid over it.")]
+ConfigFile = Annotated[Path | None, typer.Option(help="YAML or TOML file of settings; flags override it.")]
 DataFlag = Annotated[
     str | None,
     typer.Option(
@@ -55,9 +58,10 @@ DataFlag = Annotated[
 TextColumn = Annotated[str | None, typer.Option(help="Column of your file that holds the text.")]
 LabelColumn = Annotated[str | None, typer.Option(help="Column of your file that holds the label.")]
 Labelled = Annotated[int | None, typer.Option(help="Training rows that keep their label.")]
-Unlabelled = Annotated[int | None, typer.Option(help="Training rows that join without a label.")]
+Unlabelled = Annotated[int | None, typer.Option(help="Further training rows, used without their label.")]
 TeacherFlag = Annotated[
-    str | None, typer.Option(help="HOST:PORT of the teacher server; after commas, where else it serves.")
+    str | None,
+    typer.Option(help="HOST:PORT of the teacher server; further addresses of the same teacher after commas."),
 ]
 Ca = Annotated[Path | None, typer.Option(help="PEM file of the CA of the teacher's certificate; turns TLS on.")]
 Cert = Annotated[Path | None, typer.Option(help="PEM file of your own certificate, if the teacher asks for one.")]
@@ -71,28 +75,38 @@ Complementary = Annotated[
 Size = Annotated[
     str | None,
     typer.Option(
-        help="Size of the student: tiny, small or complementary.",
+        help="Size of the student: tiny, small (the default) or complementary.",
         autocompletion=complete_names(("tiny", "small", "complementary")),
     ),
 ]
 MethodFlag = Annotated[
     str | None,
     typer.Option(
-        help=f"One of {', '.join(get_args(MethodName))}, or several with commas.",
+        help=f"One of {', '.join(get_args(MethodName))}, or several with commas; talking by default.",
         autocompletion=complete_listed(get_args(MethodName)),
     ),
 ]
 Output = Annotated[Path | None, typer.Option(help="Folder of the run.")]
 Seed = Annotated[int | None, typer.Option(help="Seed of student, codecs and order; the splits keep data.seed.")]
-MaxSteps = Annotated[int | None, typer.Option(help="Optimizer steps.")]
-Threads = Annotated[int | None, typer.Option(help="Compute threads of the student; 0 leaves torch's choice.")]
+MaxSteps = Annotated[
+    int | None, typer.Option(help="Optimizer steps; without it `training.epochs` passes over the rows.")
+]
+Threads = Annotated[int | None, typer.Option(help="Compute threads of the student; torch's choice by default.")]
 Settings = Annotated[
     list[str] | None,
     typer.Option(
-        "--set", help="Any field, as training.lr=1e-3; may be repeated.", autocompletion=complete_fields(RunConfig)
+        "--set", help="Any setting, as training.lr=1e-3; may be repeated.", autocompletion=complete_fields(RunConfig)
     ),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress, only the result.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint of the output folder.")]
+Restartable = Annotated[
+    bool,
+    typer.Option(
+        "--restartable", help="--resume if there is a checkpoint, else begin: for jobs that are started again."
+    ),
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the run that the output folder holds.")]
 
 
 def run_fields(

@@ -56,7 +56,7 @@ def _is_known(name: str) -> str:
 class SoftLabelsConfig(BaseModel):
     """Soft labels: the teacher's own predictions for the task."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     weight: float = Field(1.0, ge=0.0, description="Weight of the loss against what the teacher predicts.")
     temperature: float = Field(2.0, gt=0.0, description="Temperature of both softmaxes; a regression has none.")
@@ -73,7 +73,7 @@ class SoftLabelsConfig(BaseModel):
 class FitNetsConfig(BaseModel):
     """FitNets: the teacher's hidden state as a hint."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     weight: float = Field(1.0, ge=0.0, description="Weight of the squared error to the hint.")
     layer: int | None = Field(None, ge=0, description="Teacher's layer that gives the hint; None takes its exit layer.")
@@ -84,7 +84,7 @@ class FitNetsConfig(BaseModel):
 class RkdConfig(BaseModel):
     """RKD: distances and angles between the rows of a batch."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     w_distance: float = Field(1.0, ge=0.0, description="Weight of the error of distances.")
     w_angle: float = Field(2.0, ge=0.0, description="Weight of the error of angles.")
@@ -93,7 +93,7 @@ class RkdConfig(BaseModel):
 class PkdConfig(BaseModel):
     """PKD: the direction of the states of several layers."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     weight: float = Field(1.0, ge=0.0, description="Weight of the squared error of the normalised states.")
     layers: Literal["skip", "last"] = Field(
@@ -104,7 +104,7 @@ class PkdConfig(BaseModel):
 class MiniLMConfig(BaseModel):
     """MiniLM: how the states of the last layer relate to each other."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     weight: float = Field(1.0, ge=0.0, description="Weight of the divergence of the relations.")
     layer: int | None = Field(None, ge=0, description="Teacher's layer that is related; None takes its exit layer.")
@@ -117,7 +117,7 @@ class MiniLMConfig(BaseModel):
 class AveragedConfig(BaseModel):
     """Averaged teachers: soft labels of their mean, and the mean of the errors to their hints."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     w_labels: float = Field(1.0, ge=0.0, description="Weight of the loss against the mean of their predictions.")
     w_features: float = Field(1.0, ge=0.0, description="Weight of the mean squared error to their hints.")
@@ -128,7 +128,7 @@ class AveragedConfig(BaseModel):
 class SelectorLearningConfig(BaseModel):
     """How `student-client select` learns a selector; a run that uses one does not read it."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     hard: bool = Field(False, description="Whether a kind is either taken whole or left out.")
     threshold: float = Field(0.5, ge=0.0, le=1.0, description="Weight from which a hard selector takes a kind.")
@@ -163,7 +163,7 @@ class SelectorLearningConfig(BaseModel):
 class SelectionConfig(BaseModel):
     """Knowledge selection: several kinds of knowledge, weighed anew at every step."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     selector: Path | None = Field(None, description="Folder of a selector that `student-client select` made.")
     kinds: tuple[Literal["fine_tuning", "response", "feature", "relation", "conversation"], ...] = Field(
@@ -211,7 +211,7 @@ class SelectionConfig(BaseModel):
 class CommitteeConfig(BaseModel):
     """DiverseDistill: questions to several teachers, answers weighed for each sample."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     weight: float = Field(1.0, ge=0.0, description="Weight of the error between the student's state and the answers.")
     target: Literal["each", "mixture"] = Field(
@@ -257,7 +257,7 @@ class CommitteeConfig(BaseModel):
 class MethodConfig(BaseModel):
     """What is learned from the teacher, and how much each part of it counts."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     names: tuple[Annotated[str, AfterValidator(_is_known)], ...] = Field(
         ("talking",), min_length=1, description="Methods whose losses are added, such as talking, soft_labels."

@@ -184,7 +184,7 @@ def _claim(output: Path, resume: bool, overwrite: bool) -> None:
     if not overwrite:
         raise ConfigError(
             f"output: received {output}, which holds a run already ({', '.join(found)}); "
-            "go on with it by --resume, give it up by --overwrite, or give another output"
+            "go on with it by --resume, replace it by --overwrite, or give another output"
         )
     for name in found:
         path = output / name

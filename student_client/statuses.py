@@ -6,7 +6,7 @@ from typing import Any
 
 import grpc
 
-from teaching_protocol.channel import error_from
+from teaching_protocol.channel import error_from, wrong_port
 from teaching_protocol.errors import (
     CallCancelled,
     DeadlineExceeded,
@@ -52,6 +52,8 @@ def typed(error: Any, address: str, uses_tls: bool) -> TeachingError:
             "check teacher.ca, the name in the teacher's certificate (or teacher.server_name), the dates, and whether "
             "it asks for a certificate of yours (teacher.cert, teacher.key)"
         )
+    if code is grpc.StatusCode.UNAVAILABLE and wrong_port(details):
+        return TeacherUnavailable(f"no teacher answers at {address}: {wrong_port(details)}")
     if code is grpc.StatusCode.UNAVAILABLE:
         # a server that refuses a client's certificate hangs up as one that goes away does
         hint = "; if one is there, it refuses your certificate (teacher.cert)" if uses_tls else ""

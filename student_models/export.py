@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import io
+import logging
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -52,11 +54,20 @@ def export_student(student: Student, path: Path, columns: Columns) -> None:
     program = exported_program(student, columns)
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".pt2":
-        torch.export.save(program, path)
+        written = io.BytesIO()  # torch's own writer ends the process where the disk is full
+        torch.export.save(program, written)
+        try:
+            path.write_bytes(written.getbuffer())
+        except OSError:
+            path.unlink(missing_ok=True)  # half of it would not load
+            raise
         return
     if importlib.util.find_spec("onnxscript") is None:
         raise ConfigError("ONNX needs the extra [onnx]: pip install 'talking-models[onnx]'")
     names = list(program.example_inputs[0][0] if program.example_inputs else {})
+    logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(
+        logging.ERROR
+    )  # that torchvision is missing
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch's own parts about each other
         torch.onnx.export(

@@ -57,7 +57,7 @@ def _known(name: str) -> str:
 class DataConfig(BaseModel):
     """Which data set, and how many of its rows go where."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     name: Annotated[str, AfterValidator(_known)] = Field(
         "reuters_r8",

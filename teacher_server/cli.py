@@ -26,19 +26,30 @@ from teacher_server.finetuning.command import finetune
 from teacher_server.flags import (
     Ca,
     Cert,
+    Channelz,
     ConfigFile,
     Deterministic,
     Device,
     DeviceMap,
     DeviceMemory,
     Dtype,
+    Entry,
+    Exit,
+    Host,
+    Insecure,
     Key,
     Linger,
+    LogJson,
+    MetricsHost,
+    MetricsPort,
     Model,
     OffloadFolder,
+    Port,
+    Reflection,
     Settings,
     SharedMemory,
     TensorParallel,
+    Tokens,
 )
 from teacher_server.fleet.command import fleet, replace
 from teacher_server.plan.command import plan
@@ -61,8 +72,8 @@ app.add_typer(tokens, name="token")
 def serve(
     model: Model = None,
     config: ConfigFile = None,
-    entry: Annotated[int | None, typer.Option(help="Default layer where a message enters.")] = None,
-    exit: Annotated[int | None, typer.Option(help="Default layer where the answer is read.")] = None,
+    entry: Entry = None,
+    exit: Exit = None,
     image_size: Annotated[int | None, typer.Option(help="Side of a convolutional teacher's images, in pixels.")] = None,
     dtype: Dtype = None,
     device: Device = None,
@@ -70,13 +81,11 @@ def serve(
     device_memory: DeviceMemory = None,
     offload_folder: OffloadFolder = None,
     tensor_parallel: TensorParallel = None,
-    host: Annotated[str | None, typer.Option(help="Address to bind; loopback unless you say otherwise.")] = None,
-    port: Annotated[int | None, typer.Option(help="gRPC port; 0 takes a free one.")] = None,
-    metrics_host: Annotated[
-        str | None, typer.Option(help="Address of metrics and status page; loopback by default.")
-    ] = None,
-    metrics_port: Annotated[int | None, typer.Option(help="Port of metrics and status page; 0 free, -1 none.")] = None,
-    threads: Annotated[int | None, typer.Option(help="Compute threads; 0 leaves torch's choice.")] = None,
+    host: Host = None,
+    port: Port = None,
+    metrics_host: MetricsHost = None,
+    metrics_port: MetricsPort = None,
+    threads: Annotated[int | None, typer.Option(help="Compute threads; torch's choice by default.")] = None,
     deterministic: Deterministic = None,
     compile: Annotated[
         bool | None, typer.Option("--compile", help="Compile the teacher's layers before serving (minutes).")
@@ -91,18 +100,18 @@ def serve(
     revoked_certs: Annotated[
         Path | None, typer.Option(help="File of clients' certificates that are let in no more, by fingerprint.")
     ] = None,
-    tokens: Annotated[Path | None, typer.Option(help="Token file, see `token add`; calls need one then.")] = None,
-    insecure: Annotated[
-        bool | None, typer.Option("--insecure", help="Bind other than loopback without TLS or tokens.")
-    ] = None,
-    reflection: Annotated[bool | None, typer.Option("--reflection", help="Serve gRPC reflection.")] = None,
-    channelz: Annotated[bool | None, typer.Option("--channelz", help="Serve channelz.")] = None,
+    tokens: Tokens = None,
+    insecure: Insecure = None,
+    reflection: Reflection = None,
+    channelz: Channelz = None,
     trust_remote_code: Annotated[
         bool | None, typer.Option("--trust-remote-code", help="Run Python code that the model brings.")
     ] = None,
-    log_json: Annotated[bool | None, typer.Option("--log-json", help="The log as JSON, one object a line.")] = None,
+    log_json: LogJson = None,
     settings: Settings = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Say where it serves as one JSON object.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print where it serves as one JSON object, once it does.")
+    ] = False,
 ) -> None:
     """Serves a teacher until SIGTERM or Ctrl-C, which drain it; SIGHUP reads the configuration again."""
     flags = dict(locals())
@@ -163,7 +172,7 @@ def check_config(
     settings: Settings = None,
     as_json: Json = False,
 ) -> None:
-    """Checks a configuration and prints what it comes to, each value with who gave it; secrets are masked."""
+    """Checks a configuration and prints every value and where it came from; secrets are masked."""
     found = effective_config(config, os.environ, {"model": model, **_given(settings)})
     if as_json:
         typer.echo(config_as_json(found))
@@ -177,7 +186,7 @@ def _given(settings: list[str] | None) -> dict[str, Any]:
 
 def describe(
     address: Annotated[str, typer.Argument(help="host:port of a teacher server.")],
-    timeout_s: Annotated[float, typer.Option(help="Seconds to wait for the answer.")] = 10.0,
+    timeout_s: Annotated[float, typer.Option(min=0.001, help="Seconds to wait for the answer.")] = 10.0,
     ca: Ca = None,
     cert: Cert = None,
     key: Key = None,

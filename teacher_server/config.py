@@ -32,12 +32,13 @@ DTYPES = ("float32", "bfloat16", "float16")
 """Dtypes that weights may have."""
 
 _MIB = 2**20
+_INT32 = 2**31 - 1  # what the card and gRPC's options can say
 
 
 class Quota(BaseModel):
     """What students whose name fits a pattern may take; the first quota that fits a name holds for it."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     students: str = Field(min_length=1, description="Pattern of student names, as in a shell: `team-a-*`.")
     weight: float = Field(1.0, gt=0, le=1000, description="Share of the teacher next to others' weights, a session.")
@@ -49,7 +50,7 @@ class Quota(BaseModel):
 class IdentityQuota(BaseModel):
     """What each identity (of a token or a certificate) whose name fits may take; the first quota that fits holds for it."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     identities: str = Field(min_length=1, description="Pattern of identities, as in a shell: `team-a-*`.")
     sessions: int = Field(0, ge=0, description="Sessions an identity may have at once; 0: any.")
@@ -64,7 +65,7 @@ class IdentityQuota(BaseModel):
 class ServerConfig(BaseModel):
     """Everything a teacher server can be told; the defaults serve a laptop."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
 
     model: str = Field(
         description="Hugging Face model name, a folder with config.json and safetensors, or the folder of a student's run."
@@ -101,7 +102,7 @@ class ServerConfig(BaseModel):
     )
     compile: bool = Field(False, description="Make kernels of the teacher's layers with torch.compile, before serving.")
     compile_backend: str = Field("inductor", description="What torch.compile makes them with.")
-    threads: int = Field(0, ge=0, description="Compute threads of the engine; 0 leaves torch's choice.")
+    threads: int = Field(0, ge=0, le=1024, description="Compute threads of the engine; 0 leaves torch's choice.")
 
     host: str = Field("127.0.0.1", description="Address the gRPC port binds.")
     port: int = Field(50051, ge=0, le=65535, description="gRPC port; 0 takes a free one and prints it.")
@@ -140,8 +141,8 @@ class ServerConfig(BaseModel):
         "", description="OTLP endpoint for spans, http://host:4317; empty takes OTEL_EXPORTER_OTLP_ENDPOINT, or none."
     )
 
-    permits: int = Field(256, ge=1, description="Calls that may wait or run at once; one more is refused.")
-    max_sessions: int = Field(512, ge=1, description="Sessions that may live at once.")
+    permits: int = Field(256, ge=1, le=_INT32, description="Calls that may wait or run at once; one more is refused.")
+    max_sessions: int = Field(512, ge=1, le=_INT32, description="Sessions that may live at once.")
     lease_s: float = Field(60.0, gt=0, description="Seconds a session lives without a call.")
     rank_wait_s: float = Field(
         60.0,
@@ -156,7 +157,7 @@ class ServerConfig(BaseModel):
     )
     batch_tokens: int = Field(16384, ge=1, description="Padded tokens one batch may have; a larger call runs alone.")
 
-    session_permits: int = Field(16, ge=1, description="Calls one session may have open at once.")
+    session_permits: int = Field(16, ge=1, le=_INT32, description="Calls one session may have open at once.")
     linger: bool = Field(True, description="Wait briefly for students that are known to be about to call.")
     linger_s: float = Field(0.05, ge=0, description="Longest such wait in seconds.")
     linger_share: float = Field(
@@ -184,11 +185,11 @@ class ServerConfig(BaseModel):
     )
     shared_memory_bytes: int = Field(1024 * _MIB, ge=0, description="Shared bytes one student's connection may have.")
 
-    message_bytes: int = Field(256 * _MIB, ge=1024, description="Largest request or reply in bytes.")
-    max_rows: int = Field(1024, ge=1, description="Rows one call may have.")
-    max_tokens: int = Field(512, ge=1, description="Tokens one row may have; longer text is cut.")
-    max_message_width: int = Field(4096, ge=1, description="Widest message a session may ask for.")
-    max_codec_depth: int = Field(8, ge=1, description="Deepest codec a session may ask for.")
+    message_bytes: int = Field(256 * _MIB, ge=1024, le=_INT32, description="Largest request or reply in bytes.")
+    max_rows: int = Field(1024, ge=1, le=_INT32, description="Rows one call may have.")
+    max_tokens: int = Field(512, ge=1, le=_INT32, description="Tokens one row may have; longer text is cut.")
+    max_message_width: int = Field(4096, ge=1, le=_INT32, description="Widest message a session may ask for.")
+    max_codec_depth: int = Field(8, ge=1, le=_INT32, description="Deepest codec a session may ask for.")
     max_codec_parameters: int = Field(50_000_000, ge=1, description="Parameters of the largest codec of a session.")
 
     graph_cache_bytes: int = Field(2048 * _MIB, ge=0, description="Bytes of graphs kept from Forward to Backward.")

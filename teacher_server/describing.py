@@ -13,7 +13,16 @@ from typing import Any
 import grpc
 
 from teaching_protocol import verbs
-from teaching_protocol.channel import CLOCK_KEY, TOKEN_KEY, TOKEN_SCHEME, channel_options, error_from
+from teaching_protocol.channel import (
+    CLOCK_KEY,
+    TOKEN_KEY,
+    TOKEN_SCHEME,
+    channel_options,
+    check_address,
+    error_from,
+    wrong_port,
+)
+from teaching_protocol.diagnosis.connection import Door
 from teaching_protocol.errors import ConfigError, DeadlineExceeded, InternalError, TeacherUnavailable, TeachingError
 from teaching_protocol.verbs import Call
 from teaching_protocol.wire import LARGEST, METHODS, Method, read, write
@@ -30,7 +39,7 @@ def ask_for_card(
 
     Raises:
         TeachingError: nobody answers, or the server refuses.
-        ConfigError: files that cannot be read.
+        ConfigError: an address that is none, files that cannot be used.
     """
     with other_teacher(address, ca, cert, key) as teacher:
         card: verbs.DescribeReply = teacher.describe(verbs.DescribeRequest(), Call(time.monotonic() + timeout_s))
@@ -90,17 +99,20 @@ class OtherTeacher:
             return DeadlineExceeded(f"the teacher at {self._address} did not answer in time; it is busy, or stuck")
         if code is grpc.StatusCode.UNIMPLEMENTED:
             return InternalError(f"what answers at {self._address} is no teacher of this protocol; check the port")
+        if wrong := wrong_port(error.details() or ""):
+            return TeacherUnavailable(f"no teacher answers at {self._address}: {wrong}")
         return TeacherUnavailable(
             f"no teacher answers at {self._address} ({code.name}); start one there, or check the address, --ca and --cert"
         )
 
 
 def _channel(address: str, ca: Path | None, cert: Path | None, key: Path | None) -> grpc.Channel:
+    check_address(address)
     options = channel_options(LARGEST)
+    if (cert is None) != (key is None) or (cert is not None and ca is None):
+        raise ConfigError("--cert and --key go together, and need --ca, which turns TLS on; give all three, or none")
     if ca is None:
         return grpc.insecure_channel(address, options=options)
-    try:
-        parts = [None if path is None else path.read_bytes() for path in (ca, key, cert)]
-    except OSError as error:
-        raise ConfigError(f"{error.filename} cannot be read: {error.strerror}") from error
+    Door(address, True, ca, cert, key).context(verified=True)  # gRPC itself says nothing of files that are no PEM
+    parts = [None if path is None else path.read_bytes() for path in (ca, key, cert)]
     return grpc.secure_channel(address, grpc.ssl_channel_credentials(*parts), options=options)

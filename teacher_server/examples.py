@@ -25,7 +25,7 @@ EXAMPLES = MappingProxyType(
             Example("teacher-server serve --model smollm2 --tensor-parallel 3", "every layer split over three devices"),
         ),
         "check-config": (
-            Example("teacher-server check-config teacher.yaml", "every value, and who gave it"),
+            Example("teacher-server check-config teacher.yaml", "every value, and where it came from"),
             Example("teacher-server check-config --model minilm --json", "the defaults, for a program"),
         ),
         "describe": (

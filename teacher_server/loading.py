@@ -185,7 +185,9 @@ def _device(device: str) -> torch.device:
         place = torch.device(device)
         torch.empty(0, device=place)
     except (RuntimeError, AssertionError) as error:
-        raise ModelLoadError(f"device {device!r} cannot be used ({_line(error)}); use auto, cpu or cuda") from error
+        raise ModelLoadError(
+            f"device {device!r} cannot be used ({_line(error)}); use auto, cpu, or a device of this machine such as cuda:0"
+        ) from error
     return place
 
 
@@ -201,8 +203,8 @@ def _config(name: str) -> dict[str, Any]:
         config: dict[str, Any] = PreTrainedConfig.get_config_dict(name)[0]
     except (OSError, ValueError) as error:
         raise ModelLoadError(
-            f"no configuration of {name} could be read ({_line(error)}); give an existing folder, "
-            f"or a model name that this machine has or can fetch{hint(name, PACKAGED)}"
+            f"no configuration of {name} could be read: there is no such folder here, and as a model's name it was not found "
+            f"({_line(error)}); give an existing folder, or a model name that this machine has or can fetch{hint(name, PACKAGED)}"
         ) from error
     if "model_type" not in config:
         raise ModelLoadError(

@@ -1,10 +1,10 @@
-"""Channel options both ends share: size limit, keepalive, how an error travels; opens nothing."""
+"""Channel options both ends share: addresses, size limit, keepalive, how an error travels; opens nothing."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-from teaching_protocol.errors import ERRORS, InternalError, TeachingError
+from teaching_protocol.errors import ERRORS, ConfigError, InternalError, TeachingError
 
 __all__ = [
     "CLOCK_KEY",
@@ -13,9 +13,12 @@ __all__ = [
     "TOKEN_KEY",
     "TOKEN_SCHEME",
     "channel_options",
+    "check_address",
     "error_from",
     "error_metadata",
     "server_options",
+    "split_address",
+    "wrong_port",
 ]
 
 Options = list[tuple[str, int]]
@@ -29,7 +32,43 @@ CLOCK_KEY = "teaching-clock-s"
 TOKEN_KEY, TOKEN_SCHEME = "authorization", "Bearer"
 """Metadata: who calls, as `Bearer TOKEN`."""
 
+_SCHEMES = ("dns:", "ipv4:", "ipv6:", "unix:", "unix-abstract:", "vsock:", "xds:")
+"""What gRPC resolves by itself."""
+
 _KEEPALIVE_MS = 60_000  # below the four minutes after which clouds cut an idle connection
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """`host:port` in its two parts, an IPv6 host without its brackets.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    host, _, port = address.rpartition(":")
+    is_host = bool(host) and not set(host) & set("/ ") and (":" not in host or host[0] + host[-1] == "[]")
+    if not is_host or not port.isdecimal() or not 0 < int(port) < 65536:
+        _, secret, shown = address.rpartition("@")  # a password may stand before it
+        raise ConfigError(
+            f"received the address {'***@' * bool(secret) + shown!r}, expected HOST:PORT with a port of 1 to 65535; give one as 127.0.0.1:50051"
+        )
+    return host.strip("[]"), int(port)
+
+
+def check_address(address: str) -> None:
+    """Refuses what gRPC would take for the name of a host, or for another port.
+
+    Raises:
+        ConfigError: it is neither `host:port` nor a name that gRPC resolves, such as `unix:PATH` or `dns:///NAME:PORT`.
+    """
+    if not address.startswith(_SCHEMES):
+        split_address(address)
+
+
+def wrong_port(details: str) -> str:
+    """What to do where gRPC's `details` say that no gRPC server answers, but the status page, say; empty elsewhere."""
+    if "http1.x" not in details and "Expected SETTINGS frame" not in details:
+        return ""
+    return "another kind of server does, perhaps its status page; give the teacher's gRPC port, 50051 by default"
 
 
 def channel_options(message_bytes: int) -> Options:

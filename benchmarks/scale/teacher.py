@@ -197,7 +197,7 @@ class SimulatedTeacher:
         yield self.python(launch_s) & self.env.timeout(device_s)
 
     def _parts(self, jobs: Sequence[Job]) -> list[list[Job]]:
-        """As `Engine._shared_out`."""
+        """As `Engine._in_parts`."""
         threads = self.engine.threads
         if not self._cuts or len(jobs) < threads:
             return [list(jobs)]

@@ -49,15 +49,15 @@ def compare(
     tasks: Annotated[
         str | None, typer.Option(help="Some of the tasks, with commas.", autocompletion=complete_listed(TASKS))
     ] = None,
-    trials: Annotated[int | None, typer.Option(help="The first so many tuning trials of each variant.")] = None,
+    trials: Annotated[int | None, typer.Option(min=1, help="Tuning trials of each variant; all by default.")] = None,
     no_tune: Annotated[bool, typer.Option("--no-tune", help="Take the first setting of each variant.")] = False,
-    steps: Annotated[int | None, typer.Option(help="Other numbers of steps, for a quick trial.", min=1)] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps of every run, for a quick trial.", min=1)] = None,
     keep_students: Annotated[bool, typer.Option("--keep-students", help="Keep every trained student.")] = False,
     as_json: Json = False,
 ) -> None:
     """Compares methods with the same budget for each: N seeds, tuned on validation, intervals, a report.
 
-    Interrupted, it is gone on with by the same command; runs that have ended are not run again.
+    After an interruption run the same command again: runs that have ended are kept.
     """
     if importlib.util.find_spec("matplotlib") is None:  # it would be missed at the end, hours later
         raise ConfigError("compare needs matplotlib for its plots; install it with: pip install 'talking-models[demo]'")

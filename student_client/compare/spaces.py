@@ -18,7 +18,7 @@ __all__ = ["Choices", "Range", "Space", "read_space", "with_chosen"]
 class Range(BaseModel):
     """Numbers from `low` to `high`."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     low: float = Field(description="The least.")
     high: float = Field(description="The most.")
@@ -34,7 +34,7 @@ class Range(BaseModel):
 class Choices(BaseModel):
     """Some values, each as likely as any other."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     choices: tuple[Any, ...] = Field(min_length=1, description="The values.")
 

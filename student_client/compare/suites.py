@@ -36,7 +36,7 @@ _FIXED = ("method.names", "method.seed", "method.selection.selector", "teacher.a
 
 
 class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class TeacherPlan(_Frozen):

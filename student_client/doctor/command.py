@@ -31,7 +31,7 @@ def doctor(
     from student_client.credentials import Credentials
     from student_client.doctor.checks import checks_of
     from student_client.doctor.visit import Visit
-    from teaching_protocol.diagnosis.connection import split_address
+    from teaching_protocol.channel import split_address
     from teaching_protocol.diagnosis.rounds import run_checks
     from teaching_protocol.diagnosis.table import show
 

@@ -81,14 +81,14 @@ def fleet(
         return
     chosen = students if index is None else _one(students, index)
     suffix, console = "" if index is None else f"-{index}", Console(stderr=as_json)
-    if on is not None:
+    if on is not None and not dry_run:
         _end(_run_on_ray(on, found, chosen, console, suffix, ray, gpus), found, suffix, as_json)
     cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
     wanted = found.at_once or len(cores) - found.free_cores
     there = seats(cores, max(0, min(wanted, len(chosen))), found.free_cores, found.threads, found.pin)
     if dry_run:
         _show(found, chosen, there, as_json)
-        return
+        raise typer.Exit(1 if any(each.error for each in chosen) else 0)
     _end(_run(found, chosen, there, console, suffix), found, suffix, as_json)
 
 

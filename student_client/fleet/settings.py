@@ -22,7 +22,7 @@ Fields = dict[str, Any]
 class FleetStudent(BaseModel):
     """One student, by what it has that the others have not."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     name: Name = Field(description="Its name, and that of its folder.")
     settings: Fields = Field(default_factory=dict, description="Its own fields, laid over the common ones.")
@@ -31,7 +31,7 @@ class FleetStudent(BaseModel):
 class Grid(BaseModel):
     """Students by every seed under every setting: `NAME-seed0`, or `seed0` where no settings are named."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(
         (0,), min_length=1, description="Seeds of student, codecs and order, as `--seed` sets them."
@@ -44,7 +44,7 @@ class Grid(BaseModel):
 class FleetConfig(BaseModel):
     """A fleet, whole."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     name: Name = Field(description="What the fleet is called.")
     output: Path | None = Field(

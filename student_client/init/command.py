@@ -71,10 +71,10 @@ def init(
         bool, typer.Option("--offline", help="Do not ask the teacher: entry and exit are then its own choice.")
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Ask nothing: flags, and defaults for the rest.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Give up the file that is there.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file if it exists.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Writes a configuration with a sentence on each field, for check-config and train, by asking you and the teacher."""
+    """Asks you and the teacher, and writes a commented configuration for `train --config`."""
     if file.exists() and not overwrite:
         raise ConfigError(f"{file} is there already; give a new name, or --overwrite")
     asker, console = Asker(yes), Console(stderr=True, highlight=False)

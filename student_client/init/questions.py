@@ -42,6 +42,7 @@ class Asker:
         except typer.Abort as error:
             if isinstance(error.__context__, KeyboardInterrupt):
                 raise
+            typer.echo(err=True)  # the question's line is not at its end
             raise ConfigError(
                 f"{flag}: nobody answers, the input has ended; give {flag}, or --yes for the default of every question"
             ) from error

@@ -36,7 +36,9 @@ __all__ = ["select"]
 
 def select(
     output: Annotated[Path, typer.Option(help="Folder of the selector.")],
-    episodes: Annotated[int, typer.Option(help="Students to train one after the other, each from its start.")] = 10,
+    episodes: Annotated[
+        int, typer.Option(min=1, help="Students to train one after the other, each from its start.")
+    ] = 10,
     config: ConfigFile = None,
     data: DataFlag = None,
     text_column: TextColumn = None,
@@ -53,7 +55,9 @@ def select(
     max_steps: MaxSteps = None,
     threads: Threads = None,
     settings: Settings = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Give up the selector that the output holds.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the selector that the output folder holds.")
+    ] = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:

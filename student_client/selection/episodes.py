@@ -213,7 +213,7 @@ def _claim(config: RunConfig, overwrite: bool) -> None:
     found = [name for name in _WRITTEN if (output / name).exists()]
     if found and not overwrite:
         raise ConfigError(
-            f"output: received {output}, which holds {', '.join(found)} already; give it up by --overwrite, or give "
+            f"output: received {output}, which holds {', '.join(found)} already; replace it by --overwrite, or give "
             "another output"
         )
     try:

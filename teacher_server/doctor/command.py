@@ -50,7 +50,8 @@ def doctor(
     from teacher_server.describing import other_teacher
     from teacher_server.doctor import settings
     from teacher_server.doctor.checks import machine_checks, running_checks
-    from teaching_protocol.diagnosis.connection import Door, split_address
+    from teaching_protocol.channel import split_address
+    from teaching_protocol.diagnosis.connection import Door
     from teaching_protocol.diagnosis.rounds import run_checks
     from teaching_protocol.diagnosis.table import show
 

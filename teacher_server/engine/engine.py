@@ -86,22 +86,22 @@ class Engine:
         self._metrics.batch_rows.observe(batch.rows)
         self._metrics.batch_tokens.observe(batch.tokens)
         clock = self.pauses.clock if batch.tokens else time.perf_counter
-        started, parts = clock(), self._shared_out(batch.jobs)
+        started, parts = clock(), self._in_parts(batch.jobs)
         is_long = self._may_pause and len(parts) == 1 and batch.tokens >= _LONG_TOKENS
         with at_work(batch), self.pauses.opened() if is_long else nullcontext():
             found = self._parts.run(self._outcomes, parts)
-        outcomes = {job: self._homeward(outcome) for part in found for job, outcome in part.items()}
-        self._share_out(clock() - started, batch)
+        outcomes = {job: self._fetching(outcome) for part in found for job, outcome in part.items()}
+        self._charge(clock() - started, batch)
         for job in batch.jobs:
             job.run_again = _was_run_again(job)
             self._answer(job, outcomes[job])
-        # while the replies travel; the thread that owns the model must outlive whatever happens here
+        # the callers have their replies by now; an error in here must not end the thread that owns the model
         for job in batch.jobs:
             try:
                 self._keep(job, outcomes[job])
             except Exception as error:
                 typed(error, job.method)
-        self._land(outcomes.values())
+        self._land_earlier(outcomes.values())
         if batch.tokens:  # what runs beside the model does not keep it busy
             self._metrics.busy_seconds.inc(clock() - started)
 
@@ -110,8 +110,8 @@ class Engine:
         self._parts.close()
         self.teacher.close()
 
-    def _shared_out(self, jobs: Sequence[Job]) -> list[list[Job]]:
-        """The jobs as parts to be run at once, or as one. Calls that share a graph, or must wait for the model's own states, stay together."""
+    def _in_parts(self, jobs: Sequence[Job]) -> list[list[Job]]:
+        """The jobs as parts that run at the same time, or as one part. Calls that share a graph, or need the model's own states, stay together."""
         if self._parts.count == 1 or len(jobs) < self._parts.count or not all(job.tokens for job in jobs):
             return [list(jobs)]
         groups = self._grouped(jobs)
@@ -132,7 +132,7 @@ class Engine:
         return session is None or not request.backward_follows or self.answers.needs_states(session, request)
 
     def _outcomes(self, jobs: Sequence[Job]) -> dict[Job, Any]:
-        """A reply or an error for each job, whatever a caller in this process trains in."""
+        """A reply or an error for each job; autocast of a caller in this process is switched off."""
         with torch.autocast(self.teacher.device.type, enabled=False):
             return self._in_order(jobs)
 
@@ -173,16 +173,16 @@ class Engine:
         except Exception as error:
             return [error]
 
-    def _homeward(self, outcome: Any) -> Any:
-        """The outcome, its tensors on their way to the host."""
+    def _fetching(self, outcome: Any) -> Any:
+        """The outcome, with its tensors being copied to the host."""
         if isinstance(outcome, ForwardReply):
             return dataclasses.replace(outcome, outputs=self._transfers.fetch(outcome.outputs))
         if isinstance(outcome, BackwardReply):
             return dataclasses.replace(outcome, grads=self._transfers.fetch(outcome.grads))
         return outcome
 
-    def _land(self, outcomes: Iterable[Any]) -> None:
-        """Sees to it that replies of the batch before are out of pinned memory, if nobody has read them."""
+    def _land_earlier(self, outcomes: Iterable[Any]) -> None:
+        """Copies the replies of the batch before out of pinned memory, where nobody has read them yet."""
         replies = [_tensors(each) for each in outcomes if isinstance(each, ForwardReply | BackwardReply)]
         if not replies:
             return  # a batch of the other thread, and the list is not its own
@@ -190,8 +190,8 @@ class Engine:
             each.land()
         self._arriving = [each for each in replies if isinstance(each, Arriving)]
 
-    def _share_out(self, seconds: float, batch: Batch) -> None:
-        """Tells each job, and its session, its share of the time: by tokens, or evenly where there are none."""
+    def _charge(self, seconds: float, batch: Batch) -> None:
+        """Charges each job, and its session, with its share of the batch's time: by tokens, or evenly where there are none."""
         for job in batch.jobs:
             share = job.tokens / batch.tokens if batch.tokens else 1 / len(batch.jobs)
             job.timing.compute_s = seconds * share
@@ -232,7 +232,7 @@ class Engine:
 
 
 def _workers(teacher: FrozenTeacher, config: ServerConfig) -> int:
-    """How many threads may each run a part of a batch: a processor's, where no bits and no kernels depend on who is in it."""
+    """How many parts of a batch may run at once: one a thread on a CPU, where neither bits nor kernels depend on who is in a batch."""
     if teacher.device.type != "cpu" or teacher.is_spread or config.deterministic or config.compile:
         return 1
     return config.threads or torch.get_num_threads()

@@ -58,7 +58,7 @@ def finetune(
             autocompletion=complete_fields(FinetuneConfig),
         ),
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Give up the fine-tuned model OUT holds.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the fine-tuned model in OUT.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Show no epochs, only the result.")] = False,
     as_json: Json = False,
 ) -> None:

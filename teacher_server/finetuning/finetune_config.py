@@ -18,7 +18,7 @@ __all__ = ["FinetuneConfig", "load_finetune_config"]
 class FinetuneConfig(BaseModel):
     """Everything a fine-tuning can be told; what is None comes from what is trained."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
 
     model: str = Field(
         description="Model to start from: whatever `teacher-server serve` takes, but no trained student."

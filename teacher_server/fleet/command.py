@@ -104,7 +104,7 @@ def replace(
     name: Name = None,
     as_json: Json = False,
 ) -> None:
-    """Has a running fleet drain a replica once another one serves in its stead; its students move, no step is lost."""
+    """Replaces a replica of a running fleet: a new one serves first, then the old one is drained; no step is lost."""
     from command_config.ray_cluster import RayCluster
     from teacher_server.fleet.on_ray import RayDirectory
 

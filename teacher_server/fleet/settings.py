@@ -13,7 +13,7 @@ __all__ = ["FleetSettings"]
 class FleetSettings(BaseModel):
     """A fleet, beside the configuration of each of its teachers."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,40}$")] = Field(
         "teachers", description="What the fleet is called; one Ray cluster may have several."

@@ -50,7 +50,7 @@ class Scheduler(Protocol):
         ...
 
     def forget(self, lane: str) -> None:
-        """A session has ended: lets go of what was known of its lane."""
+        """Forgets everything about the lane of a session that has ended."""
         ...
 
 
@@ -70,7 +70,7 @@ class InlineScheduler:
         return job.future
 
     def permit(self, lane: str, student: str) -> AbstractContextManager[None]:
-        """Nobody else is here: no permit is needed."""
+        """Needs none: there is no other caller."""
         return nullcontext()
 
     def forget(self, lane: str) -> None:
@@ -90,7 +90,7 @@ class ThreadScheduler:
         self._admission = Admission(live)
         self._order = Order(live, metrics, self._admission)
         self._under_way: Counter[str] = Counter()
-        self._since: float | None = None
+        self._held_since: float | None = None  # when a batch began to be held back
         self._running = Batch(())
         if live.now.step_aside:
             engine.pauses.go_first = self._step_aside
@@ -157,7 +157,7 @@ class ThreadScheduler:
             self._leave(lane)
 
     def forget(self, lane: str) -> None:
-        """A session has ended: lets go of what was known of its lane."""
+        """Forgets everything about the lane of a session that has ended."""
         with self._changed:
             self._admission.forget(lane)
             self._order.forget(lane)
@@ -203,7 +203,7 @@ class ThreadScheduler:
             self._metrics.queue_seconds.labels(job.method).observe(job.timing.queue_s)
         try:
             self._engine.run(batch)
-        except Exception as error:  # the thread must outlive whatever happens in there
+        except Exception as error:  # an error in there must not end this thread
             for job in batch.jobs:
                 if not job.future.done():
                     job.future.set_exception(typed(error, job.method))
@@ -217,27 +217,27 @@ class ThreadScheduler:
                 self._short_changed.notify_all()
 
     def _next(self) -> Batch | None:
-        """The next batch for the model; waits for one, and holds it back where that pays. None: it is over."""
+        """The next batch for the model; waits for one, and holds it back where that pays. None: the scheduler was stopped."""
         with self._changed:
             while not self._stopped:
                 heads = self._heads(short=False)
                 if not heads:
-                    self._since = None
+                    self._held_since = None
                     self._changed.wait()
                     continue
                 now = time.monotonic()
-                waited_s = 0.0 if self._since is None else now - self._since
+                waited_s = 0.0 if self._held_since is None else now - self._held_since
                 choice = self._order.choose(heads, waited_s, now)
                 if choice.hold_s > 0 and not self._draining:
-                    self._since = now - waited_s
+                    self._held_since = now - waited_s
                     self._changed.wait(choice.hold_s)
                     continue
-                self._since, self._running = None, choice.batch
+                self._held_since, self._running = None, choice.batch
                 return self._taken(choice, waited_s)
             return None
 
     def _next_short(self) -> Batch | None:
-        """The next work that needs no model; waits for some. None: it is over."""
+        """The next work that needs no model; waits for some. None: the scheduler was stopped."""
         with self._short_changed:
             while not self._stopped:
                 heads = self._heads(short=True)
@@ -256,7 +256,7 @@ class ThreadScheduler:
         return choice.batch
 
     def _done(self, job: Job, future: Future[Any]) -> None:
-        """A job is answered, by whomever: gives its permit back, and learns from it."""
+        """After any answer to a job: gives its permit back, and learns how long it took and whether it failed."""
         error = future.exception()
         ran = not isinstance(error, CallCancelled | DeadlineExceeded | Draining)
         with self._changed:

@@ -9,10 +9,11 @@ from typing import Annotated
 
 import typer
 
+from command_config import hint
 from command_config.line import Json, add_commands
 from teacher_server.examples import TOKEN_EXAMPLES
 from teacher_server.security.tokens import add_token, read_tokens, revoke
-from teaching_protocol.errors import ConfigError
+from teaching_protocol.errors import ConfigError, TeachingError
 
 __all__ = ["tokens"]
 
@@ -33,12 +34,15 @@ def add(
     """Makes a token for NAME and shows it, once; the file keeps a salted hash of it. A running server sees it at once."""
     if output is not None and output.exists():
         raise ConfigError(f"--output {output} is there already; give a new file, so that no token is lost")
-    token = add_token(file, name)
     if output is None:
-        typer.echo(token)
-    else:
+        typer.echo(add_token(file, name))
+    else:  # opened first: a token that cannot be written down is not made
         with os.fdopen(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as new:
-            new.write(token + "\n")
+            try:
+                new.write(add_token(file, name) + "\n")
+            except TeachingError:
+                output.unlink()
+                raise
     where = "above" if output is None else f"in {output}"
     typer.echo(f"the token of {name} is {where}; it is shown this once. {file} has its hash", err=True)
 
@@ -70,6 +74,9 @@ def take_away(
         typer.echo(json.dumps({"name": name, "revoked": count}))
         return
     typer.echo(f"{count} {'token' if count == 1 else 'tokens'} of {name} revoked")
+    if not count:
+        others = {each.name for each in read_tokens(file).tokens}
+        typer.echo(f"{name} had no token; its certificates are refused from now on{hint(name, others)}", err=True)
 
 
 add_commands(tokens, {"add": add, "list": show, "revoke": take_away}, TOKEN_EXAMPLES)

@@ -83,9 +83,9 @@ def read_tokens(path: Path) -> TokenFile:
         return TokenFile.model_validate_json(text)
     except ValidationError as error:
         fault = error.errors()[0]
-        where = ".".join(map(str, fault["loc"]))
+        where = ": ".join(filter(None, (".".join(map(str, fault["loc"])), str(fault["msg"]))))
         raise ConfigError(
-            f"token file {path} is none: {where}: {fault['msg']}; restore it, or make a new one"
+            f"{path} is no token file ({where}); restore it, or make a new one: teacher-server token add NAME"
         ) from error
 
 

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from teaching_protocol.channel import split_address
 from teaching_protocol.diagnosis.findings import CONNECTION, Finding
 from teaching_protocol.errors import ConfigError
 
-__all__ = ["Door", "Knock", "check_connection", "hello", "knock", "split_address"]
+__all__ = ["Door", "Knock", "check_connection", "hello", "knock"]
 
 Kind = Literal["grpc", "tls", "http1", "silent", "closed", "other", "refused", "unreachable", "unknown"]
 
@@ -85,8 +86,8 @@ class Door:
                 context.load_cert_chain(self.cert, self.key, password="")
         except (ssl.SSLError, OSError) as error:
             raise ConfigError(
-                f"{self.ca}, {self.cert}, {self.key} are no PEM files, a key with its own certificate ({error.strerror}); "
-                "check --ca, --cert and --key"
+                f"{', '.join(str(path) for path in (self.ca, self.cert, self.key) if path)}: expected PEM files, a key with its own "
+                f"certificate ({error.strerror}); check --ca, --cert and --key"
             ) from error
         return context
 
@@ -98,18 +99,6 @@ class Knock:
     kind: Kind
     open_s: float = 0.0
     certificate: bytes = b""
-
-
-def split_address(address: str) -> tuple[str, int]:
-    """`host:port` in its two parts, an IPv6 host without its brackets.
-
-    Raises:
-        ConfigError: it is none.
-    """
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
-        raise ConfigError(f"received the address {address!r}, expected HOST:PORT; give one as 127.0.0.1:50051")
-    return host.strip("[]"), int(port)
 
 
 def check_connection(door: Door, limit_s: float) -> Finding:

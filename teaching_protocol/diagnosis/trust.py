@@ -5,8 +5,9 @@ from __future__ import annotations
 import ipaddress
 import ssl
 
+from teaching_protocol.channel import split_address
 from teaching_protocol.diagnosis.certificates import Certificate, read_certificate
-from teaching_protocol.diagnosis.connection import Door, hello, knock, split_address
+from teaching_protocol.diagnosis.connection import Door, hello, knock
 from teaching_protocol.diagnosis.findings import Finding, Value
 from teaching_protocol.errors import ConfigError
 

@@ -63,7 +63,7 @@ def test_a_finetuned_folder_is_served(tmp_path: Path, data: Path, model_folder: 
     [
         (["--out", "DATA"], "which holds something else; give a folder that is new or empty"),
         (["--data", "nothing.csv"], "--data: received 'nothing.csv', expected one of newsgroups, "),
-        (["--train", "all"], "train: received 'all', expected: Input should be 'head', 'body' or 'lora'"),
+        (["--train", "all"], "train: received 'all', expected 'head', 'body' or 'lora'"),
         (["--text-column", "body"], "there is no column 'body'"),
         (["--model", "DATA", "--set", "data.validation=12"], "has no config.json"),
         (["--set", "mood"], "--set: received 'mood', expected field=value"),

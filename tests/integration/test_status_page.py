@@ -92,7 +92,7 @@ def names(browser: Browser) -> list[str]:
 def test_a_session_comes_steps_fails_and_leaves_under_the_viewers_eyes(app: TeacherApp, browser: Browser) -> None:
     browser.open(page(app))
     poll(lambda: browser.text("#state") == "Serving", "the first answer")
-    assert browser.text("#nobody") == "No student is here."
+    assert browser.text("#nobody") == "No student is connected."
     browser.run("window.here = true")
     with Caller(f"127.0.0.1:{app.port}", "ann", task="news") as ann:
         browser.wait_for_rows(1)
@@ -131,8 +131,8 @@ def test_what_the_page_says_is_what_the_server_knows(app: TeacherApp, browser: B
             "Queue",
             "Sessions",
             "Batch",
-            "Graphs",
-            "Knowledge",
+            "Kept graphs",
+            "Knowledge cache",
             "Memory",
             "Refused",
         ]

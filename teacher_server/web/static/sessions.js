@@ -9,7 +9,7 @@ const NOW_S = 3;
 const COLUMNS = [
   { key: "student", label: "Student", first: 1, cell: nameCell },
   { key: "task", label: "Task", first: 1, cell: textCell((s) => s.task || "–") },
-  { key: "epoch", label: "Epoch", first: -1, figure: true, cell: textCell((s) => count(s.epoch)) },
+  { key: "epoch", label: "Session epoch", first: -1, figure: true, title: "How often this session was opened or taken over; not a pass over the training data", cell: textCell((s) => count(s.epoch)) },
   { key: "step", label: "Step", first: -1, figure: true, cell: textCell((s) => count(s.step)) },
   { key: "steps_per_s", label: "Steps/s", first: -1, figure: true, cell: curveCell },
   { key: "device_share", label: "Device", first: -1, figure: true, title: "Share of the time in which the engine worked for it", cell: shareCell },
@@ -89,7 +89,7 @@ export class Sessions {
     say(this.page.count, shown === all ? `${count(all)} live` : `${count(shown)} of ${count(all)}`);
     this.page.nobody.hidden = shown > 0;
     this.page.table.hidden = shown === 0;
-    say(this.page.nobody, all ? "No student passes this filter." : "No student is here.");
+    say(this.page.nobody, all ? "No student passes this filter." : "No student is connected.");
   }
 
   compare(a, b) {

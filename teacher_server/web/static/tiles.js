@@ -11,8 +11,8 @@ const TILES = [
   { key: "queue_s", label: "Queue", format: seconds, value: (s) => seconds(s.load.queue_s), detail: (s) => `a call · ${s.load.in_flight} of ${count(s.load.permits)} permits`, full: (s) => s.load.in_flight / s.load.permits },
   { key: "sessions", label: "Sessions", format: count, value: (s) => count(s.load.sessions), detail: (s) => `of ${count(s.load.max_sessions)} that may live`, full: (s) => s.load.sessions / s.load.max_sessions },
   { key: "batch_rows", label: "Batch", format: (value) => `${rate(value)} rows`, value: (s) => (s.batches.rows === null ? "–" : `${rate(s.batches.rows)} rows`), detail: (s) => `${rate(s.batches.students)} students · ${rate(s.batches.tokens)} of ${rate(s.batches.max_tokens)} tokens`, full: (s) => (s.batches.tokens ?? 0) / s.batches.max_tokens },
-  { key: "graph_bytes", label: "Graphs", format: bytes, value: (s) => bytes(s.graphs.bytes), detail: (s) => cached(s.graphs), full: (s) => s.graphs.bytes / s.graphs.limit_bytes },
-  { key: "knowledge_bytes", label: "Knowledge", format: bytes, value: (s) => bytes(s.knowledge.bytes), detail: (s) => cached(s.knowledge), full: (s) => s.knowledge.bytes / s.knowledge.limit_bytes },
+  { key: "graph_bytes", label: "Kept graphs", format: bytes, value: (s) => bytes(s.graphs.bytes), detail: (s) => cached(s.graphs), full: (s) => s.graphs.bytes / s.graphs.limit_bytes },
+  { key: "knowledge_bytes", label: "Knowledge cache", format: bytes, value: (s) => bytes(s.knowledge.bytes), detail: (s) => cached(s.knowledge), full: (s) => s.knowledge.bytes / s.knowledge.limit_bytes },
   { key: "memory_bytes", label: "Memory", format: bytes, value: (s) => bytes(s.memory.bytes), detail: (s) => `${s.memory.kind}${s.memory.limit_bytes ? `, of ${bytes(s.memory.limit_bytes)}` : ""} · codecs ${bytes(s.memory.state_bytes)}`, full: (s) => (s.memory.limit_bytes ? s.memory.bytes / s.memory.limit_bytes : 0) },
   { key: "refused_per_s", label: "Refused", format: perSecond, value: (s) => count(recent(s)), detail: (s) => `or failed in ${span(s.interval_s * s.kept)} · ${count(s.refusals.reduce((sum, each) => sum + each.total, 0))} since start`, warn: (s) => recent(s) > 0 },
 ];

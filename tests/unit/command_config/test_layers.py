@@ -118,14 +118,14 @@ def test_a_variable_that_is_no_fields_is_an_error_and_its_value_is_not_said(name
 @pytest.mark.parametrize(
     ("file", "environ", "flags", "said"),
     [
-        ("port: 70000", {}, {}, "port: received 70000, expected: .* 65535 (from the file FILE)"),
+        ("port: 70000", {}, {}, "port: received 70000, expected .* 65535 (from the file FILE)"),
         (
             "port: 70000",
             {"PORT": "70001"},
             {},
-            "received '70001', expected: .* (from the environment TEACHER_SERVER_PORT)",
+            "received '70001', expected .* (from the environment TEACHER_SERVER_PORT)",
         ),
-        ("port: 70000", {"PORT": "70001"}, {"port": "x"}, "port: received 'x', expected: .* (from the flag)"),
+        ("port: 70000", {"PORT": "70001"}, {"port": "x"}, "port: received 'x', expected .* (from the flag)"),
         (
             "prot: 5",
             {},
@@ -138,7 +138,7 @@ def test_a_variable_that_is_no_fields_is_an_error_and_its_value_is_not_said(name
             "",
             {"QUOTAS": "a"},
             {},
-            "quotas: received 'a', expected: .* tuple (from the environment TEACHER_SERVER_QUOTAS)",
+            "quotas: received 'a', expected .* tuple (from the environment TEACHER_SERVER_QUOTAS)",
         ),
         ("api_token: hunter2", {}, {}, "api_token: received '***', expected no field of this name"),
         ("quotas: [{students: a, password: hunter2}]", {}, {}, "quotas.0.password: received '***', expected no field"),

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+import torch
 
+from command_config.line import run_line
 from student_client.config import RunConfig
 from student_client.method_config import MethodName
 from student_client.methods import METHODS
@@ -120,6 +125,44 @@ def test_help_and_completion_load_no_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=200, cwd=ROOT)
     assert (done.returncode, done.stdout.strip()) == (0, str(len(COMMANDS))), done.stdout + done.stderr
+
+
+def _missing(name: str) -> None:
+    raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
+def _full() -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize(
+    ("app", "said"),
+    [
+        (lambda: Path("/gone/file").read_text(), "/gone/file: No such file or directory; give a place"),
+        (_full, "the disk: No space left on device"),
+        (lambda: torch.empty(2**60), "not enough memory ("),
+        (lambda: _missing("transformers.models"), "install it with: pip install 'talking-models[server]'"),
+        (lambda: _missing("matplotlib"), "install it with: pip install 'talking-models[demo]'"),
+    ],
+)
+def test_what_a_user_can_mend_is_one_line(
+    app: Callable[[], None], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        run_line("teacher-server", app)
+    out, errors = capsys.readouterr()
+    assert (ended.value.code, out, errors.count("\n")) == (1, "", 1)
+    assert said in errors
+
+
+@pytest.mark.parametrize("bug", [lambda: _missing("teacher_server.gone"), lambda: int("x"), lambda: _refuse()])
+def test_a_bug_keeps_its_stack(bug: Callable[[], None]) -> None:
+    with pytest.raises((ModuleNotFoundError, ValueError, ConnectionResetError)):
+        run_line("teacher-server", bug)
+
+
+def _refuse() -> None:
+    raise ConnectionResetError(errno.ECONNRESET, "a socket of ours")
 
 
 def test_every_field_that_set_completes_has_a_sentence() -> None:

@@ -17,6 +17,7 @@ from student_client.config import RunConfig, load_run_config
 from teacher_server.config import ServerConfig, load_config
 
 WORDS = st.text(st.characters(exclude_categories=("Cs", "Cc")), min_size=1, max_size=20)
+ADDRESSES = st.sampled_from(["127.0.0.1:50051", "[::1]:1", "a-b.c:65535", "dns:///teachers.lab:50051", "unix:/run/a b"])
 CHOSEN = st.fixed_dictionaries(
     {},
     optional={
@@ -28,9 +29,9 @@ CHOSEN = st.fixed_dictionaries(
         "method.names": st.lists(st.sampled_from(["talking", "pkd", "selection"]), min_size=1, max_size=3, unique=True),
         "method.pkd.weight": st.floats(0, 1e30),
         "method.selection.mix": st.lists(st.floats(0, 9), min_size=4, max_size=4),
-        "teacher.address": WORDS,
-        "teacher.addresses": st.lists(WORDS, max_size=2),
-        "complementary": st.lists(st.fixed_dictionaries({"address": WORDS, "tls": st.booleans()}), max_size=2),
+        "teacher.address": ADDRESSES,
+        "teacher.addresses": st.lists(ADDRESSES, max_size=2),
+        "complementary": st.lists(st.fixed_dictionaries({"address": ADDRESSES, "tls": st.booleans()}), max_size=2),
         "training.max_steps": st.none() | st.integers(1, 10**9),
         "training.tracing": WORDS,
         "training.lr": st.floats(1e-30, 1.0),

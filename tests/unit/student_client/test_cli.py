@@ -157,15 +157,15 @@ def test_a_teacher_that_goes_away_is_one_line_and_the_run_can_be_resumed(
     ("arguments", "said"),
     [
         (["ping", "127.0.0.1:1"], "no teacher answers at 127.0.0.1:1"),
-        (["evaluate", "nowhere"], "config file nowhere/config.json cannot be read"),
+        (["evaluate", "nowhere"], "no run in nowhere"),
         (["evaluate", "nowhere", "--split", "all"], "--split: received 'all', expected one of train, validation, test"),
-        (["train", "--data", "nothing.csv"], "--data: received 'nothing.csv'"),
+        (["train", "--data", "nothing.csv"], "--data: there is no file or folder nothing.csv"),
         (["train", "--set", "training.lr"], "--set: received 'training.lr', expected field=value"),
         (["train", "--set", "training.lr=-1"], "training.lr: received -1, expected"),
         (["train", "--set", "training.lr=[", "--method", "task_only"], "expected a YAML value"),
         (["train", "--method", "shouting"], "method.names"),
         (["train", "--config", "nothing.yaml"], "config file nothing.yaml cannot be read"),
-        (["train", "--resume", "--output", "nothing"], "nothing/config.json cannot be read"),
+        (["train", "--resume", "--output", "nothing"], "no run in nothing"),
     ],
 )
 def test_an_error_is_one_line_and_exit_code_1(

@@ -49,7 +49,7 @@ def test_method_names_may_be_one_string() -> None:
         ("training.lr", -1.0, "training.lr: received -1.0, expected"),
         ("training.speed", 3, "training.speed: received 3, expected"),
         ("colour", "red", "colour: received 'red', expected"),
-        ("training.mixed_precision", "fp8", "training.mixed_precision: received 'fp8', expected: Input should be 'no'"),
+        ("training.mixed_precision", "fp8", "training.mixed_precision: received 'fp8', expected 'no'"),
         ("method.names", [], "method.names: received []"),
         ("data.name.inner", 1, "data.name is 'digits', expected a mapping"),
     ],

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import itertools
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import grpc
@@ -15,6 +17,7 @@ import pytest
 import torch
 
 from student_client.transport import GrpcTransport
+from teacher_server.describing import ask_for_card
 from teaching_protocol import verbs
 from teaching_protocol.channel import error_metadata
 from teaching_protocol.errors import (
@@ -221,3 +224,27 @@ def test_a_call_after_close_is_an_error_of_the_tree() -> None:
     found.close()
     with pytest.raises(TeachingError):
         renew(found)
+
+
+def test_a_web_server_is_told_from_a_teacher_that_is_away() -> None:
+    """As where the port of the status page is given: both sides' commands say which port is meant."""
+
+    class Quiet(BaseHTTPRequestHandler):
+        def log_message(self, *_: Any) -> None: ...
+
+    web = ThreadingHTTPServer(("127.0.0.1", 0), Quiet)
+    thread = threading.Thread(target=web.serve_forever)
+    thread.start()
+    address = f"127.0.0.1:{web.server_port}"
+    try:
+        with (
+            transport(address, patience_s=0.0) as found,
+            pytest.raises(TeacherUnavailable, match="another kind of server does"),
+        ):
+            renew(found)
+        with pytest.raises(TeacherUnavailable, match="another kind of server does"):
+            ask_for_card(address, 5.0, None, None, None)
+    finally:
+        web.shutdown()
+        thread.join()
+        web.server_close()

@@ -183,8 +183,11 @@ def test_what_the_flag_means(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     (tmp_path / "here/there").touch()
     assert data_fields("someone/moods") == {"data.name": "someone/moods"}
     assert data_fields("here/there") == {"data.name": "file", "data.path": "here/there"}
-    for wrong in ("nothing", "some/mails.csv", "a/b/c"):
+    for wrong in ("nothing", "a/b/c"):
         with pytest.raises(ConfigError, match="a file or folder that exists, or OWNER/NAME"):
             data_fields(wrong)
+    for gone in ("some/mails.csv", "./mails", "/gone"):
+        with pytest.raises(ConfigError, match=f"there is no file or folder {gone}; check the path"):
+            data_fields(gone)
     with pytest.raises(ValueError, match=r"expected one of newsgroups.*or OWNER/NAME of the Hugging Face hub"):
         DataConfig(name="nothing")

@@ -39,7 +39,7 @@ def test_flags_go_before_the_file(tmp_path: Path, name: str, text: str) -> None:
         (
             "a.yaml",
             "model: m\nport: 70000",
-            r"port: received 70000, expected: .*less than or equal to 65535 \(from the file",
+            r"port: received 70000, expected .*less than or equal to 65535 \(from the file",
         ),
         ("a.yaml", "model: m\npermits: 0", "permits: "),
         ("a.yaml", "model: m\ndtype: int8", "dtype: .*'float32', 'bfloat16' or 'float16'"),

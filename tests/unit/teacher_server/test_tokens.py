@@ -15,6 +15,7 @@ import pytest
 from teacher_server.config import ServerConfig
 from teacher_server.security import tokens
 from teacher_server.security.authority import Authority
+from teacher_server.security.command import add
 from teacher_server.security.tls import check_bind, is_loopback, server_credentials
 from teacher_server.security.tokens import add_token, parse_token, read_tokens, revoke
 from teaching_protocol.channel import TOKEN_KEY
@@ -109,7 +110,7 @@ BROKEN = {
 @pytest.mark.parametrize("name", BROKEN)
 def test_a_file_that_is_none(name: str, file: Path) -> None:
     file.write_text(BROKEN[name])
-    with pytest.raises(ConfigError, match=r"tokens\.json is none: .*restore it"):
+    with pytest.raises(ConfigError, match=r"tokens\.json is no token file .*restore it"):
         Authority(file)
     with pytest.raises(ConfigError):
         add_token(file, "ann")
@@ -174,6 +175,16 @@ def test_the_command(file: Path, tmp_path: Path) -> None:
     assert token.split("-")[2] not in listed
     assert "1 token of ann revoked" in run("revoke", "ann", "--tokens", str(file)).stdout
     assert run("list", "--tokens", str(file)).stdout.splitlines()[-1] == "ann\trevoked"
+
+
+def test_a_token_that_cannot_be_written_down_is_not_made(file: Path, tmp_path: Path) -> None:
+    add_token(file, "ann")
+    with pytest.raises(FileNotFoundError):
+        add("bob", file, tmp_path / "gone" / "bob.token")
+    with pytest.raises(ConfigError, match="give 1 to 64"):
+        add("no name", file, tmp_path / "noname.token")
+    assert [each.name for each in read_tokens(file).tokens] == ["ann"]
+    assert not (tmp_path / "noname.token").exists()
 
 
 @pytest.mark.parametrize(

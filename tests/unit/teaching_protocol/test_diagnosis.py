@@ -18,8 +18,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from teaching_protocol.channel import check_address, split_address
 from teaching_protocol.diagnosis.certificates import first_certificate, read_certificate
-from teaching_protocol.diagnosis.connection import Door, check_connection, knock, split_address
+from teaching_protocol.diagnosis.connection import Door, check_connection, knock
 from teaching_protocol.diagnosis.findings import SCHEMA, Exit, Finding, Report, Status
 from teaching_protocol.diagnosis.rounds import Check, run_checks
 from teaching_protocol.diagnosis.table import show
@@ -225,7 +226,24 @@ def test_nobody_there() -> None:
     assert knock(Door(f"127.0.0.1:{port}"), 2.0).kind == "refused"
 
 
-@pytest.mark.parametrize("address", ["", "host", "host:", ":1", "host:0", "host:70000", "host:port"])
+@pytest.mark.parametrize(
+    "address",
+    ["", "host", "host:", ":1", "host:0", "host:70000", "host:port", "http://host:1", "::1:1", "a b:1", "host:1/x"],
+)
 def test_addresses_that_are_none(address: str) -> None:
-    with pytest.raises(ConfigError, match="expected HOST:PORT"):
-        split_address(address)
+    for refuses in (split_address, check_address):
+        with pytest.raises(ConfigError, match="expected HOST:PORT"):
+            refuses(address)
+
+
+def test_a_password_in_an_address_is_not_shown() -> None:
+    with pytest.raises(ConfigError) as refused:
+        check_address("http://me:hunter2@host:1")
+    assert "hunter2" not in str(refused.value)
+    assert "***@host:1" in str(refused.value)
+
+
+def test_addresses_that_are_some() -> None:
+    assert split_address("[::1]:50051") == ("::1", 50051)
+    for address in ("127.0.0.1:1", "a.b-c_d:65535", "unix:/run/teacher", "dns:///teachers:50051", "[fe80::1%eth0]:1"):
+        check_address(address)

@@ -80,7 +80,7 @@ def test_a_wrong_answer_is_asked_for_again_with_a_hint(address: str) -> None:
     code, out, said = run("init", answers="\n".join(answers) + "\n")
     assert code == 0, said
     for hint in (
-        "--data: received 'mod.csv', expected one of",
+        "--data: there is no file or folder mod.csv; check the path",
         "--exit: received '9', expected a whole number from 2 to 4",
         "did you mean talking?",
         "expected a whole number from 1 on",
