@@ -11,7 +11,7 @@ import torch
 
 from student_client.config import load_run_config
 from student_client.losses import task_loss
-from student_client.token_scores import TokenCounts
+from task_data.token_scores import TokenCounts
 from student_models import Student, Tensors, load_student
 from student_models.token_labels import labelled_view
 from task_data import IGNORED, TOKEN_LABELS, Split, batches, load_data

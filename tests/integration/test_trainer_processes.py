@@ -1,0 +1,70 @@
+"""`DistillationTrainer` under torchrun: two processes and one session end as one process with the whole batch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.integration.loops import student_folder
+from tests.integration.school import School
+from tests.integration.trainer_processes import METHOD, launched, spec, trained
+from tests.unit.student_client.run_setup import write_csv
+
+
+@pytest.fixture(scope="module")
+def school() -> Iterator[School]:
+    found = School(deterministic=True)
+    with found.app:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return student_folder(tmp_path_factory.mktemp("student"))
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_csv(tmp_path_factory.mktemp("rows"), rows=64)
+
+
+@pytest.fixture(scope="module")
+def whole(school: School, student: Path, rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One process with the whole batch."""
+    output = tmp_path_factory.mktemp("whole")
+    trained(spec(student, rows, school.address, output))
+    return output
+
+
+def assert_close(found: Path, wanted: Path, step: int = 8) -> None:
+    """Student, codec and session."""
+    ours, theirs = load_file(found / "end/model.safetensors"), load_file(wanted / "end/model.safetensors")
+    assert ours.keys() == theirs.keys()
+    for name, value in theirs.items():
+        torch.testing.assert_close(ours[name], value, atol=1e-5, rtol=1e-4, msg=name)
+    sides = [next((folder / f"checkpoint-{step}/distillation").glob("step-*")) for folder in (found, wanted)]
+    for name in ("method.safetensors", "session-0.safetensors"):
+        ours, theirs = (load_file(side / name) for side in sides)
+        for key, value in theirs.items():
+            if value.is_floating_point() and "optimizer" not in key:
+                torch.testing.assert_close(ours[key], value, atol=1e-5, rtol=1e-4, msg=f"{name} {key}")
+
+
+def halves(student: Path, rows: Path, address: str, output: Path, **fields: Any) -> dict[str, Any]:
+    return spec(student, rows, address, output, **{"per_device_train_batch_size": 4} | fields)
+
+
+def test_two_processes_are_one_with_the_whole_batch(
+    school: School, student: Path, rows: Path, whole: Path, tmp_path: Path
+) -> None:
+    done = launched(halves(student, rows, school.address, tmp_path))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert_close(tmp_path, whole)
+    state = json.loads((tmp_path / "checkpoint-8/trainer_state.json").read_text())
+    assert state["global_step"] == 8
