@@ -72,13 +72,13 @@ def finetune(
         raise ConfigError(
             "data.streaming: received true, expected false; a teacher is fine-tuned on labelled rows in memory"
         )
-    # how many rows join unlabelled has no influence on which ones are labelled
-    data = load_data(config.data.model_copy(update={"unlabelled": 0}))
-    if data.task.level == "next_token":
+    if config.data.level == "next_token":
         raise ConfigError(
             "data.level: received 'next_token', expected row or token: a language model has its head; train a student of it "
             "on the text alone (student-client train --method task_only) and serve its run's folder"
         )
+    # how many rows join unlabelled has no influence on which ones are labelled
+    data = load_data(config.data.model_copy(update={"unlabelled": 0}))
     _check_validation(data)
     with _room_beside(config.output) as folder:
         accelerator = _accelerator(config)

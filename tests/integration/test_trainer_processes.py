@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -68,3 +69,29 @@ def test_two_processes_are_one_with_the_whole_batch(
     assert_close(tmp_path, whole)
     state = json.loads((tmp_path / "checkpoint-8/trainer_state.json").read_text())
     assert state["global_step"] == 8
+
+
+FSDP = {"fsdp": True, "fsdp_config": {"version": 2, "transformer_layer_cls_to_wrap": ["BertLayer"]}}
+SHARDED = {"method": METHOD | {"w_answer_task": 0, "w_answer_labels": 0}}
+KINDS: dict[str, dict[str, Any]] = {
+    "fsdp2": FSDP,
+    "fsdp1": {"fsdp": True, "fsdp_config": FSDP["fsdp_config"] | {"version": 1, "sync_module_states": False}},
+    "fsdp2 sharded state": {"fsdp": True, "fsdp_config": FSDP["fsdp_config"] | {"state_dict_type": "SHARDED_STATE_DICT"}},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_sharded_students_are_one_process_with_the_whole_batch(
+    school: School, student: Path, rows: Path, tmp_path: Path, kind: str
+) -> None:
+    """And resumed from the middle they end the same."""
+    trained(spec(student, rows, school.address, tmp_path / "whole", **SHARDED))
+    given = halves(student, rows, school.address, tmp_path / "found", **SHARDED, **KINDS[kind])
+    done = launched(given)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert_close(tmp_path / "found", tmp_path / "whole")
+    shutil.rmtree(tmp_path / "found/checkpoint-8")
+    done = launched(given | {"resume": True})
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert_close(tmp_path / "found", tmp_path / "whole")

@@ -85,14 +85,14 @@ def test_it_learns_is_a_normal_folder_and_teaches(tmp_path: Path, model_folder: 
         "data.name": "file",
         "data.path": path,
         "data.level": "token",
-        "data.labelled": 40,
+        "data.labelled": 60,
         "data.unlabelled": 20,
         "data.validation": 15,
         "data.test": 15,
     }
-    flags = {"model": str(model_folder("bert")), "output": out, "epochs": 12, "learning_rates": (0.02,), "device": "cpu"}
+    flags = {"model": str(model_folder("bert")), "output": out, "train": "body", "epochs": 10, "learning_rates": (0.003,), "device": "cpu"}
     result = finetune(load_finetune_config(data | flags))
-    assert (result.metric, result.labelled, result.validation) == ("span_f1", 40, 15)
+    assert (result.metric, result.labelled, result.validation) == ("span_f1", 60, 15)
     assert result.best.validation > 0.9
     model = hf.AutoModelForTokenClassification.from_pretrained(out)
     assert model.config.id2label == {0: "B-name", 1: "O"}
@@ -100,8 +100,8 @@ def test_it_learns_is_a_normal_folder_and_teaches(tmp_path: Path, model_folder: 
     assert (teacher.heads, teacher.labels) == (("token_classification",), ("B-name", "O"))
     run = {
         "method.names": "soft_labels",
-        "student.size": "tiny",
-        "student.tokenizer": str(out),
+        "student.pretrained": str(out),
+        "student.keep_every": 2,
         "training.max_steps": 4,
         "training.tensorboard": False,
         "training.device": "cpu",

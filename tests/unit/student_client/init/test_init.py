@@ -81,7 +81,7 @@ def test_a_wrong_answer_is_asked_for_again_with_a_hint(address: str) -> None:
     assert code == 0, said
     for hint in (
         "--data: received 'mod.csv', expected one of",
-        "--level: received 'rows', expected one of row, token, next_token, did you mean row?",
+        "--level: received 'rows', expected one of row, token, next_token; did you mean row?",
         "--exit: received '9', expected a whole number from 2 to 4",
         "did you mean talking?",
         "expected a whole number from 1 on",
@@ -120,7 +120,7 @@ def answered(*answers: str) -> tuple[Any, dict[str, Any]]:
 
 def test_labels_of_tokens_by_answers(address: str) -> None:
     """The file tells its level and its columns; the conversation leaves out what reads labels in an answer."""
-    rows = [{"words": ["good", "film", word], "kinds": ["O", "B-film", "O"]} for word in ("a", "b", "c", "d", "e") * 6]
+    rows = [{"words": ["good", "film", str(n)], "kinds": ["O", "B-film", "O"]} for n in range(40)]
     Path("words.jsonl").write_text("\n".join(map(json.dumps, rows)))
     config, result = answered("words.jsonl", "", "", "", address, "", "", "", "tiny", "8", "2", "")
     assert (config.data.level, config.data.tokens_column, config.data.tags_column) == ("token", "words", "kinds")
