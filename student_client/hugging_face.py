@@ -116,7 +116,9 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]  # transformers is not
                 return super()._inner_training_loop(*args, **kwargs)
             except LOST as error:
                 if self.accelerator.num_processes > 1:
-                    error.add_note("start all processes again, with resume_from_checkpoint; `torchrun --max-restarts` does so")
+                    error.add_note(
+                        "start all processes again, with resume_from_checkpoint; `torchrun --max-restarts` does so"
+                    )
                 raise
             finally:
                 self.distillation = None

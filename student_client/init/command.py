@@ -58,11 +58,14 @@ def init(
     level: Annotated[
         str | None,
         typer.Option(
-            help="What of your file has a label: row, token or next_token.", autocompletion=complete_names(get_args(Level))
+            help="What of your file has a label: row, token or next_token.",
+            autocompletion=complete_names(get_args(Level)),
         ),
     ] = None,
     tokens_column: Annotated[str | None, typer.Option(help="Column of your file that holds lists of tokens.")] = None,
-    tags_column: Annotated[str | None, typer.Option(help="Column of your file that holds lists of their labels.")] = None,
+    tags_column: Annotated[
+        str | None, typer.Option(help="Column of your file that holds lists of their labels.")
+    ] = None,
     teacher: Annotated[
         str | None,
         typer.Option(help="HOST:PORT of the teacher server, which is asked what it serves; none: no teacher."),

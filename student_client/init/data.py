@@ -27,7 +27,9 @@ def ask_data(asker: Asker, given: Mapping[str, str | None]) -> dict[str, Any]:
         asker: asks for what is None.
         given: flags by name: data, level, and the names of columns.
     """
-    found: dict[str, Any] = asker.ask("Data set, or a file of yours", "--data", given["data"], "reuters_r8", data_fields)
+    found: dict[str, Any] = asker.ask(
+        "Data set, or a file of yours", "--data", given["data"], "reuters_r8", data_fields
+    )
     if found["data.name"] != "file":
         return found
     path = Path(found["data.path"])
@@ -90,8 +92,12 @@ def _tokens(asker: Asker, given: Mapping[str, str | None], path: Path, table: pd
         )
     tokens, tags = propose_tags(lists)
     return {
-        "data.tokens_column": _column(asker, "Column of the tokens", "--tokens-column", given["tokens_column"], tokens, table),
-        "data.tags_column": _column(asker, "Column of their labels", "--tags-column", given["tags_column"], tags, table),
+        "data.tokens_column": _column(
+            asker, "Column of the tokens", "--tokens-column", given["tokens_column"], tokens, table
+        ),
+        "data.tags_column": _column(
+            asker, "Column of their labels", "--tags-column", given["tags_column"], tags, table
+        ),
         **propose_rows(len(table)),
     }
 
@@ -106,9 +112,13 @@ def _rows(asker: Asker, given: Mapping[str, str | None], path: Path, table: pd.D
     text, label = propose_columns(cells)  # a label may be a list of several
     found: dict[str, Any] = {
         "data.text_column": _column(asker, "Column of the texts", "--text-column", given["text_column"], text, table),
-        "data.label_column": _column(asker, "Column of the labels", "--label-column", given["label_column"], label, table),
+        "data.label_column": _column(
+            asker, "Column of the labels", "--label-column", given["label_column"], label, table
+        ),
     }
-    between = None if found["data.label_column"] in _lists(table) else propose_separator(cells[found["data.label_column"]])
+    between = (
+        None if found["data.label_column"] in _lists(table) else propose_separator(cells[found["data.label_column"]])
+    )
     if between or given["label_separator"]:
         question = f"What stands between several labels of a row, or {NONE}"
         said = asker.ask(question, "--label-separator", given["label_separator"], between or NONE, str)

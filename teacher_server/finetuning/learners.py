@@ -121,7 +121,9 @@ class HeadLearner(Learner):
         some = next(part for part in parts if len(part))[:1]
         features = torch.cat([some, *parts])  # [1 + words, width]; the first is read where there is no label
         numbers = numbers.to(features.device)
-        return Examples(lambda rows: self.head(features[numbers[rows.to(features.device)]]), targets.to(features.device))
+        return Examples(
+            lambda rows: self.head(features[numbers[rows.to(features.device)]]), targets.to(features.device)
+        )
 
 
 class BodyLearner(Learner):

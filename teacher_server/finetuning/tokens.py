@@ -43,7 +43,9 @@ def words_of(teacher: FrozenTeacher, split: Split, max_tokens: int) -> Words:
     texts = [bytes(row.tolist()).rstrip(b"\0").decode() for row in teacher_view(split)["text"]]
     limit = min(max_tokens, getattr(family, "max_tokens", None) or max_tokens)
     if not getattr(family.tokenizer, "is_fast", False):
-        raise DataError(f"{teacher.name}: its tokenizer does not tell where tokens lie; give a model with a tokenizer.json")
+        raise DataError(
+            f"{teacher.name}: its tokenizer does not tell where tokens lie; give a model with a tokenizer.json"
+        )
     found = family.tokenizer(texts, truncation=True, max_length=limit, return_offsets_mapping=True)  # type: ignore[misc]
     spans = found["offset_mapping"]
     numbers = torch.arange(split.labels.shape[1]).expand_as(split.labels).masked_fill(split.labels == IGNORED, IGNORED)

@@ -90,7 +90,14 @@ def test_it_learns_is_a_normal_folder_and_teaches(tmp_path: Path, model_folder: 
         "data.validation": 15,
         "data.test": 15,
     }
-    flags = {"model": str(model_folder("bert")), "output": out, "train": "body", "epochs": 10, "learning_rates": (0.003,), "device": "cpu"}
+    flags = {
+        "model": str(model_folder("bert")),
+        "output": out,
+        "train": "body",
+        "epochs": 10,
+        "learning_rates": (0.003,),
+        "device": "cpu",
+    }
     result = finetune(load_finetune_config(data | flags))
     assert (result.metric, result.labelled, result.validation) == ("span_f1", 60, 15)
     assert result.best.validation > 0.9

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from teacher_server.families.pretrained import PretrainedFamily
 from task_data import Task
+from teacher_server.families.pretrained import PretrainedFamily
 from teacher_server.finetuning.heads import HEADS, head_features, head_modules, last_linear, with_head
 from teacher_server.split import FrozenTeacher
 from teaching_protocol.errors import UnsupportedFamily

@@ -76,7 +76,25 @@ def test_the_same_by_answers(address: str) -> None:
 
 
 def test_a_wrong_answer_is_asked_for_again_with_a_hint(address: str) -> None:
-    answers = ["mod.csv", "mood.csv", "rows", "row", "", "", address, "", "9", "", "talkng", "one_way", "tiny", "x", "8", "3", ""]
+    answers = [
+        "mod.csv",
+        "mood.csv",
+        "rows",
+        "row",
+        "",
+        "",
+        address,
+        "",
+        "9",
+        "",
+        "talkng",
+        "one_way",
+        "tiny",
+        "x",
+        "8",
+        "3",
+        "",
+    ]
     code, out, said = run("init", answers="\n".join(answers) + "\n")
     assert code == 0, said
     for hint in (
@@ -179,8 +197,21 @@ def test_fields_by_set_and_sections_of_the_methods_that_are_used() -> None:
         (("--yes", "--teacher", "none", "--data", "mood.csv", "--label-column", "labl"), "did you mean label?"),
         (("--yes", "--teacher", "none", "--set", "training.lr=-1"), "training.lr: received -1"),
         (("--yes", "--teacher", "none", "--data", "mood.csv", "--level", "token"), "has 0 columns of lists"),
-        (("--yes", "--teacher", "a:1", "--offline", "--data", "mood.csv", "--level", "next_token", "--method", "committee"),
-         "it reads one prediction a row"),
+        (
+            (
+                "--yes",
+                "--teacher",
+                "a:1",
+                "--offline",
+                "--data",
+                "mood.csv",
+                "--level",
+                "next_token",
+                "--method",
+                "committee",
+            ),
+            "it reads one prediction a row",
+        ),
         ((), "nobody answers, the input has ended; give --data, or --yes"),
     ],
 )
