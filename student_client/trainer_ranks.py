@@ -88,6 +88,6 @@ def _check_checkpointing(args: Any) -> None:
     given = args.gradient_checkpointing_kwargs or {}
     if args.gradient_checkpointing and given.get("use_reentrant"):
         raise ConfigError(
-            "gradient_checkpointing_kwargs: received use_reentrant=True, expected False: the states that are read would be "
+            "activation_checkpointing_kwargs: received use_reentrant=True, expected False: the states that are read would be "
             "those of a forward without gradients"
         )

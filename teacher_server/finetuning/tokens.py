@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
@@ -68,7 +68,7 @@ def at(states: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
 class TokenObjective(Objective):
     """Classes of words: outputs [rows, words, classes] against labels [rows, words]."""
 
-    task: Task = Task("token", ("O",), level="token")
+    task: Task = field(kw_only=True)
 
     @property
     def metric(self) -> str:

@@ -174,7 +174,12 @@ def test_bf16_autocast_trains_both_sides(school: School, student: Path, rows: Pa
 
 
 @pytest.mark.parametrize(
-    "flags", [{"gradient_checkpointing": True}, {"torch_compile": True}], ids=lambda flags: next(iter(flags))
+    "flags",
+    [
+        {"activation_checkpointing": True},
+        pytest.param({"torch_compile": True, "torch_compile_backend": "eager"}, marks=pytest.mark.slow),
+    ],
+    ids=["checkpointed", "compiled"],
 )
 def test_flags_that_change_how_the_student_runs_change_nothing_else(
     school: School, rows: Path, tmp_path: Path, flags: dict[str, Any]
@@ -182,8 +187,6 @@ def test_flags_that_change_how_the_student_runs_change_nothing_else(
     """The states that are read are those of the forward that is trained."""
     student = student_folder(tmp_path / "student")
     method = METHOD | {"message_dropout": 0, "answer_dropout": 0}
-    if "torch_compile" in flags:
-        flags = flags | {"torch_compile_backend": "eager"}
     found = []
     for given in ({}, flags):
         trainer = trainer_of(student, rows, school.address, tmp_path, method=method, max_steps=3, **given)
@@ -193,11 +196,11 @@ def test_flags_that_change_how_the_student_runs_change_nothing_else(
 
 
 def test_states_without_gradients_are_refused(school: School, student: Path, rows: Path, tmp_path: Path) -> None:
-    fields = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": True}}
+    fields = {"activation_checkpointing": True, "activation_checkpointing_kwargs": {"use_reentrant": True}}
     with pytest.raises(ConfigError, match="received use_reentrant=True, expected False"):
         trainer_of(student, rows, school.address, tmp_path, method=METHOD, **fields)
     trainer = trainer_of(student, rows, school.address, tmp_path, method=METHOD)
-    trainer.model.gradient_checkpointing_enable({"use_reentrant": True})
+    trainer.model.activation_checkpointing_enable({"use_reentrant": True})
     with pytest.raises(ConfigError, match="runs without gradients within a forward that has them"):
         trainer.train()
 

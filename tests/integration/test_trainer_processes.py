@@ -75,7 +75,7 @@ def test_two_processes_are_one_with_the_whole_batch(
 KINDS_OF_DDP: dict[str, dict[str, Any]] = {
     "torchrun": {},
     "accumulated": {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2},
-    "checkpointed": {"gradient_checkpointing": True},
+    "checkpointed": {"activation_checkpointing": True},
 }
 
 
