@@ -39,7 +39,6 @@ def check_start(accelerator: Any, args: Any, config: RunConfig, level: Level) ->
     _check_kind(accelerator)
     _check_fp16(accelerator)
     _check_head(accelerator, config)
-    _check_checkpointing(args)
     if count > 1 and not args.accelerator_config.even_batches and not args.dataloader_drop_last:
         raise ConfigError(
             f"accelerator_config: received even_batches=False with {count} processes, expected True: their gradients are averaged "
@@ -81,13 +80,4 @@ def _check_head(accelerator: Any, config: RunConfig) -> None:
             f"method: received w_answer_task {method.w_answer_task:g} and w_answer_labels {method.w_answer_labels:g} for "
             f"{', '.join(reads)} under FSDP or ZeRO-3, expected 0 for both: they run the student's head outside of its forward, "
             "where its weights are in pieces; or use DDP, ZeRO-1 or ZeRO-2"
-        )
-
-
-def _check_checkpointing(args: Any) -> None:
-    given = args.gradient_checkpointing_kwargs or {}
-    if args.gradient_checkpointing and given.get("use_reentrant"):
-        raise ConfigError(
-            "activation_checkpointing_kwargs: received use_reentrant=True, expected False: the states that are read would be "
-            "those of a forward without gradients"
         )

@@ -47,25 +47,31 @@ _DEADLINE_S = 10.0
 _SIZES = ("tiny", "small", "complementary")
 
 
+Separator = Annotated[
+    str | None, typer.Option(help="What stands between several labels of a cell, such as `;`; none: one label.")
+]
+LevelFlag = Annotated[
+    str | None,
+    typer.Option(
+        help="What of your file has a label: row, token or next_token.", autocompletion=complete_names(get_args(Level))
+    ),
+]
+TokensColumn = Annotated[str | None, typer.Option(help="Column of your file that holds lists of tokens.")]
+TagsColumn = Annotated[str | None, typer.Option(help="Column of your file that holds lists of their labels.")]
+Tokenizer = Annotated[
+    str | None, typer.Option(help="Name or folder of the teacher's tokenizer, for a student that reads its tokens.")
+]
+
+
 def init(
     file: Annotated[Path, typer.Argument(help="New YAML file.")] = Path("run.yaml"),
     data: DataFlag = None,
     text_column: TextColumn = None,
     label_column: LabelColumn = None,
-    label_separator: Annotated[
-        str | None, typer.Option(help="What stands between several labels of a cell, such as `;`; none: one label.")
-    ] = None,
-    level: Annotated[
-        str | None,
-        typer.Option(
-            help="What of your file has a label: row, token or next_token.",
-            autocompletion=complete_names(get_args(Level)),
-        ),
-    ] = None,
-    tokens_column: Annotated[str | None, typer.Option(help="Column of your file that holds lists of tokens.")] = None,
-    tags_column: Annotated[
-        str | None, typer.Option(help="Column of your file that holds lists of their labels.")
-    ] = None,
+    label_separator: Separator = None,
+    level: LevelFlag = None,
+    tokens_column: TokensColumn = None,
+    tags_column: TagsColumn = None,
     teacher: Annotated[
         str | None,
         typer.Option(help="HOST:PORT of the teacher server, which is asked what it serves; none: no teacher."),
@@ -73,9 +79,7 @@ def init(
     entry: Annotated[int | None, typer.Option(help="Layer at which a message enters.", min=0)] = None,
     exit: Annotated[int | None, typer.Option(help="Layer at which the answer is read.", min=1)] = None,
     method: MethodFlag = None,
-    tokenizer: Annotated[
-        str | None, typer.Option(help="Name or folder of the teacher's tokenizer, for a student that reads its tokens.")
-    ] = None,
+    tokenizer: Tokenizer = None,
     size: Size = None,
     batch_size: Annotated[int | None, typer.Option(help="Rows of one step.", min=1)] = None,
     max_steps: MaxSteps = None,
@@ -110,8 +114,7 @@ def init(
     found["training.max_steps"] = asker.ask("Optimizer steps", "--max-steps", _text(max_steps), str(_STEPS), number)
     name = Path(str(found.get("data.path") or found["data.name"])).stem
     found["output"] = asker.ask("Folder of the run", "--output", _text(output), f"runs/{name}", str)
-    config = load_run_config(None, found | settings_of(settings))
-    _check(config)
+    config = _checked(load_run_config(None, found | settings_of(settings)))
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(commented_yaml(config, _title(file), _unused(config)), encoding="utf-8")
     if as_json:
@@ -196,14 +199,14 @@ def _told(asker: Asker, tokenizer: str | None, found: dict[str, Any]) -> dict[st
     return said | {"student.tokenizer": asker.ask(question, "--tokenizer", tokenizer, NONE, given)}
 
 
-def _check(config: RunConfig) -> None:
-    """Refuses a method that makes no sense for what has a label, as `train` would."""
-    if config.data.level == "row":
-        return
-    from student_client.methods import check_suits
-    from task_data import Task
+def _checked(config: RunConfig) -> RunConfig:
+    """The same; refuses a method that makes no sense for what has a label, as `train` would."""
+    if config.data.level != "row":
+        from student_client.methods import check_suits
+        from task_data import Task
 
-    check_suits(config.method, Task(config.data.name, ("a", "b"), level=config.data.level))
+        check_suits(config.method, Task(config.data.name, ("a", "b"), level=config.data.level))
+    return config
 
 
 def _methods(found: dict[str, Any]) -> Callable[[str], list[str]]:

@@ -25,8 +25,7 @@ def started(method: Any = "soft_labels", level: Level = "row", **fields: Any) ->
     """Two processes of DDP, but for what is given; of accelerate and transformers what is read."""
     accelerator = {"num_processes": 2, "distributed_type": DistributedType.MULTI_GPU, "mixed_precision": "no"}
     accelerator |= {"parallelism_config": None, "state": None}
-    args = {"n_gpu": 1, "gradient_checkpointing": False, "gradient_checkpointing_kwargs": None}
-    args |= {"dataloader_drop_last": False, "accelerator_config": SimpleNamespace(even_batches=True)}
+    args = {"n_gpu": 1, "dataloader_drop_last": False, "accelerator_config": SimpleNamespace(even_batches=True)}
     for name, value in fields.items():
         (accelerator if name in accelerator else args)[name] = value
     config = distillation_config("127.0.0.1:1", method)

@@ -160,6 +160,26 @@ def test_gradient_checkpointing_is_read_once() -> None:
         student.taps.take()
 
 
+class Checkpointed(nn.Module):
+    """Runs its inner module without gradients, and again in backward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.inner = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = torch.utils.checkpoint.checkpoint(self.inner, self.first(x), use_reentrant=True)
+        return found
+
+
+def test_states_without_gradients_are_refused() -> None:
+    """Else the student would be told nothing by what is said of them."""
+    net = Checkpointed()
+    student = TappedStudent(net, Task("t", ("a", "b")), taps=["first", "first", "inner"])
+    with pytest.raises(ConfigError, match=r"'inner' runs without gradients.*use_reentrant"):
+        student.trace({"x": torch.ones(2, 4)})
+
+
 def test_errors_say_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="named_modules"):
         TappedStudent(Net(), Task("a", ("b", "c")), ["stem", "bloc"])
