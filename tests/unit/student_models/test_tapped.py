@@ -160,6 +160,22 @@ def test_gradient_checkpointing_is_read_once() -> None:
         student.taps.take()
 
 
+@pytest.mark.filterwarnings("ignore:LSTM with projections")
+@pytest.mark.parametrize(
+    ("layer", "width"),
+    [
+        (nn.GRU(4, 6, batch_first=True), 6),
+        (nn.LSTM(4, 6, bidirectional=True, batch_first=True), 12),
+        (nn.LSTM(4, 6, proj_size=5, batch_first=True), 5),
+    ],
+)
+def test_the_width_of_recurrent_layers(layer: nn.Module, width: int) -> None:
+    net = nn.Sequential(layer)
+    student = TappedStudent(net, Task("t", ("a", "b")), taps=["0", "0", "0"])
+    net(torch.ones(2, 3, 4))
+    assert student.width == width == student.taps.take()[0].hidden.shape[-1]
+
+
 class Checkpointed(nn.Module):
     """Runs its inner module without gradients, and again in backward."""
 
