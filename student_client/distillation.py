@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import torch
+import torch.distributed as dist
 from pydantic import ValidationError
 from torch import nn
 
@@ -18,9 +19,11 @@ from student_client.config import RunConfig
 from student_client.connecting import connected
 from student_client.continuity import Continuity
 from student_client.conversation import Conversation
+from student_client.division import check_divisible
 from student_client.members import STUDENT_TOKENS
 from student_client.methods import Context, build_methods, check_suits, reads_student_tokens
 from student_client.progress import Means
+from student_client.ranks import Ranks
 from student_client.recovery import Losses
 from student_models import TappedStudent
 from teaching_protocol.errors import ConfigError, DataError, StateMismatch
@@ -34,7 +37,7 @@ class Distillation:
     """A model learns from teachers by a method. Use once, as a context manager: inside it, sessions are open.
 
     The loop runs the model, calls `loss` on what came out, goes backward, steps its own optimizer, and calls `step`. Lost
-    teachers are waited for inside these calls (`teacher.patience_s`).
+    teachers are waited for inside these calls (`teacher.patience_s`); with several ranks they are an error of those calls.
 
     Args:
         model: a transformers classifier or causal language model, or a `TappedStudent` around any module; wrapped for training or not.
@@ -42,6 +45,8 @@ class Distillation:
         columns: names of the teachers' input ports that batches bring along as `teacher_<name>`.
         device: of the student-side codec; None is the model's.
         say: is told of lost teachers.
+        ranks: the processes that train this student, each with as many rows of a batch, whose loop averages the gradients of
+            the model; `ranks.in_group` finds them. They share one session, and every method here is called by all of them.
 
     Attributes:
         means: parts of the loss and numbers to watch, since they were last taken.
@@ -54,7 +59,9 @@ class Distillation:
         columns: Sequence[str] = ("text",),
         device: torch.device | None = None,
         say: Callable[[str], None] = print,
+        ranks: Ranks | None = None,
     ) -> None:
+        self._ranks = ranks or Ranks()
         self._is_ours = not isinstance(model, TappedStudent)
         self.student = model if isinstance(model, TappedStudent) else TappedStudent(model)
         self.means = Means()
@@ -82,19 +89,24 @@ class Distillation:
         return Losses() if self._continuity is None else self._continuity.losses
 
     def __enter__(self) -> Self:
-        config, student = self._config, self.student
+        config, student, ranks = self._config, self.student, self._ranks
         check_suits(config.method, student.task)
+        check_divisible(config, ranks.count, student.task.level)
+        _check_alone(ranks)
         served = STUDENT_TOKENS if reads_student_tokens(config.method, student.task) else self._columns
         with self._opened:  # closes what was opened if anything goes wrong
             if self._is_ours:
                 self._opened.callback(student.taps.close)
-            opening = connected(config, student.task.name, served, (), self._say)
+            opening = connected(config, student.task.name, served, (), self._say, ranks=ranks)
             teachers = self._opened.enter_context(opening)
             method = build_methods(Context(config.method, student, teachers.cards, config.method.seed))
             method.to(self._device).train()
+            ranks.align([method])
             self._conversation = Conversation(student, method, teachers, config.training.weight_decay)
-            self._continuity = Continuity(teachers, config.training.rewind_steps)
-            self._continuity.begin()
+            if ranks.count == 1:
+                self._continuity = Continuity(teachers, config.training.rewind_steps)
+                self._continuity.begin()
+            teachers.winds_back = ranks.count > 1  # a rank that waited here would leave the others in a collective
             self._opened = self._opened.pop_all()
         return self
 
@@ -137,15 +149,24 @@ class Distillation:
         conversation = self.conversation
         own = self._config.teacher.lr if self._config.teacher is not None else None
         teacher_lr = None if own is None else own * lr / self._config.training.lr
+        conversation.average((), 1.0 / self._ranks.count)
         norms = conversation.step(
-            lr, teacher_lr=teacher_lr, grad_scale=grad_scale, max_grad_norm=max_grad_norm, is_skipped=is_skipped
+            lr,
+            teacher_lr=teacher_lr,
+            grad_scale=grad_scale,
+            max_grad_norm=max_grad_norm,
+            rows=1,  # of every rank alike
+            is_skipped=is_skipped,
         )
         self.means.add(norms)
         self._done += 1
-        self._lasting.stepped()
+        if self._continuity is not None:
+            self._continuity.stepped()
 
     def state_dict(self) -> dict[str, Any]:
         """Both codecs, their optimizers and what the method counts, between two steps: tensors, numbers and text.
+
+        The teachers' states are rank 0's.
 
         What would be told again to a teacher that is lost from now on begins here.
         """
@@ -155,7 +176,7 @@ class Distillation:
             "teachers": conversation.teachers.hashes,
             "method": dict(conversation.method.state_dict()),
             "optimizer": conversation.moments(),
-            "sessions": [torch.frombuffer(bytearray(state), dtype=torch.uint8) for state in self._lasting.take()],
+            "sessions": [torch.frombuffer(bytearray(state), dtype=torch.uint8) for state in self._states()],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -171,11 +192,16 @@ class Distillation:
         except RuntimeError as error:
             raise StateMismatch(f"the state does not fit this student and method: {error}") from error
         conversation.load_moments(state["optimizer"])
-        self._lasting.put_back(tuple(session.numpy().tobytes() for session in state["sessions"]))
+        sessions = tuple(session.numpy().tobytes() for session in state["sessions"])
+        if self._continuity is not None:
+            self._continuity.put_back(sessions)
+        else:
+            self._ranks.only_first(lambda: conversation.teachers.import_states(sessions), None)
+            conversation.teachers.share()
         self._done = int(state["step"])
 
     def save(self, folder: Path | str) -> None:
-        """Writes `state_dict` to `distillation/` of a folder, with a hash of every file, beside a saved model.
+        """Writes `state_dict` to `distillation/` of a folder, with a hash of every file, beside a saved model; rank 0 writes.
 
         Raises:
             ConfigError: the folder cannot be written.
@@ -184,10 +210,11 @@ class Distillation:
         tensors = {name: state[name] for name in ("method", "optimizer")}
         sessions = tuple(session.numpy().tobytes() for session in state["sessions"])
         facts = {"teachers": state["teachers"]}
-        save_checkpoint(Path(folder) / _FOLDER, Checkpoint(self._done, self._identity, facts, tensors, sessions))
+        found = Checkpoint(self._done, self._identity, facts, tensors, sessions)
+        self._ranks.only_first(lambda: save_checkpoint(Path(folder) / _FOLDER, found), None)
 
     def load(self, folder: Path | str) -> None:
-        """Goes on where `save` was called, in this session or a later one.
+        """Goes on where `save` was called, in this session or a later one; every rank reads the folder.
 
         Raises:
             ConfigError: there is nothing, or it is of another method.
@@ -202,10 +229,10 @@ class Distillation:
         """What must be the same to go on."""
         return {"method": self._config.identity()["method"]}
 
-    @property
-    def _lasting(self) -> Continuity:
-        assert self._continuity is not None, "opened with the conversation"
-        return self._continuity
+    def _states(self) -> tuple[bytes, ...]:
+        if self._continuity is not None:
+            return self._continuity.take()
+        return self._ranks.only_first(self.conversation.teachers.export_states, ())
 
 
 def distillation_config(
@@ -239,6 +266,16 @@ def distillation_config(
     except ValidationError as error:
         first = error.errors()[0]
         raise ConfigError(f"{'.'.join(map(str, first['loc']))}: received {first['input']!r}: {first['msg']}") from error
+
+
+def _check_alone(ranks: Ranks) -> None:
+    """Refuses processes of one group that know nothing of each other here: each would learn another codec."""
+    count = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    if ranks.count != count:
+        raise ConfigError(
+            f"received {ranks.count} ranks in a process group of {count}, expected as many; give `ranks=in_group(seconds)` of "
+            "student_client.ranks in every process"
+        )
 
 
 def _teacher(given: str | Mapping[str, Any]) -> dict[str, Any]:

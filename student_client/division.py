@@ -8,6 +8,7 @@ import torch
 
 from student_client.config import RunConfig
 from task_data import Batch
+from task_data.config import Level
 from teaching_protocol.errors import ConfigError
 
 __all__ = ["check_divisible", "part_of"]
@@ -38,8 +39,13 @@ def part_of(batch: Batch, rank: int, count: int) -> Batch:
     )
 
 
-def check_divisible(config: RunConfig, count: int) -> None:
+def check_divisible(config: RunConfig, count: int, level: Level) -> None:
     """Refuses what several ranks cannot train as one process would.
+
+    Args:
+        config: of the run.
+        count: of ranks.
+        level: what has a label.
 
     Raises:
         ConfigError: a committee, a method or a reading whose loss relates the rows of a batch to each other.
@@ -58,9 +64,9 @@ def check_divisible(config: RunConfig, count: int) -> None:
             "relate the rows of a batch to each other or choose by what they have seen, and each rank sees its own rows only; "
             "start one process"
         )
-    if config.data.level != "row":
+    if level != "row":
         raise ConfigError(
-            f"data.level: received {config.data.level!r} with {count} ranks, expected row: losses of tokens are means over tokens, "
+            f"data.level: received {level!r} with {count} ranks, expected row: losses of tokens are means over tokens, "
             "and ranks weigh theirs by rows; start one process"
         )
     method = config.method

@@ -11,12 +11,12 @@ import torch
 
 from student_client.config import load_run_config, run_file
 from student_client.losses import task_loss
-from student_client.token_scores import TokenCounts
 from student_models import Student, Tensors, load_student
 from student_models.token_labels import labelled_view
 from task_data import IGNORED, TOKEN_LABELS, Split, batches, load_data
 from task_data.config import SplitName
 from task_data.metrics import measured
+from task_data.token_scores import TokenCounts
 from teaching_protocol.errors import DataError
 
 __all__ = ["Scores", "SplitName", "evaluate", "evaluate_run", "labelled_outputs"]

@@ -14,8 +14,12 @@ from student_client.collating import TeacherColumns, student_inputs
 from student_client.conversation import overflow
 from student_client.distillation import Distillation, distillation_config
 from student_client.moments import parameters_of
+from student_client.ranks import Ranks, in_group
+from student_client.recovery import LOST
+from student_client.trainer_ranks import check_start
 from student_models import TappedStudent
-from teaching_protocol.errors import ConfigError, NonFiniteError
+from student_models.auto_models import task_of
+from teaching_protocol.errors import NonFiniteError
 
 __all__ = ["DistillationTrainer"]
 
@@ -25,7 +29,7 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]  # transformers is not
 
     Everything of `TrainingArguments` is as it was. The data set keeps a column of what the teacher reads (`text`). Codecs
     learn at the student's learning rate, are clipped at its `max_grad_norm`, and lie in every checkpoint as
-    `distillation/`. Evaluation and prediction ask no teacher.
+    `distillation/`. Evaluation and prediction ask no teacher. Processes of DDP, FSDP and DeepSpeed share one session.
 
     Args:
         args, kwargs: as of `Trainer`. `model` is a classifier, or the `model` of `student`.
@@ -34,6 +38,9 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]  # transformers is not
         complementary: further teachers, of a committee.
         teacher_columns: columns of the data set that teachers read.
         student: the model with taps of its own; None taps a transformer's layers.
+
+    Raises:
+        ConfigError: what was asked for cannot be done in these processes, or with these arguments.
     """
 
     def __init__(
@@ -53,6 +60,9 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]  # transformers is not
         self.loss_is_scaled_for_ga = False  # a microbatch's loss is a mean: Trainer divides it
         self._config = distillation_config(teacher, method, complementary, training, name)
         self._columns, self._student = tuple(teacher_columns), student
+        self._ranks: Ranks | None = None
+        task = task_of(self.model) if student is None else student.task
+        check_start(self.accelerator, self.args, self._config, task.level)
         self.data_collator: Any = TeacherColumns(vars(self)["data_collator"], self._columns)
         self.add_callback(_TeachersStep(self))
 
@@ -71,7 +81,8 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]  # transformers is not
             task, outputs = super().compute_loss(model, self._own(inputs), return_outputs=True)
         else:
             outputs = model(**student_inputs(inputs))
-        loss = self.distillation.loss(inputs, outputs, task)
+        with self._autocast():
+            loss = self.distillation.loss(inputs, outputs, task)
         return (loss, outputs) if return_outputs else loss
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
@@ -93,7 +104,7 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]  # transformers is not
         return super().prediction_step(model, self._own(inputs), *args, **kwargs)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """As `Trainer`'s; the parts of the loss stand beside it."""
+        """As `Trainer`'s; the parts of the loss stand beside it, of several processes those of the first."""
         if self.distillation is not None and "loss" in logs:
             logs = {**logs, **self.distillation.means.take()}
         super().log(logs, *args, **kwargs)
@@ -102,35 +113,34 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]  # transformers is not
         """The sessions are open while it trains."""
         with self._opened() as self.distillation:
             try:
-                self._check_ranks(self.distillation)
                 return super()._inner_training_loop(*args, **kwargs)
+            except LOST as error:
+                if self.accelerator.num_processes > 1:
+                    error.add_note(
+                        "start all processes again, with resume_from_checkpoint; `torchrun --max-restarts` does so"
+                    )
+                raise
             finally:
                 self.distillation = None
 
     def _opened(self) -> Distillation:
-        if self.args.n_gpu > 1:
-            raise ConfigError(
-                f"received {self.args.n_gpu} GPUs in one process, expected one; set CUDA_VISIBLE_DEVICES to one of them"
-            )
+        if self._ranks is None:
+            self._ranks = in_group(self.args.ddp_timeout)
         model = self.model if self._student is None else self._student
-        opened = Distillation(model, self._config, self._columns, self.args.device, _say)
+        opened = Distillation(model, self._config, self._columns, self.args.device, _say, self._ranks)
         if opened.student.tokenizer is None:
             opened.student.tokenizer = self.processing_class
         return opened
 
-    def _check_ranks(self, distillation: Distillation) -> None:
-        """Refuses what would learn another codec on each rank."""
-        conversation = distillation.conversation
-        learns = conversation.teachers.converse or any(True for _ in conversation.method.parameters())
-        if self.accelerator.num_processes > 1 and learns:
-            raise ConfigError(
-                f"received {self.accelerator.num_processes} processes and a method with a codec or projections of its own, "
-                "which each would learn alone; start one process, or use a method without, such as soft_labels or rkd"
-            )
+    def _autocast(self) -> torch.autocast:
+        """What the model computes in, for the codec beside it."""
+        precision = self.accelerator.mixed_precision
+        dtype = torch.float16 if precision == "fp16" else torch.bfloat16
+        return torch.autocast(self.args.device.type, dtype, enabled=precision in ("bf16", "fp16"))
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
-        if self.distillation is not None and self.args.should_save:
+        if self.distillation is not None:
             self.distillation.save(output_dir)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:

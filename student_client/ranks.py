@@ -20,7 +20,7 @@ from torch import nn
 
 from teaching_protocol.errors import ERRORS, ConfigError, RankLost, ServiceError, SessionNotFound
 
-__all__ = ["Ranks", "joined"]
+__all__ = ["Ranks", "in_group", "joined"]
 
 T = TypeVar("T")
 
@@ -234,6 +234,18 @@ def joined(wait_s: float, patience_s: float) -> Iterator[Ranks]:
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def in_group(wait_s: float) -> Ranks:
+    """The processes of the group that another library's loop has opened, which stays its own; all of them call this.
+
+    Args:
+        wait_s: seconds a process waits for the others.
+    """
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return Ranks()
+    group = dist.new_group(backend="gloo", timeout=timedelta(seconds=wait_s + _SPARE_S))
+    return Ranks(dist.get_rank(), dist.get_world_size(), group, wait_s, wait_s)
 
 
 def _part(parameter: nn.Parameter, share: float) -> torch.Tensor:

@@ -111,7 +111,7 @@ def _ranks(config: RunConfig) -> Iterator[Ranks]:
     """The processes that train this student: those a launcher has started, or this one alone."""
     patience_s = 0.0 if config.teacher is None else config.teacher.patience_s
     with joined(config.training.rank_timeout_s, patience_s) as ranks:
-        check_divisible(config, ranks.count)
+        check_divisible(config, ranks.count, config.data.level)
         yield ranks
 
 

@@ -178,9 +178,13 @@ def _width(model: nn.Module, cuts: Sequence[Tap]) -> int:
     config = getattr(model, "config", None)
     if config is not None:
         return int(config.hidden_size)
+    modules = list(model.get_submodule(cuts[-1].module).modules())
+    if isinstance(modules[-1], nn.RNNBase):
+        last = modules[-1]
+        return (last.proj_size or last.hidden_size) * (2 if last.bidirectional else 1)
     widths = [
         getattr(module, name)
-        for module in model.get_submodule(cuts[-1].module).modules()
+        for module in modules
         for name in ("out_features", "out_channels", "embedding_dim")
         if isinstance(getattr(module, name, None), int)
     ]

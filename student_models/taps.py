@@ -45,7 +45,7 @@ class Taps:
                 raise ConfigError(f"taps: received {tap.module!r}, expected a name of `model.named_modules()`")
         self._names, self._mask = inspect.signature(model.forward), mask
         self._found: dict[Tap, torch.Tensor] = {}
-        self._taps, self._is_running = tuple(taps), False
+        self._taps, self._is_running, self._has_grad = tuple(taps), False, False
         self._given: Any = None
         self._hooks = [model.register_forward_pre_hook(self._begin, with_kwargs=True)]
         for tap in dict.fromkeys(taps):
@@ -85,15 +85,21 @@ class Taps:
 
     def _begin(self, _: nn.Module, args: Any, kwargs: Any) -> None:
         if not torch.compiler.is_exporting():
-            self._found, self._is_running = {}, True
+            self._found, self._is_running, self._has_grad = {}, True, torch.is_grad_enabled()
             self._given = self._names.bind_partial(*args, **kwargs).arguments.get(self._mask)
 
     def _end(self, *_: Any) -> None:
         self._is_running = False
 
     def _keep(self, tap: Tap, value: Any) -> None:
-        if self._is_running:
-            self._found[tap] = _first_tensor(value)
+        if not self._is_running:
+            return
+        if self._has_grad and not torch.is_grad_enabled():
+            raise ConfigError(
+                f"taps: {tap.module!r} runs without gradients within a forward that has them, as under reentrant checkpointing; "
+                'checkpoint with {"use_reentrant": False}, or tap modules around the checkpointed ones'
+            )
+        self._found[tap] = _first_tensor(value)
 
     def _states(self, hidden: torch.Tensor) -> States:
         """[batch, tokens, width] of what a module gave: one token of a vector, a token for each cell of an image."""

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 import typer
 from rich.console import Console
 
-from command_config import fields_of, hint
+from command_config import fields_of
+from command_config.completion import complete_names
 from command_config.line import Json
 from command_config.writing import OFF, commented_yaml
 from student_client.config import RunConfig, load_run_config
@@ -29,9 +30,10 @@ from student_client.flags import (
     TokenFile,
     settings_of,
 )  # fmt: skip
-from student_client.init.questions import Asker
+from student_client.init.data import ask_data
+from student_client.init.questions import NONE, Asker, between, number, one_of
 from student_client.method_config import MethodName
-from task_data.flags import data_fields
+from task_data.config import Level
 from teaching_protocol.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -39,11 +41,26 @@ if TYPE_CHECKING:
 
 __all__ = ["init"]
 
-_NO_TEACHER = "none"
 _WITHOUT_TEACHER: tuple[MethodName, ...] = ("task_only",)
 _STEPS = 300
 _DEADLINE_S = 10.0
 _SIZES = ("tiny", "small", "complementary")
+
+
+Separator = Annotated[
+    str | None, typer.Option(help="What stands between several labels of a cell, such as `;`; none: one label.")
+]
+LevelFlag = Annotated[
+    str | None,
+    typer.Option(
+        help="What of your file has a label: row, token or next_token.", autocompletion=complete_names(get_args(Level))
+    ),
+]
+TokensColumn = Annotated[str | None, typer.Option(help="Column of your file that holds lists of tokens.")]
+TagsColumn = Annotated[str | None, typer.Option(help="Column of your file that holds lists of their labels.")]
+Tokenizer = Annotated[
+    str | None, typer.Option(help="Name or folder of the teacher's tokenizer, for a student that reads its tokens.")
+]
 
 
 def init(
@@ -51,6 +68,10 @@ def init(
     data: DataFlag = None,
     text_column: TextColumn = None,
     label_column: LabelColumn = None,
+    label_separator: Separator = None,
+    level: LevelFlag = None,
+    tokens_column: TokensColumn = None,
+    tags_column: TagsColumn = None,
     teacher: Annotated[
         str | None,
         typer.Option(help="HOST:PORT of the teacher server, which is asked what it serves; none: no teacher."),
@@ -58,6 +79,7 @@ def init(
     entry: Annotated[int | None, typer.Option(help="Layer at which a message enters.", min=0)] = None,
     exit: Annotated[int | None, typer.Option(help="Layer at which the answer is read.", min=1)] = None,
     method: MethodFlag = None,
+    tokenizer: Tokenizer = None,
     size: Size = None,
     batch_size: Annotated[int | None, typer.Option(help="Rows of one step.", min=1)] = None,
     max_steps: MaxSteps = None,
@@ -78,18 +100,21 @@ def init(
     if file.exists() and not overwrite:
         raise ConfigError(f"{file} is there already; give a new name, or --overwrite")
     asker, console = Asker(yes), Console(stderr=True, highlight=False)
-    found = _data(asker, data, text_column, label_column)
+    columns = {"text_column": text_column, "label_column": label_column, "label_separator": label_separator}
+    columns |= {"tokens_column": tokens_column, "tags_column": tags_column}
+    found = ask_data(asker, {"data": data, "level": level, **columns})
     trust = {"teacher.ca": ca, "teacher.cert": cert, "teacher.key": key, "teacher.token_file": token_file}
     found |= _teacher(asker, teacher, {name: value for name, value in trust.items() if value}, found, offline, console)
     found |= _layers(asker, entry, exit, found)
     found["method.names"] = asker.ask("Method", "--method", method, _method(found), _methods(found))
-    found["student.size"] = asker.ask("Size of the student", "--size", size, "small", _one_of("--size", _SIZES))
+    found |= _told(asker, tokenizer, found)
+    found["student.size"] = asker.ask("Size of the student", "--size", size, "small", one_of("--size", _SIZES))
     rows = found.get("training.batch_size", 32)
-    found["training.batch_size"] = asker.ask("Rows of one step", "--batch-size", _text(batch_size), str(rows), _number)
-    found["training.max_steps"] = asker.ask("Optimizer steps", "--max-steps", _text(max_steps), str(_STEPS), _number)
+    found["training.batch_size"] = asker.ask("Rows of one step", "--batch-size", _text(batch_size), str(rows), number)
+    found["training.max_steps"] = asker.ask("Optimizer steps", "--max-steps", _text(max_steps), str(_STEPS), number)
     name = Path(str(found.get("data.path") or found["data.name"])).stem
     found["output"] = asker.ask("Folder of the run", "--output", _text(output), f"runs/{name}", str)
-    config = load_run_config(None, found | settings_of(settings))
+    config = _checked(load_run_config(None, found | settings_of(settings)))
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(commented_yaml(config, _title(file), _unused(config)), encoding="utf-8")
     if as_json:
@@ -100,29 +125,6 @@ def init(
         )
 
 
-def _data(asker: Asker, data: str | None, text_column: str | None, label_column: str | None) -> dict[str, Any]:
-    """The data set, and of a file its columns and how many rows go where."""
-    found = asker.ask("Data set, or a file of yours", "--data", data, "reuters_r8", data_fields)
-    if found["data.name"] != "file":
-        return found
-    from student_client.init.proposals import propose_columns, propose_rows
-    from task_data.tables import read_table
-
-    path = Path(found["data.path"])
-    if path.is_dir():
-        return found
-    table = read_table(path)
-    if len(table.columns) < 2:
-        raise ConfigError(f"--data: {path} has one column only, expected one of texts and one of labels")
-    text, label = propose_columns(
-        {str(each): [str(cell) for cell in table[each]] for each in table.columns}  # a label may be a list of several
-    )
-    known = _one_of("--text-column", tuple(map(str, table.columns)))
-    found["data.text_column"] = asker.ask("Column of the texts", "--text-column", text_column, text, known)
-    found["data.label_column"] = asker.ask("Column of the labels", "--label-column", label_column, label, known)
-    return found | propose_rows(len(table))
-
-
 def _teacher(
     asker: Asker, address: str | None, trust: dict[str, Any], data: dict[str, Any], offline: bool, console: Console
 ) -> dict[str, Any]:
@@ -130,7 +132,7 @@ def _teacher(
     from student_client.init.proposals import MODALITIES, propose_session, said_of
 
     def fields(text: str) -> dict[str, Any]:
-        if text == _NO_TEACHER:
+        if text == NONE:
             return {}
         first, *others = text.split(",")
         found = {"teacher.address": first, **trust} | ({"teacher.addresses": others} if others else {})
@@ -161,13 +163,13 @@ def _layers(asker: Asker, entry: int | None, exit: int | None, found: dict[str, 
         given = {"teacher.entry": entry, "teacher.exit": exit}
         return {name: value for name, value in given.items() if value is not None}
     enters, leaves = str(found["teacher.entry"]), str(found["teacher.exit"])
-    start = asker.ask("Layer where messages enter", "--entry", _text(entry), enters, _between("--entry", 0, layers - 1))
+    start = asker.ask("Layer where messages enter", "--entry", _text(entry), enters, between("--entry", 0, layers - 1))
     stop = asker.ask(
         "Layer where answers are read",
         "--exit",
         _text(exit),
         max(leaves, str(start + 1), key=int),
-        _between("--exit", start + 1, layers),
+        between("--exit", start + 1, layers),
     )
     return {"teacher.entry": start, "teacher.exit": stop}
 
@@ -176,38 +178,45 @@ def _method(found: dict[str, Any]) -> str:
     return "talking" if "teacher.address" in found else _WITHOUT_TEACHER[0]
 
 
+def _told(asker: Asker, tokenizer: str | None, found: dict[str, Any]) -> dict[str, Any]:
+    """What the methods need to be told for labels of tokens, and whose tokens the student reads."""
+    from student_client.init.proposals import propose_method
+
+    names, level = found["method.names"], found.get("data.level", "row")
+    said = propose_method(names, level)
+    if tokenizer is None and (level == "row" or "soft_labels" not in names):
+        return said
+    question = "Name or folder of the teacher's tokenizer"
+
+    def given(text: str) -> str:
+        if text == NONE and "soft_labels" in names and level != "row":
+            raise ConfigError(
+                "--tokenizer: received none, expected the name or folder of the teacher's tokenizer: soft_labels compares "
+                "tokens one by one, so that the student must read the teacher's; or leave soft_labels out (--method)"
+            )
+        return text
+
+    return said | {"student.tokenizer": asker.ask(question, "--tokenizer", tokenizer, NONE, given)}
+
+
+def _checked(config: RunConfig) -> RunConfig:
+    """The same; refuses a method that makes no sense for what has a label, as `train` would."""
+    if config.data.level != "row":
+        from student_client.methods import check_suits
+        from task_data import Task
+
+        check_suits(config.method, Task(config.data.name, ("a", "b"), level=config.data.level))
+    return config
+
+
 def _methods(found: dict[str, Any]) -> Callable[[str], list[str]]:
     """Names with commas; without a teacher, of those that ask none."""
     known = get_args(MethodName) if "teacher.address" in found else _WITHOUT_TEACHER
 
     def check(text: str) -> list[str]:
-        return [_one_of("--method", known)(name.strip()) for name in text.split(",")]
+        return [one_of("--method", known)(name.strip()) for name in text.split(",")]
 
     return check
-
-
-def _one_of(flag: str, known: tuple[str, ...]) -> Callable[[str], str]:
-    def check(text: str) -> str:
-        if text not in known:
-            raise ConfigError(f"{flag}: received {text!r}, expected one of {', '.join(known)}{hint(text, known)}")
-        return text
-
-    return check
-
-
-def _between(flag: str, least: int, most: int) -> Callable[[str], int]:
-    def check(text: str) -> int:
-        if not text.isdecimal() or not least <= int(text) <= most:
-            raise ConfigError(f"{flag}: received {text!r}, expected a whole number from {least} to {most}")
-        return int(text)
-
-    return check
-
-
-def _number(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise ConfigError(f"received {text!r}, expected a whole number from 1 on")
-    return int(text)
 
 
 def _unused(config: RunConfig) -> list[str]:

@@ -7,11 +7,15 @@ from typing import TypeVar
 
 import typer
 
+from command_config import hint
 from teaching_protocol.errors import ConfigError, TeachingError
 
-__all__ = ["Asker"]
+__all__ = ["NONE", "Asker", "between", "number", "one_of"]
 
 T = TypeVar("T")
+
+NONE = "none"
+"""The answer that there is none."""
 
 
 class Asker:
@@ -47,6 +51,35 @@ class Asker:
                 f"{flag}: nobody answers, the input has ended; give {flag}, or --yes for the default of every question"
             ) from error
         return found
+
+
+def one_of(flag: str, known: tuple[str, ...]) -> Callable[[str], str]:
+    """Checks that an answer is one of those known."""
+
+    def check(text: str) -> str:
+        if text not in known:
+            raise ConfigError(f"{flag}: received {text!r}, expected one of {', '.join(known)}{hint(text, known)}")
+        return text
+
+    return check
+
+
+def between(flag: str, least: int, most: int) -> Callable[[str], int]:
+    """Checks that an answer is a whole number in a range, both ends included."""
+
+    def check(text: str) -> int:
+        if not text.isdecimal() or not least <= int(text) <= most:
+            raise ConfigError(f"{flag}: received {text!r}, expected a whole number from {least} to {most}")
+        return int(text)
+
+    return check
+
+
+def number(text: str) -> int:
+    """Checks that an answer is a whole number from 1 on."""
+    if not text.isdecimal() or int(text) < 1:
+        raise ConfigError(f"received {text!r}, expected a whole number from 1 on")
+    return int(text)
 
 
 def _checked(check: Callable[[str], T], text: str) -> T:

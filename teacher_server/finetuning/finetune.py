@@ -22,7 +22,8 @@ from teacher_server.families.pretrained import PretrainedFamily
 from teacher_server.finetuning.finetune_config import FinetuneConfig
 from teacher_server.finetuning.heads import last_linear, with_head
 from teacher_server.finetuning.learners import BodyLearner, HeadLearner, Learner, LoraLearner, LoraSettings
-from teacher_server.finetuning.tuning import Epoch, Objective, Plan, tune
+from teacher_server.finetuning.tokens import TokenObjective, words_of
+from teacher_server.finetuning.tuning import Epoch, Examples, Objective, Plan, tune
 from teacher_server.loading import load_teacher
 from teacher_server.split import FrozenTeacher
 from teaching_protocol.errors import ConfigError, DataError, ModelLoadError
@@ -71,19 +72,19 @@ def finetune(
         raise ConfigError(
             "data.streaming: received true, expected false; a teacher is fine-tuned on labelled rows in memory"
         )
+    if config.data.level == "next_token":
+        raise ConfigError(
+            "data.level: received 'next_token', expected row or token: a language model has its head; train a student of it "
+            "on the text alone (student-client train --method task_only) and serve its run's folder"
+        )
     # how many rows join unlabelled has no influence on which ones are labelled
     data = load_data(config.data.model_copy(update={"unlabelled": 0}))
-    if data.task.level != "row":
-        raise ConfigError(
-            f"data.level: received {data.task.level!r}, expected row: a head is trained for labels of rows here; for labels of "
-            "tokens train a student on them alone (student-client train --method task_only) and serve its run's folder"
-        )
     _check_validation(data)
     with _room_beside(config.output) as folder:
         accelerator = _accelerator(config)
         source = load_teacher(config.model, device=str(accelerator.device), image_size=config.image_size)
         with torch.random.fork_rng([accelerator.device] if accelerator.device.type == "cuda" else []):
-            teacher = with_head(source, data.task.labels, config.seed, data.task.kind)
+            teacher = with_head(source, data.task, config.seed)
             _check_modality(teacher, data)
             result = _train(teacher, data, config, accelerator, report)
         _write(folder / _RECORD, _record(config, source, teacher, data, result))
@@ -105,10 +106,17 @@ def _train(
     learner = _learner(teacher, config)
     train, validation = _labelled(data.train), _labelled(data.validation)
     objective = _objective(learner, train, data)
-    seen, held = (learner.examples(teacher_view(split), split.labels) for split in (train, validation))
+    seen, held = (_examples(learner, split, data) for split in (train, validation))
     best, epochs = tune(learner.module, seen, held, objective, _plan(config), accelerator, report)
     learner.finish(objective)
     return Finetuned(config.output, objective.metric, best, epochs, len(train), len(validation))
+
+
+def _examples(learner: Learner, split: Split, data: TaskData) -> Examples:
+    if data.task.level != "token":
+        return learner.examples(teacher_view(split), split.labels)
+    words = words_of(learner.teacher, split, learner.max_tokens)
+    return learner.examples(teacher_view(split), words.labels, words.places)
 
 
 def _labelled(split: Split) -> Split:
@@ -173,6 +181,8 @@ def _learner(teacher: FrozenTeacher, config: FinetuneConfig) -> Learner:
 
 def _objective(learner: Learner, train: Split, data: TaskData) -> Objective:
     """Classes, or targets of mean 0 and deviation 1; without a bias nothing could give the mean back."""
+    if data.task.level == "token":
+        return TokenObjective(data.task.kind, task=data.task)
     if not data.task.is_regression:
         return Objective(data.task.kind)
     scale = float(train.labels.std()) if len(train) > 1 else 0.0

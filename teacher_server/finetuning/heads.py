@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForImageClassification, AutoModelForSequenceClassification
+from transformers import (
+    AutoModelForImageClassification,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+)
 
-from task_data.splits import TaskKind
+from task_data.splits import Task
 from teacher_server.families.cnn import GridFamily
 from teacher_server.families.pretrained import PretrainedFamily
 from teacher_server.split import FrozenTeacher
 from teaching_protocol.errors import ModelLoadError, UnsupportedFamily
 
-__all__ = ["HEADS", "head_features", "head_modules", "last_linear", "with_head"]
+__all__ = ["HEADS", "TOKEN_HEADS", "head_features", "head_modules", "last_linear", "with_head"]
 
 HEADS: dict[str, Callable[[Any], tuple[nn.Module, ...]]] = {
     "bert": lambda model: (model.bert.pooler, model.dropout, model.classifier),
@@ -34,12 +38,18 @@ HEADS: dict[str, Callable[[Any], tuple[nn.Module, ...]]] = {
 }
 """By model type, the modules from what the head reads of a row to its logits, in the order they run."""
 
+TOKEN_HEADS: dict[str, Callable[[Any], tuple[nn.Module, ...]]] = {
+    **dict.fromkeys(
+        ("bert", "distilbert", "electra", "gpt2", "mpnet", "roberta"), lambda model: (model.dropout, model.classifier)
+    ),
+    **dict.fromkeys(("llama", "mistral", "qwen2"), lambda model: (model.dropout, model.score)),
+}
+"""The same of a head that reads each token by itself."""
+
 _READS_LAST_TOKEN = ("gpt2", "llama", "mistral", "qwen2")
 
 
-def with_head(
-    teacher: FrozenTeacher, labels: Sequence[str], seed: int, kind: TaskKind = "single_label"
-) -> FrozenTeacher:
+def with_head(teacher: FrozenTeacher, task: Task, seed: int) -> FrozenTeacher:
     """The same body, tokenizer and image settings under a new head, drawn from `seed`; a head it had is dropped.
 
     The head is that of transformers' own class for the family. A pooler that the body brings is kept, one that it
@@ -47,24 +57,23 @@ def with_head(
 
     Args:
         teacher: a transformers model of any head, or none; float32.
-        labels: the classes in order; empty for a regression, whose one logit is the predicted number.
+        task: with the classes in order; of a regression the one logit is the predicted number.
         seed: of the new weights.
-        kind: of the task; whether one class is true of a row, or any number of them.
 
     Raises:
         UnsupportedFamily: a trained student, or a model type without such a head.
         ModelLoadError: a body whose weights are not those of its family.
     """
     family = teacher.family
-    if not isinstance(family, PretrainedFamily) or family.name not in HEADS:
+    known = TOKEN_HEADS if task.level == "token" else HEADS
+    if not isinstance(family, PretrainedFamily) or family.name not in known:
         raise UnsupportedFamily(
             f"{teacher.name}: received a {family.name}, expected a model that can get a new head: "
-            f"{', '.join(HEADS)}; give one of these (a trained student has its head already: serve it as it is)"
+            f"{', '.join(known)}; give one of these (a trained student has its head already: serve it as it is)"
         )
-    loader = AutoModelForSequenceClassification if family.modality == "text" else AutoModelForImageClassification
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = loader.from_config(_config(family, labels, kind), dtype=torch.float32)
+        model = _loader(family, task).from_config(_config(family, task), dtype=torch.float32)
     missing, unexpected = model.base_model.load_state_dict(family.base.state_dict(), strict=False)
     strange = [name for name in (*missing, *unexpected) if not name.startswith("pooler.")]
     if strange:
@@ -76,8 +85,10 @@ def with_head(
 
 
 def head_modules(teacher: FrozenTeacher) -> nn.Sequential:
-    """The head's own modules as one: from `head_features` [rows, ...] to logits [rows, outputs]."""
-    return nn.Sequential(*HEADS[teacher.family.name](teacher.model))
+    """The head's own modules as one: from `head_features` [rows, ...] to logits [rows, outputs], or of tokens from
+    [rows, tokens, width] to [rows, tokens, outputs]."""
+    known = TOKEN_HEADS if _reads_tokens(teacher) else HEADS
+    return nn.Sequential(*known[teacher.family.name](teacher.model))
 
 
 def head_features(teacher: FrozenTeacher, head: nn.Sequential, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -114,11 +125,21 @@ def last_linear(head: nn.Module) -> nn.Linear:
     return [module for module in head.modules() if isinstance(module, nn.Linear)][-1]
 
 
-def _config(family: PretrainedFamily, labels: Sequence[str], kind: TaskKind) -> Any:
+def _loader(family: PretrainedFamily, task: Task) -> Any:
+    if task.level == "token":
+        return AutoModelForTokenClassification
+    return AutoModelForSequenceClassification if family.modality == "text" else AutoModelForImageClassification
+
+
+def _reads_tokens(teacher: FrozenTeacher) -> bool:
+    return "token_classification" in teacher.heads
+
+
+def _config(family: PretrainedFamily, task: Task) -> Any:
     config = copy.deepcopy(family.model.config)
-    config.id2label = dict(enumerate(labels)) or {0: "LABEL_0"}
+    config.id2label = dict(enumerate(task.labels)) or {0: "LABEL_0"}
     config.label2id = {name: number for number, name in config.id2label.items()}
-    config.problem_type = f"{kind}_classification" if labels else "regression"
+    config.problem_type = f"{task.kind}_classification" if task.labels else "regression"
     if isinstance(family, GridFamily) and family.image is not None:
         config.image_size = family.image.size  # it may not be the model's own
     config._name_or_path = ""  # a folder of this machine, which is nobody's business
@@ -126,8 +147,8 @@ def _config(family: PretrainedFamily, labels: Sequence[str], kind: TaskKind) -> 
 
 
 def _of_the_row(teacher: FrozenTeacher, seen: torch.Tensor, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """Of [rows, tokens, width] the token that the model's class reads; anything else is pooled already."""
-    if seen.dim() != 3:
+    """Of [rows, tokens, width] the token that the model's class reads; all of them, or what is pooled already, as it is."""
+    if seen.dim() != 3 or _reads_tokens(teacher):
         return seen
     if teacher.family.name not in _READS_LAST_TOKEN:
         return seen[:, :1]

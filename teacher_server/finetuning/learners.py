@@ -12,8 +12,10 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from task_data import IGNORED
 from teacher_server.families.pretrained import PretrainedFamily
 from teacher_server.finetuning.heads import head_features, head_modules, last_linear
+from teacher_server.finetuning.tokens import at
 from teacher_server.finetuning.tuning import Examples, Objective
 from teacher_server.split import FrozenTeacher
 from teaching_protocol.errors import ConfigError
@@ -51,12 +53,20 @@ class Learner(ABC):
     def module(self) -> nn.Module:
         """What is switched between training and evaluation; its parameters that learn require a gradient."""
 
-    def examples(self, view: Mapping[str, torch.Tensor], targets: torch.Tensor) -> Examples:
-        """The examples of a teacher's view [N, ...]: here every output is one forward of the whole model."""
+    def examples(
+        self, view: Mapping[str, torch.Tensor], targets: torch.Tensor, places: torch.Tensor | None = None
+    ) -> Examples:
+        """The examples of a teacher's view [N, ...]: here every output is one forward of the whole model.
+
+        Args:
+            view: of the rows.
+            targets: their labels [N], or those of their words [N, words].
+            places: the token where each word is read [N, words], of a head for tokens.
+        """
 
         def outputs(rows: torch.Tensor) -> torch.Tensor:
             logits: torch.Tensor = self.teacher.model(**self._inputs(view, rows)).logits
-            return logits
+            return logits if places is None else at(logits, places[rows])
 
         return Examples(outputs, targets.to(self.teacher.device))
 
@@ -85,14 +95,35 @@ class HeadLearner(Learner):
         """The head, and a pooler that belongs to it."""
         return self.head
 
-    def examples(self, view: Mapping[str, torch.Tensor], targets: torch.Tensor) -> Examples:
-        """The examples of a teacher's view [N, ...], of which what the head reads is kept: one vector a row."""
+    def examples(
+        self, view: Mapping[str, torch.Tensor], targets: torch.Tensor, places: torch.Tensor | None = None
+    ) -> Examples:
+        """The examples of a teacher's view [N, ...], of which what the head reads is kept: one vector a row, or a word."""
+        if places is not None:
+            return self._of_words(view, targets, places)
         order = _by_length(view)
         parts = [
             head_features(self.teacher, self.head, self._inputs(view, rows)) for rows in torch.split(order, _BATCH)
         ]
         features = torch.cat(parts)[order.argsort().to(self.teacher.device)]
         return Examples(lambda rows: self.head(features[rows.to(features.device)]), targets.to(features.device))
+
+    def _of_words(self, view: Mapping[str, torch.Tensor], targets: torch.Tensor, places: torch.Tensor) -> Examples:
+        """Of words without a label nothing is kept."""
+        known, numbers = targets != IGNORED, torch.zeros_like(places)
+        parts: list[torch.Tensor] = []
+        for rows in torch.split(_by_length(view), _BATCH):
+            read = at(head_features(self.teacher, self.head, self._inputs(view, rows)), places[rows])
+            parts.append(read[known[rows].to(read.device)])
+            first = int(numbers.max()) + 1
+            following = torch.arange(first, first + len(parts[-1]))
+            numbers[rows] = numbers[rows].masked_scatter(known[rows], following)
+        some = next(part for part in parts if len(part))[:1]
+        features = torch.cat([some, *parts])  # [1 + words, width]; the first is read where there is no label
+        numbers = numbers.to(features.device)
+        return Examples(
+            lambda rows: self.head(features[numbers[rows.to(features.device)]]), targets.to(features.device)
+        )
 
 
 class BodyLearner(Learner):

@@ -173,6 +173,29 @@ def test_bf16_autocast_trains_both_sides(school: School, student: Path, rows: Pa
     assert all(value.dtype == torch.float32 for value in trainer.model.parameters())
 
 
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"activation_checkpointing": True},
+        {"activation_checkpointing": True, "activation_checkpointing_kwargs": {"use_reentrant": True}},
+        pytest.param({"torch_compile": True, "torch_compile_backend": "eager"}, marks=pytest.mark.slow),
+    ],
+    ids=["checkpointed", "reentrant", "compiled"],
+)
+def test_flags_that_change_how_the_student_runs_change_nothing_else(
+    school: School, rows: Path, tmp_path: Path, flags: dict[str, Any]
+) -> None:
+    """The states that are read are those of the forward that is trained."""
+    student = student_folder(tmp_path / "student")
+    method = METHOD | {"message_dropout": 0, "answer_dropout": 0}
+    found = []
+    for given in ({}, flags):
+        trainer = trainer_of(student, rows, school.address, tmp_path, method=method, max_steps=3, **given)
+        trainer.train()
+        found.append(trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False))
+    close(*found)
+
+
 def test_a_task_loss_of_your_own(school: School, student: Path, rows: Path, tmp_path: Path) -> None:
     def halved(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
         return 0.5 * torch.nn.functional.cross_entropy(outputs.logits, labels)

@@ -21,8 +21,8 @@ from tests.unit.teacher_server.tiny_models import tiny_tokenizer
 ROOT = Path(__file__).parents[2]
 PAGES = {path.stem: path.read_text() for path in [ROOT / "docs/quickstart.md", *(ROOT / "docs/guides").glob("*.md")]}
 COMMANDS = {"teacher-server": "-m teacher_server", "student-client": "-m student_client", "python": ""}
-LONG = ("Serve it", "Is it worth it?")
-"""Sections left to the long test: they start servers of their own."""
+LONG = ("Serve it", "Is it worth it?", "Less to write")
+"""Sections left to the long test: they start servers of their own, or many processes."""
 BLOCK = re.compile(r'^```(\w+)(?: title="([\w.]+)")?\n(.*?)^```', re.MULTILINE | re.DOTALL)
 SMALLER = {
     "labelled: 300": "labelled: 60",
@@ -123,7 +123,7 @@ def test_own_method(servers: dict[str, Address], tmp_path: Path) -> None:
 
 
 def test_own_student(servers: dict[str, Address], tmp_path: Path) -> None:
-    said = follow("own_student", tmp_path, TEACHER=servers["bert"].name)
+    said = follow("own_student", tmp_path, LONG, TEACHER=servers["bert"].name)
     assert "alone, without teacher and codec: test accuracy" in said
     assert (tmp_path / "gru.safetensors").exists()
 
@@ -139,6 +139,7 @@ def test_own_family(tmp_path: Path) -> None:
     [
         ("quickstart", "the film was good", "runs/taught/student/student.json"),
         ("own_family", "opt", "tiny-opt/config.json"),
+        ("own_student", "read at taps, alone: test accuracy", "layers.onnx"),
         ("committee", "committee: test accuracy", "runs/committee/result.json"),
         ("selection", "selection: test accuracy", "runs/selected/result.json"),
         ("remote_node", "round trip", "runs/remote/result.json"),

@@ -206,15 +206,15 @@ def test_every_row_is_somebodys_and_none_is_twos(rows: int, count: int) -> None:
 )
 def test_what_cannot_be_divided_is_refused(tmp_path: Path, method: str, fields: dict[str, Any], said: str) -> None:
     config = run_config(tmp_path, "run", method, **fields)
-    check_divisible(config, 1)
+    check_divisible(config, 1, config.data.level)
     with pytest.raises(ConfigError, match=said):
-        check_divisible(config, 2)
+        check_divisible(config, 2, config.data.level)
 
 
 def test_what_can_be_divided_is_not_refused(tmp_path: Path) -> None:
     for fields in ({"method__consistency": "cross"}, {"method__w_message_consistency": 0.0}):
-        check_divisible(run_config(tmp_path, "run", "talking", **fields), 8)
-    check_divisible(run_config(tmp_path, "run", "soft_labels"), 8)
+        check_divisible(run_config(tmp_path, "run", "talking", **fields), 8, "row")
+    check_divisible(run_config(tmp_path, "run", "soft_labels"), 8, "row")
 
 
 def test_ranks_that_do_not_find_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

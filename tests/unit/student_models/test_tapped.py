@@ -160,6 +160,42 @@ def test_gradient_checkpointing_is_read_once() -> None:
         student.taps.take()
 
 
+@pytest.mark.filterwarnings("ignore:LSTM with projections")
+@pytest.mark.parametrize(
+    ("layer", "width"),
+    [
+        (nn.GRU(4, 6, batch_first=True), 6),
+        (nn.LSTM(4, 6, bidirectional=True, batch_first=True), 12),
+        (nn.LSTM(4, 6, proj_size=5, batch_first=True), 5),
+    ],
+)
+def test_the_width_of_recurrent_layers(layer: nn.Module, width: int) -> None:
+    net = nn.Sequential(layer)
+    student = TappedStudent(net, Task("t", ("a", "b")), taps=["0", "0", "0"])
+    net(torch.ones(2, 3, 4))
+    assert student.width == width == student.taps.take()[0].hidden.shape[-1]
+
+
+class Checkpointed(nn.Module):
+    """Runs its inner module without gradients, and again in backward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.inner = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = torch.utils.checkpoint.checkpoint(self.inner, self.first(x), use_reentrant=True)
+        return found
+
+
+def test_states_without_gradients_are_refused() -> None:
+    """Else the student would be told nothing by what is said of them."""
+    net = Checkpointed()
+    student = TappedStudent(net, Task("t", ("a", "b")), taps=["first", "first", "inner"])
+    with pytest.raises(ConfigError, match=r"'inner' runs without gradients.*use_reentrant"):
+        student.trace({"x": torch.ones(2, 4)})
+
+
 def test_errors_say_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="named_modules"):
         TappedStudent(Net(), Task("a", ("b", "c")), ["stem", "bloc"])

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from task_data import Task
 from teacher_server.families.pretrained import PretrainedFamily
 from teacher_server.finetuning.heads import HEADS, head_features, head_modules, last_linear, with_head
 from teacher_server.split import FrozenTeacher
@@ -13,7 +14,7 @@ LABELS = ("no", "perhaps", "yes", "never")
 
 
 def headed(model_type: str, labels: tuple[str, ...] = LABELS, head: bool = False) -> FrozenTeacher:
-    return with_head(FrozenTeacher(tiny_model(model_type, head)), labels, seed=0)
+    return with_head(FrozenTeacher(tiny_model(model_type, head)), Task("t", labels), seed=0)
 
 
 def test_every_family_but_the_t5_encoder_can_get_a_head() -> None:
@@ -28,10 +29,10 @@ def test_a_new_head_stands_on_the_same_body(model_type: str, head: bool) -> None
     before = torch.random.get_rng_state()
     source = FrozenTeacher(tiny_model(model_type, head))
     assert isinstance(source.family, PretrainedFamily)
-    teacher, again = (with_head(source, LABELS, seed=0) for _ in range(2))
+    teacher, again = (with_head(source, Task("t", LABELS), seed=0) for _ in range(2))
     assert teacher.labels == LABELS
     assert teacher.heads[0] in ("sequence_classification", "image_classification")
-    assert teacher.model_hash == again.model_hash != with_head(source, LABELS, seed=1).model_hash
+    assert teacher.model_hash == again.model_hash != with_head(source, Task("t", LABELS), seed=1).model_hash
     own = teacher.model.base_model.state_dict()
     for name, tensor in source.family.base.state_dict().items():
         assert name.startswith("pooler.") or torch.equal(own[name], tensor), name
@@ -60,9 +61,9 @@ def test_a_pooler_that_the_body_brings_is_kept_and_one_it_lacks_is_drawn() -> No
     source = FrozenTeacher(tiny_model("bert", head=False))
     assert isinstance(source.family, PretrainedFamily)
     brought = source.family.base.pooler.dense.weight
-    assert torch.equal(with_head(source, LABELS, 0).model.bert.pooler.dense.weight, brought)
+    assert torch.equal(with_head(source, Task("t", LABELS), 0).model.bert.pooler.dense.weight, brought)
     source.family.base.pooler = None
-    drawn = with_head(source, LABELS, 0).model.bert.pooler.dense.weight
+    drawn = with_head(source, Task("t", LABELS), 0).model.bert.pooler.dense.weight
     assert drawn.std() > 0
     assert not torch.equal(drawn, brought)
 

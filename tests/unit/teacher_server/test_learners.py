@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from task_data import Task
 from teacher_server.finetuning.heads import HEADS, with_head
 from teacher_server.finetuning.learners import BodyLearner, HeadLearner, Learner, LoraLearner, LoraSettings
 from teacher_server.finetuning.tuning import Objective
@@ -18,7 +19,7 @@ WITH_LINEAR_BLOCKS = tuple(name for name in HEADS if name not in ("efficientnet"
 
 
 def headed(model_type: str, labels: tuple[str, ...] = LABELS) -> FrozenTeacher:
-    return with_head(FrozenTeacher(tiny_model(model_type, head=False)), labels, seed=0)
+    return with_head(FrozenTeacher(tiny_model(model_type, head=False)), Task("t", labels), seed=0)
 
 
 def lora(model_type: str, labels: tuple[str, ...] = LABELS) -> LoraLearner:

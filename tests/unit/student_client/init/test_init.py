@@ -69,18 +69,37 @@ def test_what_is_written_is_checked_and_trained_with(address: str) -> None:
 
 def test_the_same_by_answers(address: str) -> None:
     by_flags = run("init", "flags.yaml", "--yes", "--data", "mood.csv", "--teacher", address, *SMALL)
-    answers = ["mood.csv", "", "", address, "", "", "", "tiny", "8", "3", ""]
+    answers = ["mood.csv", "", "", "", address, "", "", "", "tiny", "8", "3", ""]
     code, _, said = run("init", "answers.yaml", answers="\n".join(answers) + "\n")
     assert (by_flags[0], code) == (0, 0), said
     assert load_run_config(Path("answers.yaml"), {}) == load_run_config(Path("flags.yaml"), {})
 
 
 def test_a_wrong_answer_is_asked_for_again_with_a_hint(address: str) -> None:
-    answers = ["mod.csv", "mood.csv", "", "", address, "", "9", "", "talkng", "one_way", "tiny", "x", "8", "3", ""]
+    answers = [
+        "mod.csv",
+        "mood.csv",
+        "rows",
+        "row",
+        "",
+        "",
+        address,
+        "",
+        "9",
+        "",
+        "talkng",
+        "one_way",
+        "tiny",
+        "x",
+        "8",
+        "3",
+        "",
+    ]
     code, out, said = run("init", answers="\n".join(answers) + "\n")
     assert code == 0, said
     for hint in (
         "--data: there is no file or folder mod.csv; check the path",
+        "--level: received 'rows', expected one of row, token, next_token; did you mean row?",
         "--exit: received '9', expected a whole number from 2 to 4",
         "did you mean talking?",
         "expected a whole number from 1 on",
@@ -108,6 +127,51 @@ def test_a_file_of_lists_of_labels() -> None:
     assert load_data(config.data).task.kind == "multi_label"
 
 
+def answered(*answers: str) -> tuple[Any, dict[str, Any]]:
+    """What answers come to, and what the training with it ends as."""
+    code, _, said = run("init", "run.yaml", "--overwrite", answers="\n".join(answers) + "\n")
+    assert code == 0, said
+    code, out, said = run("train", "--config", "run.yaml", "--overwrite", "--json")
+    assert code == 0, said
+    return load_run_config(Path("run.yaml"), {}), json.loads(out)
+
+
+def test_labels_of_tokens_by_answers(address: str) -> None:
+    """The file tells its level and its columns; the conversation leaves out what reads labels in an answer."""
+    rows = [{"words": ["good", "film", str(n)], "kinds": ["O", "B-film", "O"]} for n in range(40)]
+    Path("words.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    config, result = answered("words.jsonl", "", "", "", address, "", "", "", "tiny", "8", "2", "")
+    assert (config.data.level, config.data.tokens_column, config.data.tags_column) == ("token", "words", "kinds")
+    assert (config.method.names, config.method.w_answer_task, config.method.w_answer_labels) == (("talking",), 0, 0)
+    assert (result["metric"], result["steps"]) == ("span_f1", 2)
+
+
+def test_next_tokens_by_answers(address: str) -> None:
+    Path("story.txt").write_text("\n".join(f"the {n}th film was good, and the one behind it bad" for n in range(400)))
+    config, result = answered("story.txt", "", address, "", "", "talking", "tiny", "8", "2", "")
+    assert (config.data.level, config.method.w_answer_task) == ("next_token", 0)
+    assert (config.data.labelled, config.data.unlabelled) == (29, 0), "of 43 blocks, of which 8 test and 6 validate"
+    assert (result["metric"], result["steps"]) == ("perplexity", 2)
+
+
+def test_several_labels_by_answers() -> None:
+    kinds = ("good", "bad", "good; bad", "")
+    rows = "\n".join(f"film {n},{kinds[n % 4]}" for n in range(60))
+    Path("several.csv").write_text(f"text,label\n{rows}\n")
+    config, result = answered("several.csv", "", "", "", "", "none", "", "tiny", "8", "2", "")
+    assert (config.data.label_separator, result["metric"]) == (";", "micro_f1")
+
+
+def test_a_student_that_reads_the_teachers_tokens() -> None:
+    Path("story.txt").write_text("the film was good\n" * 400)
+    words = ("--yes", "--data", "story.txt", "--teacher", "a:1", "--offline", "--method", "soft_labels")
+    code, _, said = run("init", "run.yaml", *words)
+    assert code == 1
+    assert "expected the name or folder of the teacher's tokenizer" in said
+    assert run("init", "run.yaml", *words, "--tokenizer", "models/teacher")[0] == 0
+    assert load_run_config(Path("run.yaml"), {}).student.tokenizer == "models/teacher"
+
+
 def test_fields_by_set_and_sections_of_the_methods_that_are_used() -> None:
     words = ("--yes", "--teacher", "a:1,b:2", "--offline", "--method", "talking,pkd", "--set", "training.lr=0.5")
     assert run("init", "run.yaml", *words, "--entry", "2")[0] == 0
@@ -132,6 +196,22 @@ def test_fields_by_set_and_sections_of_the_methods_that_are_used() -> None:
         (("--yes", "--data", "newsgrups"), "did you mean newsgroups?"),
         (("--yes", "--teacher", "none", "--data", "mood.csv", "--label-column", "labl"), "did you mean label?"),
         (("--yes", "--teacher", "none", "--set", "training.lr=-1"), "training.lr: received -1"),
+        (("--yes", "--teacher", "none", "--data", "mood.csv", "--level", "token"), "has 0 columns of lists"),
+        (
+            (
+                "--yes",
+                "--teacher",
+                "a:1",
+                "--offline",
+                "--data",
+                "mood.csv",
+                "--level",
+                "next_token",
+                "--method",
+                "committee",
+            ),
+            "it reads one prediction a row",
+        ),
         ((), "nobody answers, the input has ended; give --data, or --yes"),
     ],
 )

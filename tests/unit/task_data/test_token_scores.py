@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from student_client.evaluate import Scores
-from student_client.token_scores import TokenCounts, spans_of
 from task_data import IGNORED, Task
+from task_data.token_scores import TokenCounts, spans_of
 
 TAGS = ("B-org", "B-per", "I-org", "I-per", "O")
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch.nn import functional
 
-from task_data import IGNORED, Task
+from task_data.splits import IGNORED, Task
 
 __all__ = ["TokenCounts", "spans_of"]
 
