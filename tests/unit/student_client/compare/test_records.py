@@ -139,3 +139,12 @@ class TestResumption:
         values["tasks"]["digits"]["foundation"]["student"]["training.max_steps"] = 6
         board = known_runs(Suite.model_validate(values), (), seeds=2, tuned=True, root=tmp_path)[0]
         assert {run.variant for run in board.missing} == set(made.variants) - {"task_only"}
+
+
+def test_a_result_of_before_has_no_moves(tmp_path: Path) -> None:
+    """Planned moves were counted among the recoveries then; they stay there."""
+    known = {**dataclasses.asdict(RESULT), "recoveries": 3}
+    del known["moves"]
+    (tmp_path / "result.json").write_text(json.dumps(known))
+    found = Result.read(tmp_path)
+    assert (found.recoveries, found.moves) == (3, 0)
