@@ -24,10 +24,10 @@ def data_fields(data: str | None) -> dict[str, Any]:
     if data is None or data in get_args(DataName):
         return {"data.name": data}
     if not Path(data).exists():
-        if is_on_hub(data) and not data.lower().endswith(_ENDINGS):
-            return {"data.name": data}
         if data.lower().endswith(_ENDINGS) or data.startswith((".", "/")):
             raise ConfigError(f"--data: there is no file or folder {data}; check the path, from {Path.cwd()}")
+        if is_on_hub(data):
+            return {"data.name": data}
         raise ConfigError(
             f"--data: received {data!r}, expected one of {', '.join(get_args(DataName))}, a file or folder that exists, or "
             f"OWNER/NAME of the Hugging Face hub{hint(data, get_args(DataName))}"

@@ -122,7 +122,7 @@ def test_a_configuration_that_cannot_be_used(text: str, said: str, tmp_path: Pat
 
 
 def test_more_threads_than_cores() -> None:
-    found = ask_server_doctor(*ANY_PORT, "--threads", "4096")
+    found = ask_server_doctor(*ANY_PORT, "--threads", "1024")
     assert (found.exit_code, found["threads"]["status"]) == (3, "warn")
 
 
