@@ -100,7 +100,7 @@ def test_a_killed_teacher_ends_all_processes_and_they_go_on_later(
     given = halves(student, rows, first, tmp_path / "found")
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(launched, given)
-        poll(lambda: (tmp_path / "found/checkpoint-12").exists() or running.done(), "a checkpoint")
+        poll(lambda: (tmp_path / "found/checkpoint-12").exists() or running.done(), "a checkpoint", 120.0)
         servers[0].kill()
         done = running.result()
     assert done.returncode != 0
