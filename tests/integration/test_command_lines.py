@@ -109,7 +109,7 @@ def test_the_examples_run(place: Path, address: str, monkeypatch: pytest.MonkeyP
         line = shlex.join(words)
         more = next((shlex.split(more) for start, more in MORE.items() if line.startswith(start)), [])
         given = [address if word == "127.0.0.1:50051" else word for word in words[1:]] + more
-        answers = f"mails.csv\n\n\n{address}\n" + "\n" * 20 if words[1] == "init" and "--yes" not in words else None
+        answers = f"mails.csv\n\n\n\n{address}\n" + "\n" * 20 if words[1] == "init" and "--yes" not in words else None
         done = CliRunner().invoke(PROGRAMS[words[0]], given, input=answers)
         expected = DOCTORS if words[1] == "doctor" else {0}
         assert done.exit_code in expected, (line, done.output, done.exception)

@@ -90,27 +90,34 @@ def test_torchrun_is_one_with_the_whole_batch_and_resumed(
 
 @pytest.mark.slow
 def test_a_killed_teacher_ends_all_processes_and_they_go_on_later(
-    model_folder: Callable[[str], Path], student: Path, tmp_path: Path
+    model_folder: Callable[[str], Path], student: Path, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     rows = write_csv(tmp_path, rows=640)
     settings = {"model": str(model_folder("bert")), "deterministic": True, "metrics_port": -1}
     servers = [ServerProcess({"teacher": settings}) for _ in range(2)]
+    for server in servers:
+        request.addfinalizer(server.close)
     first, second = (server.addresses["teacher"].name for server in servers)
     trained(spec(student, rows, second, tmp_path / "whole"))
     given = halves(student, rows, first, tmp_path / "found")
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(launched, given)
-        poll(lambda: (tmp_path / "found/checkpoint-12").exists() or running.done(), "a checkpoint")
+        poll(
+            lambda: (tmp_path / "found/checkpoint-12/trainer_state.json").exists() or running.done(),
+            "a checkpoint",
+            120.0,
+        )
         servers[0].kill()
         done = running.result()
     assert done.returncode != 0
     assert "start all processes again, with resume_from_checkpoint" in done.stderr
     assert not (tmp_path / "found/checkpoint-80").exists()
+    for folder in (tmp_path / "found").glob("checkpoint-*"):
+        if not (folder / "trainer_state.json").exists():  # which is written last
+            shutil.rmtree(folder)
     done = launched(given | {"teacher": given["teacher"] | {"address": second}, "resume": True})
     assert done.returncode == 0, done.stderr[-3000:]
     assert_close(tmp_path / "found", tmp_path / "whole", step=80)
-    for server in servers:
-        server.close()
 
 
 def ends_as(given: dict[str, Any], wanted: Path) -> None:
