@@ -19,14 +19,14 @@ import torch
 from processes import started
 from recording import Record, parser
 
-from student_client.acceleration import build_accelerator
-from student_client.ahead import Ahead
 from student_client.config import RunConfig, load_run_config
 from student_client.methods import Context, build_methods
-from student_client.progress import Progress
-from student_client.runs import connected
-from student_client.steps import Steps
+from student_client.reporting.progress import Progress
 from student_client.students import build_student
+from student_client.training.acceleration import build_accelerator
+from student_client.training.ahead import Ahead
+from student_client.training.runs import connected
+from student_client.training.steps import Steps
 from task_data import load_data
 
 STEPS = 10

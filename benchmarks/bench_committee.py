@@ -27,11 +27,11 @@ from recording import Record, parser
 from transformers import BertConfig, BertModel
 
 from student_client import RemoteTeacher
-from student_client.teachers import Member, Teachers
+from student_client.teachers.teachers import Member, Teachers
 from task_data.packages import wheel_folder
 from teacher_server.app import TeacherApp
 from teacher_server.config import ServerConfig
-from teacher_server.split import FrozenTeacher
+from teacher_server.models.split import FrozenTeacher
 from teaching_protocol.memory import keep_freed_memory
 
 ROWS, TOKENS, WIDTH = 8, 64, 384

@@ -23,11 +23,11 @@ sys.path.insert(0, str(Path(__file__).parent))
 from loads import minilm
 from recording import Record, parser
 
-from teacher_server.codecs import CodecShape, TeacherCodec
 from teacher_server.engine.stacking import apply_stacked
-from teacher_server.loading import load_teacher
-from teacher_server.optimizers import Update, build_optimizer, update_together
-from teacher_server.split import LayerSpan
+from teacher_server.models.loading import load_teacher
+from teacher_server.models.split import LayerSpan
+from teacher_server.sessions.codecs import CodecShape, TeacherCodec
+from teacher_server.sessions.optimizers import Update, build_optimizer, update_together
 from teaching_protocol.verbs import OptimizerSettings
 
 WIDTH = 384

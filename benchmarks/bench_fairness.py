@@ -26,7 +26,7 @@ from loads import ROWS, TOKENS, WIDTH, Loop, Server, median, minilm, quantile, s
 from processes import started
 from recording import Record, parser
 
-from student_client.transport import GrpcTransport
+from student_client.connection.transport import GrpcTransport
 from teaching_protocol import verbs
 from teaching_protocol.errors import TeachingError
 from teaching_protocol.verbs import Call, SessionSettings

@@ -24,7 +24,7 @@ from processes import started
 from recording import Record, parser
 from workers import Workers, window
 
-from student_client.pinning import ranked
+from student_client.connection.pinning import ranked
 
 WORKER = str(Path(__file__).with_name("student_worker.py"))
 INSIDE = "TALKING_MODELS_BENCH_ALONE"

@@ -37,14 +37,14 @@ from loads import Loop, Server, median, quantile, together
 from processes import started
 
 from student_client import InProcessTeacher, RemoteTeacher
-from student_client.remote import Teacher
+from student_client.teachers.remote import Teacher
 from teacher_server.app import TeacherApp
 from teacher_server.config import ServerConfig
 from teacher_server.engine.transfers import Transfers
 from teacher_server.jobs import Batch
 from teacher_server.local import local_teacher
-from teacher_server.replies import fingerprint
-from teacher_server.split import FrozenTeacher, LayerSpan
+from teacher_server.models.split import FrozenTeacher, LayerSpan
+from teacher_server.sessions.replies import fingerprint
 from teaching_protocol import verbs
 from teaching_protocol.memory import keep_freed_memory
 from teaching_protocol.verbs import Call

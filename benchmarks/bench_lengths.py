@@ -16,14 +16,14 @@ from contextlib import ExitStack
 import psutil
 import torch
 
-from student_client.acceleration import build_accelerator
 from student_client.config import RunConfig, load_run_config
 from student_client.methods import Context, build_methods
-from student_client.progress import Progress
-from student_client.runs import connected
-from student_client.steps import Steps
-from student_client.stream import Place, Stream
+from student_client.reporting.progress import Progress
 from student_client.students import build_student
+from student_client.training.acceleration import build_accelerator
+from student_client.training.runs import connected
+from student_client.training.steps import Steps
+from student_client.training.stream import Place, Stream
 from task_data import load_data
 from teacher_server.actor import TeacherActor
 from teacher_server.local import local_teacher

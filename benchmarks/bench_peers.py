@@ -31,7 +31,7 @@ from recording import Record, parser
 from workers import Worker, Workers, window
 
 from student_client import RemoteTeacher
-from teacher_server.packaged import packaged_folder
+from teacher_server.models.packaged import packaged_folder
 
 HERE = Path(__file__).parent
 STUDENT = str(HERE / "student_worker.py")

@@ -25,7 +25,7 @@ from bench_ahead import opened
 from processes import started
 
 from student_client.config import load_run_config
-from student_client.steps import Steps
+from student_client.training.steps import Steps
 
 STEPS = 4
 

@@ -22,7 +22,7 @@ from loads import minilm, served
 from recording import Record, parser
 
 from student_client import InProcessTeacher, RemoteTeacher
-from student_client.remote import Teacher
+from student_client.teachers.remote import Teacher
 from teacher_server.local import local_teacher
 from teaching_protocol.memory import keep_freed_memory
 

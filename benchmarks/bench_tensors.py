@@ -32,13 +32,13 @@ sys.path.insert(0, str(Path(__file__).parent))
 from processes import started
 from recording import Record, parser
 
-from student_client.transport import GrpcTransport
+from student_client.connection.transport import GrpcTransport
 from teacher_server.config import ServerConfig
 from teacher_server.live import LiveSettings
-from teacher_server.metrics import Metrics
-from teacher_server.same_host import SameHost
-from teacher_server.service import add_service
-from teacher_server.sessions import Sessions
+from teacher_server.metrics.metrics import Metrics
+from teacher_server.serving.same_host import SameHost
+from teacher_server.serving.service import add_service
+from teacher_server.sessions.sessions import Sessions
 from teaching_protocol import verbs
 from teaching_protocol.channel import channel_options, server_options
 from teaching_protocol.v1 import teacher_pb2

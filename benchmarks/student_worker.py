@@ -23,7 +23,7 @@ import torch
 from workers import obey
 
 from student_client import InProcessTeacher, RemoteTeacher
-from student_client.remote import Teacher
+from student_client.teachers.remote import Teacher
 
 WIDTH, SPAN = 384, (2, 6)
 

@@ -10,8 +10,8 @@ import torch
 from torch.utils.data import DataLoader
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, DataCollatorWithPadding
 
-from student_client.collating import TeacherColumns, student_inputs
-from student_client.distillation import Distillation, distillation_config
+from student_client.loops.collating import TeacherColumns, student_inputs
+from student_client.loops.distillation import Distillation, distillation_config
 
 
 class DistilledStudent(lightning.LightningModule):

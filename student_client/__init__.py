@@ -9,11 +9,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from student_client.remote import InProcessTeacher, RemoteTeacher
+    from student_client.teachers.remote import InProcessTeacher, RemoteTeacher
 
 __all__ = ["InProcessTeacher", "RemoteTeacher"]
 
-_HOMES = {"InProcessTeacher": "student_client.remote", "RemoteTeacher": "student_client.remote"}
+_HOMES = {"InProcessTeacher": "student_client.teachers.remote", "RemoteTeacher": "student_client.teachers.remote"}
 
 if not TYPE_CHECKING:
 

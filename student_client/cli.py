@@ -59,7 +59,7 @@ from task_data.flags import data_fields
 from teaching_protocol.errors import ConfigError, ServiceError, SessionNotFound
 
 if TYPE_CHECKING:
-    from student_client.trainer import Trainer
+    from student_client.training.trainer import Trainer
 
 __all__ = ["build_app", "main"]
 
@@ -121,7 +121,7 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Trains one student; Ctrl-C or SIGTERM ends it after its step, to go on later with --resume."""
-    from student_client.checkpoints import checkpoint_folders  # here: help and completion need no torch
+    from student_client.training.checkpoints import checkpoint_folders  # here: help and completion need no torch
 
     trust = {"ca": ca, "cert": cert, "key": key, "token_file": token_file}
     flags = run_fields(
@@ -164,7 +164,7 @@ def evaluate(
         raise ConfigError(
             f"--split: received {split!r}, expected one of {', '.join(get_args(SplitName))}{hint(split, get_args(SplitName))}"
         )
-    from student_client.evaluate import evaluate_run
+    from student_client.training.evaluate import evaluate_run
 
     scores = evaluate_run(run, split)  # type: ignore[arg-type]
     if as_json:
@@ -204,8 +204,8 @@ def ping(
     as_json: Json = False,
 ) -> None:
     """Asks a teacher for its card, and how long an answer takes."""
-    from student_client.card import PINGS, ask_for_card, card_fields
-    from student_client.credentials import Credentials
+    from student_client.connection.card import PINGS, ask_for_card, card_fields
+    from student_client.connection.credentials import Credentials
 
     credentials = Credentials(ca=ca, cert=cert, key=key, token_file=token_file)
     card, seconds = ask_for_card(address, deadline_s, credentials)
@@ -272,9 +272,9 @@ def check_config(
 
 
 def _train(config: RunConfig, resume: bool, overwrite: bool, quiet: bool, as_json: bool) -> None:
-    from student_client.checkpoints import checkpoint_folders
-    from student_client.progress import Progress
-    from student_client.runs import measured, open_run
+    from student_client.reporting.progress import Progress
+    from student_client.training.checkpoints import checkpoint_folders
+    from student_client.training.runs import measured, open_run
 
     progress = Progress("+".join(config.method.names), file=sys.stderr if as_json else None, quiet=quiet)
     with open_run(config, resume=resume, overwrite=overwrite, progress=progress) as trainer:

@@ -20,12 +20,12 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from student_client.acceleration import compute_threads
-from student_client.footprint import Footprint, as_values
 from student_client.processes import last_line, process, python, shared_threads, teacher_server
-from student_client.report import Run, plot_curves, read_run, size_table, table, write_report
-from student_client.standing import read_standing
-from student_client.weighing import weigh_at
+from student_client.reporting.footprint import Footprint, as_values
+from student_client.reporting.report import Run, plot_curves, read_run, size_table, table, write_report
+from student_client.reporting.standing import read_standing
+from student_client.reporting.weighing import weigh_at
+from student_client.training.acceleration import compute_threads
 from student_models import load_student
 from task_data import load_data
 from task_data.config import DataConfig

@@ -16,8 +16,7 @@ from typing import Any
 
 import torch
 
-from teacher_server import checks, state
-from teacher_server.codecs import CodecShape, TeacherCodec, codec_parameters
+from teacher_server import checks
 from teacher_server.config import ServerConfig
 from teacher_server.engine.answers import raw_inputs
 from teacher_server.engine.buckets import Buckets
@@ -25,12 +24,14 @@ from teacher_server.engine.conversation import CONVERSATION_PORTS, MESSAGE_INPUT
 from teacher_server.engine.engine import Engine
 from teacher_server.jobs import Job
 from teacher_server.live import LiveSettings
-from teacher_server.metrics import Metrics
-from teacher_server.optimizers import build_optimizer
-from teacher_server.replies import Replies
+from teacher_server.metrics.metrics import Metrics
 from teacher_server.scheduling.quotas import SessionQuotas, state_bytes
 from teacher_server.scheduling.scheduler import Scheduler
-from teacher_server.sessions import Session, Sessions, account_of, new_session_id
+from teacher_server.sessions import state
+from teacher_server.sessions.codecs import CodecShape, TeacherCodec, codec_parameters
+from teacher_server.sessions.optimizers import build_optimizer
+from teacher_server.sessions.replies import Replies
+from teacher_server.sessions.sessions import Session, Sessions, account_of, new_session_id
 from teacher_server.warming import warm_up_calls
 from teaching_protocol import verbs
 from teaching_protocol.errors import DeadlineExceeded, Draining, InvalidSetting

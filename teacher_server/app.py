@@ -15,22 +15,22 @@ from prometheus_client import disable_created_metrics
 
 from teacher_server.actor import TeacherActor, build_card
 from teacher_server.config import ServerConfig
-from teacher_server.debugging import add_debugging
-from teacher_server.directory import Listing, add_directory, nobody
-from teacher_server.gauges import look_up
-from teacher_server.health import Health
-from teacher_server.interceptors import CallInterceptor
 from teacher_server.live import LiveSettings
 from teacher_server.local import make_engine
-from teacher_server.metrics import Metrics
+from teacher_server.metrics.metrics import Metrics
+from teacher_server.models.split import FrozenTeacher
 from teacher_server.reloading import reload
-from teacher_server.same_host import SameHost
 from teacher_server.scheduling.scheduler import ThreadScheduler
 from teacher_server.scheduling.threads import CallThreads
 from teacher_server.security.authority import Authority
 from teacher_server.security.tls import bind, check_bind, server_credentials
-from teacher_server.service import add_service
-from teacher_server.split import FrozenTeacher
+from teacher_server.serving.debugging import add_debugging
+from teacher_server.serving.directory import Listing, add_directory, nobody
+from teacher_server.serving.health import Health
+from teacher_server.serving.interceptors import CallInterceptor
+from teacher_server.serving.same_host import SameHost
+from teacher_server.serving.service import add_service
+from teacher_server.web.gauges import look_up
 from teacher_server.web.snapshot import State
 from teacher_server.web.status import status_server
 from teaching_protocol.channel import server_options

@@ -11,8 +11,8 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
-from teacher_server.replies import fingerprint
-from teacher_server.sessions import Session
+from teacher_server.sessions.replies import fingerprint
+from teacher_server.sessions.sessions import Session
 from teaching_protocol.verbs import BackwardRequest, Call, ForwardRequest, ImportRequest
 
 __all__ = ["Batch", "Job", "Timing"]

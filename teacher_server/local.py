@@ -9,11 +9,11 @@ from teacher_server.actor import TeacherActor, build_card
 from teacher_server.config import ServerConfig
 from teacher_server.engine.engine import Engine
 from teacher_server.live import LiveSettings
-from teacher_server.loading import load_teacher, spread_of
-from teacher_server.metrics import Metrics
+from teacher_server.metrics.metrics import Metrics
+from teacher_server.models.loading import load_teacher, spread_of
+from teacher_server.models.split import FrozenTeacher
 from teacher_server.parallel.start import split_teacher
 from teacher_server.scheduling.scheduler import InlineScheduler
-from teacher_server.split import FrozenTeacher
 
 __all__ = ["local_teacher", "make_engine"]
 

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from teacher_server.config import ServerConfig
 from teacher_server.live import LiveSettings
 from teacher_server.logs import set_level
-from teacher_server.metrics import Metrics
+from teacher_server.metrics.metrics import Metrics
 from teaching_protocol.errors import ConfigError
 
 __all__ = ["reload"]

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from teacher_server.split import FrozenTeacher
+from teacher_server.models.split import FrozenTeacher
 from teaching_protocol.verbs import BackwardRequest, DescribeReply, ForwardRequest, SessionRef
 
 __all__ = ["warm_up_calls"]

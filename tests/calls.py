@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from safetensors.torch import load
 
-from student_client.transport import GrpcTransport
+from student_client.connection.transport import GrpcTransport
 from teaching_protocol import verbs
 from teaching_protocol.errors import TeachingError
 from teaching_protocol.verbs import Call, SessionRef, SessionSettings

@@ -12,7 +12,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 import torch
 
-from teacher_server.split import FrozenTeacher
+from teacher_server.models.split import FrozenTeacher
 
 
 @pytest.fixture(scope="session", autouse=True)

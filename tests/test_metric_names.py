@@ -10,9 +10,9 @@ import pytest
 import yaml
 from prometheus_client.core import Metric
 
-from student_client.metrics import Facts, RunMetrics
+from student_client.reporting.metrics import Facts, RunMetrics
 from teacher_server.fleet.metrics import FleetMetrics
-from teacher_server.metrics import Metrics
+from teacher_server.metrics.metrics import Metrics
 from tests.test_architecture import ROOT
 
 RULES = [

@@ -14,7 +14,7 @@ FORBIDDEN_CALLS = {"eval", "exec", "compile", "__import__"}
 FORBIDDEN_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
 KNOWN_IMPORTS = {
     "task_data/hub.py": ["datasets", "huggingface_hub"],
-    "teacher_server/packaged.py": [],
+    "teacher_server/models/packaged.py": [],
     "student_client/compare/command.py": [],
 }
 

@@ -24,7 +24,7 @@ from scipy.optimize import nnls
 from scale.cases import message_bytes
 from scale.costs import Ends, Engine, Line, Local
 from student_client import InProcessTeacher, RemoteTeacher
-from student_client.remote import Teacher
+from student_client.teachers.remote import Teacher
 from teacher_server.actor import TeacherActor
 from teacher_server.jobs import Batch, Job
 from teacher_server.local import local_teacher

@@ -20,7 +20,7 @@ from teacher_server.engine.cohorts import Cohort, GraphCache, Key, Member
 from teacher_server.engine.parts import even_parts
 from teacher_server.jobs import Batch, Job
 from teacher_server.live import LiveSettings
-from teacher_server.metrics import Metrics
+from teacher_server.metrics.metrics import Metrics
 from teacher_server.scheduling.admission import Admission
 from teacher_server.scheduling.lanes import Lanes
 from teacher_server.scheduling.order import Order

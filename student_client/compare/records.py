@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from student_client.result import Result
+from student_client.reporting.result import Result
 from teaching_protocol.errors import ConfigError
 
 __all__ = [

@@ -28,7 +28,7 @@ from student_client.compare.sheets import (
 from student_client.compare.sizes import read_sizes, sizes_of
 from student_client.compare.tables import Contrast, TaskTable, contrasts, task_table
 from student_client.compare.teachers import TeacherName, read_scores
-from student_client.footprint import as_values
+from student_client.reporting.footprint import as_values
 
 __all__ = ["machine", "write_report", "write_runs"]
 

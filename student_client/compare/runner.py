@@ -18,7 +18,7 @@ from student_client.compare.teachers import Recipe, Servers, TeacherName, recipe
 from student_client.compare.view import Running, View, time_left_s
 from student_client.compare.workers import Outcome, Workers
 from student_client.methods import named
-from student_client.standing import read_standing
+from student_client.reporting.standing import read_standing
 from teaching_protocol.errors import ConfigError, TeacherUnavailable, TeachingError
 
 __all__ = ["Runner", "known_runs", "plan_of"]

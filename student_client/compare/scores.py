@@ -7,8 +7,8 @@ import uuid
 import torch
 
 from student_client.methods.served import MULTI_LABEL_HEAD
-from student_client.remote import RemoteTeacher
-from student_client.teachers import Member, reads
+from student_client.teachers.remote import RemoteTeacher
+from student_client.teachers.teachers import Member, reads
 from task_data import Split, Task, TaskData, load_data, teacher_ports, teacher_view
 from task_data.config import DataConfig
 from task_data.metrics import measured

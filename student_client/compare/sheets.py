@@ -13,7 +13,7 @@ from rich.text import Text
 
 from student_client.compare.statistics import Difference, Summary
 from student_client.compare.tables import Contrast, Row, TaskTable
-from student_client.footprint import SIZE_COLUMNS, size_rows
+from student_client.reporting.footprint import SIZE_COLUMNS, size_rows
 
 __all__ = [
     "Sheet",

@@ -10,7 +10,7 @@ from typing import Any
 
 from student_client.compare.plan import TaskRuns, run_config
 from student_client.config import StudentConfig
-from student_client.footprint import Footprint
+from student_client.reporting.footprint import Footprint
 
 __all__ = ["read_sizes", "sizes_of", "student_configs", "weigh_models"]
 
@@ -39,8 +39,8 @@ def weigh_models(
         DataError: data that cannot be had.
         TeachingError: a teacher that cannot be reached.
     """
+    from student_client.reporting.weighing import weigh_at
     from student_client.students import build_student
-    from student_client.weighing import weigh_at
     from task_data import load_data
     from task_data.config import DataConfig
 

@@ -10,7 +10,7 @@ from typing import Any
 from student_client.compare.plan import TaskRuns, settings_of
 from student_client.compare.records import Record, lower_is_better
 from student_client.compare.statistics import Difference, Summary, gap_recovered, paired_gain, summarise
-from student_client.footprint import Footprint
+from student_client.reporting.footprint import Footprint
 
 __all__ = ["Contrast", "Costs", "Row", "TaskTable", "best_baseline", "contrasts", "task_table"]
 

@@ -25,9 +25,9 @@ from student_client.compare.sizes import weigh_models
 from student_client.compare.weights import randomise
 from student_client.config import RunConfig
 from student_client.processes import last_line, process
-from student_client.progress import Progress
-from student_client.runs import train
+from student_client.reporting.progress import Progress
 from student_client.selection.episodes import train_selector
+from student_client.training.runs import train
 from task_data.config import DataConfig
 from teaching_protocol.errors import ServiceError, TeachingError
 from teaching_protocol.memory import keep_freed_memory

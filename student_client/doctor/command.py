@@ -28,7 +28,7 @@ def doctor(
 ) -> None:
     """Measures a teacher from here and says what to change; exit code 0 well, 1 a failure, 2 not reached, 3 warnings."""
     # imported here: help and completion need no torch
-    from student_client.credentials import Credentials
+    from student_client.connection.credentials import Credentials
     from student_client.doctor.checks import checks_of
     from student_client.doctor.visit import Visit
     from teaching_protocol.channel import split_address

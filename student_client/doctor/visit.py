@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
 
-from student_client.credentials import Credentials
-from student_client.transport import GrpcTransport
+from student_client.connection.credentials import Credentials
+from student_client.connection.transport import GrpcTransport
 from teaching_protocol.diagnosis.connection import Door
 from teaching_protocol.diagnosis.probe import Probe, doctor_name, probe_settings
 from teaching_protocol.errors import CallCancelled, ConfigError

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from student_client.config import load_run_config
 from student_client.processes import end_with_input
-from student_client.progress import Progress
-from student_client.runs import open_run
+from student_client.reporting.progress import Progress
+from student_client.training.runs import open_run
 from teaching_protocol.errors import (
     CallerError,
     Quarantined,

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from command_config import Layers
-from student_client.checkpoints import checkpoint_folders
 from student_client.config import ENVIRONMENT, RunConfig, load_run_config
 from student_client.fleet.settings import FleetConfig
-from student_client.result import Result
+from student_client.reporting.result import Result
+from student_client.training.checkpoints import checkpoint_folders
 from teaching_protocol.errors import ConfigError
 
 __all__ = ["Planned", "Start", "last_checkpoint", "plan", "start_of"]

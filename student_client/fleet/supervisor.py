@@ -21,7 +21,7 @@ from student_client.fleet.restarts import Restarts
 from student_client.fleet.seats import Seat
 from student_client.fleet.starting import LOG, Launch, Running, launch, threads_of
 from student_client.processes import last_line
-from student_client.result import Result
+from student_client.reporting.result import Result
 from teaching_protocol.errors import ConfigError, TeachingError
 
 __all__ = ["Supervisor"]

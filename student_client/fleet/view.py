@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from student_client.fleet.records import Record, State
-from student_client.standing import read_standing
+from student_client.reporting.standing import read_standing
 
 __all__ = ["View", "state_counts", "summary"]
 

@@ -149,8 +149,8 @@ def _teacher(
 
 
 def _card(address: str, trust: dict[str, Any]) -> DescribeReply:
-    from student_client.card import ask_for_card
-    from student_client.credentials import Credentials
+    from student_client.connection.card import ask_for_card
+    from student_client.connection.credentials import Credentials
 
     given = {name.removeprefix("teacher."): value for name, value in trust.items()}
     return ask_for_card(address, _DEADLINE_S, Credentials(**given), pings=0)[0]

@@ -14,7 +14,7 @@ from student_client.methods.rkd import Rkd
 from student_client.methods.selection import FixedMix, RandomHard, RandomSoft, Selection
 from student_client.methods.soft_labels import SoftLabels
 from student_client.methods.talking import Talking
-from student_client.remote import SessionOptions
+from student_client.teachers.remote import SessionOptions
 from task_data import Task
 from teaching_protocol.errors import ConfigError
 

@@ -11,7 +11,7 @@ from student_client.losses import averaged_soft_targets, hint_error
 from student_client.methods.method import Context, Method, Seen, Terms
 from student_client.methods.projection import linear, masked_mean
 from student_client.methods.served import has_head, means, require_head
-from student_client.teachers import Teachers
+from student_client.teachers.teachers import Teachers
 from task_data import Batch
 
 __all__ = ["Averaged"]

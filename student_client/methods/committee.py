@@ -23,8 +23,8 @@ from student_client.methods.importance import Importance, importance
 from student_client.methods.method import Asking, Context, Seen, Terms
 from student_client.methods.projection import masked_mean
 from student_client.methods.served import has_head, require_head
-from student_client.pausing import Pausing
-from student_client.teachers import Member, Teachers
+from student_client.teachers.pausing import Pausing
+from student_client.teachers.teachers import Member, Teachers
 from student_models import States
 from task_data import Batch
 from teaching_protocol.errors import ConfigError

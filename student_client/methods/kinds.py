@@ -13,8 +13,8 @@ from student_client.methods.method import Context, Seen, Terms
 from student_client.methods.projection import linear, masked_mean
 from student_client.methods.served import means, require_head
 from student_client.methods.talking import Talking
-from student_client.pausing import Pausing
-from student_client.teachers import Teachers
+from student_client.teachers.pausing import Pausing
+from student_client.teachers.teachers import Teachers
 from task_data import Batch
 from teaching_protocol.errors import ConfigError, IncompatibleTeacher
 from teaching_protocol.verbs import DescribeReply

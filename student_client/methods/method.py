@@ -11,8 +11,8 @@ from torch import nn
 
 from student_client.losses import task_loss
 from student_client.method_config import MethodConfig
-from student_client.pausing import Pausing, finished
-from student_client.teachers import Teachers
+from student_client.teachers.pausing import Pausing, finished
+from student_client.teachers.teachers import Teachers
 from student_models import States, Student
 from task_data import Batch, Task
 from teaching_protocol.verbs import DescribeReply

@@ -10,7 +10,7 @@ from student_client.losses import self_relation_kl
 from student_client.methods.method import Context, Method, Seen, Terms
 from student_client.methods.projection import segment_means
 from student_client.methods.served import means
-from student_client.teachers import Teachers
+from student_client.teachers.teachers import Teachers
 from student_models import RatingsStudent
 from task_data import Batch
 from teaching_protocol.errors import ConfigError

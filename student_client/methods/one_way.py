@@ -7,8 +7,8 @@ from student_client.losses import state_consistency
 from student_client.method_config import MethodConfig
 from student_client.methods.answer import add_answer_terms
 from student_client.methods.method import Asking, Context, Seen, Terms
-from student_client.pausing import Pausing
-from student_client.teachers import Teachers
+from student_client.teachers.pausing import Pausing
+from student_client.teachers.teachers import Teachers
 from task_data import Batch, Task
 
 __all__ = ["OneWay"]

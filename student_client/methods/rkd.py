@@ -8,7 +8,7 @@ from student_client.losses import angle_relation, distance_relation
 from student_client.methods.method import Context, Method, Seen, Terms
 from student_client.methods.projection import masked_mean
 from student_client.methods.served import require_port
-from student_client.teachers import Teachers
+from student_client.teachers.teachers import Teachers
 from task_data import Batch
 
 __all__ = ["Rkd"]

@@ -13,9 +13,9 @@ from student_client.methods.kinds import KINDS, Kind, build_kind
 from student_client.methods.method import Asking, Context, Seen, Terms
 from student_client.methods.projection import masked_mean
 from student_client.methods.served import require_port
-from student_client.pausing import Pausing
 from student_client.selection.selector import Selector, hardened
-from student_client.teachers import Member, Teachers
+from student_client.teachers.pausing import Pausing
+from student_client.teachers.teachers import Member, Teachers
 from task_data import Batch
 from teaching_protocol.errors import ConfigError
 

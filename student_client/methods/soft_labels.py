@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from student_client.method_config import MethodConfig
 from student_client.methods.method import Context, Method, Seen, Terms
 from student_client.methods.responses import response_for
-from student_client.teachers import Teachers
+from student_client.teachers.teachers import Teachers
 from task_data import Batch, Task
 
 __all__ = ["SoftLabels"]

@@ -11,8 +11,8 @@ from student_client.methods.answer import add_answer_terms
 from student_client.methods.gate import MessageGate
 from student_client.methods.method import Asking, Context, Seen, Terms
 from student_client.methods.served import require_tokenizer
-from student_client.pausing import Pausing
-from student_client.teachers import Teachers
+from student_client.teachers.pausing import Pausing
+from student_client.teachers.teachers import Teachers
 from student_models import States
 from task_data import Batch, Task
 

@@ -78,7 +78,7 @@ def select(
         token_file=token_file,
         threads=threads,
     )
-    from student_client.progress import Progress  # here: help and completion need no torch
+    from student_client.reporting.progress import Progress  # here: help and completion need no torch
     from student_client.selection.episodes import train_selector
 
     wanted = read_config(config, fields | {"output": output}, settings)

@@ -7,21 +7,21 @@ from dataclasses import asdict, dataclass, replace
 
 import torch
 
-from student_client.acceleration import build_accelerator, compute_threads, exact_algorithms
 from student_client.config import RunConfig
-from student_client.connecting import connected
-from student_client.evaluate import evaluate, labelled_outputs
-from student_client.interrupts import Interrupts
 from student_client.losses import calibrated_cross_entropy
 from student_client.methods import Context, Methods
 from student_client.methods.selection import Selection
-from student_client.progress import Journal, Progress
+from student_client.reporting.progress import Journal, Progress
 from student_client.selection.development import hold_out
 from student_client.selection.learning import Learner, Phase
 from student_client.selection.selector import Selector, SelectorCard
-from student_client.steps import Steps
 from student_client.students import build_student
-from student_client.teachers import Teachers
+from student_client.teachers.teachers import Teachers
+from student_client.training.acceleration import build_accelerator, compute_threads, exact_algorithms
+from student_client.training.connecting import connected
+from student_client.training.evaluate import evaluate, labelled_outputs
+from student_client.training.interrupts import Interrupts
+from student_client.training.steps import Steps
 from student_models import Student, Tensors
 from task_data import Split, TaskData, load_data, teacher_ports, teacher_view
 from teaching_protocol.errors import ConfigError

@@ -13,9 +13,9 @@ import torch
 from teacher_server.app import TeacherApp
 from teacher_server.config import ServerConfig
 from teacher_server.describing import other_teacher
-from teacher_server.loading import load_teacher
 from teacher_server.local import local_teacher
-from teacher_server.split import FrozenTeacher
+from teacher_server.models.loading import load_teacher
+from teacher_server.models.split import FrozenTeacher
 from teaching_protocol.diagnosis.findings import Finding, Value
 from teaching_protocol.diagnosis.gradients import check_codec_gradient, check_gradient, close, cosine, largest_error
 from teaching_protocol.diagnosis.probe import ROWS, TOKENS, Probe, doctor_name, noise, probe_settings

@@ -16,9 +16,9 @@ from teacher_server.engine.knowledge import MASK, Knowledge, LookUp, stack_rows,
 from teacher_server.engine.knowledge_cache import Row
 from teacher_server.engine.merging import Answering, answering, together
 from teacher_server.engine.transfers import Transfers
-from teacher_server.pauses import Pauses
-from teacher_server.sessions import Session
-from teacher_server.split import FrozenTeacher
+from teacher_server.models.pauses import Pauses
+from teacher_server.models.split import FrozenTeacher
+from teacher_server.sessions.sessions import Session
 from teaching_protocol.errors import NonFiniteError
 from teaching_protocol.verbs import ForwardRequest, Tensors
 

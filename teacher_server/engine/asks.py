@@ -12,8 +12,8 @@ from typing import Any, TypeVar
 
 import torch
 
-from teacher_server.codecs import TeacherCodec
 from teacher_server.families import LayerSpan
+from teacher_server.sessions.codecs import TeacherCodec
 
 __all__ = ["Ask", "Asking", "Decode", "Encode", "Through", "decode", "encode", "through"]
 

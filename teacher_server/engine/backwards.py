@@ -13,9 +13,9 @@ from teacher_server.engine.forwards import Forwards
 from teacher_server.engine.merging import owned
 from teacher_server.engine.transfers import Transfers
 from teacher_server.faults import noted
-from teacher_server.metrics import Metrics
-from teacher_server.pauses import Pauses
-from teacher_server.sessions import Grads, OpenCall, Session, added
+from teacher_server.metrics.metrics import Metrics
+from teacher_server.models.pauses import Pauses
+from teacher_server.sessions.sessions import Grads, OpenCall, Session, added
 from teaching_protocol.errors import CallFinished, InputsNeeded, InvalidTensor, NonFiniteError, StaleCall, UnknownCall
 from teaching_protocol.verbs import BackwardReply, BackwardRequest, ForwardRequest, Tensors
 

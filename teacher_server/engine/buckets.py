@@ -6,8 +6,8 @@ from typing import Any
 
 from teacher_server.engine.conversation import CONVERSATION_PORTS, MESSAGE_INPUTS, needs_own_states
 from teacher_server.engine.merging import length_class
-from teacher_server.sessions import Extent, Session
-from teacher_server.split import FrozenTeacher
+from teacher_server.models.split import FrozenTeacher
+from teacher_server.sessions.sessions import Extent, Session
 from teaching_protocol.verbs import BackwardRequest, ForwardRequest, StepRequest
 
 __all__ = ["Buckets"]

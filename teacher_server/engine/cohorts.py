@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import torch
 
-from teacher_server.metrics import Metrics
-from teacher_server.sharding import local_part
+from teacher_server.metrics.metrics import Metrics
+from teacher_server.models.sharding import local_part
 
 __all__ = ["Cohort", "GraphCache", "GraphWeight", "Key", "Member", "storage_place", "weigh_graph"]
 

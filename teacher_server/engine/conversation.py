@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional
 
-from teacher_server.codecs import TeacherCodec
 from teacher_server.engine.asks import Asking, decode, encode, through
 from teacher_server.families import LayerSpan
+from teacher_server.sessions.codecs import TeacherCodec
 from teaching_protocol.errors import InvalidTensor, UnknownPort
 from teaching_protocol.verbs import SessionSettings
 

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 
-from teacher_server import state
 from teacher_server.config import ServerConfig
 from teacher_server.engine.answers import Answers
 from teacher_server.engine.backwards import Backwards
@@ -28,11 +27,12 @@ from teacher_server.engine.steps import Steps, forget_calls
 from teacher_server.engine.transfers import Arriving, Transfers
 from teacher_server.faults import typed
 from teacher_server.jobs import Batch, Job
-from teacher_server.metrics import Metrics
-from teacher_server.pauses import Pauses
-from teacher_server.replies import size_bytes
-from teacher_server.sessions import Session
-from teacher_server.split import FrozenTeacher
+from teacher_server.metrics.metrics import Metrics
+from teacher_server.models.pauses import Pauses
+from teacher_server.models.split import FrozenTeacher
+from teacher_server.sessions import state
+from teacher_server.sessions.replies import size_bytes
+from teacher_server.sessions.sessions import Session
 from teaching_protocol.errors import StepOutOfOrder
 from teaching_protocol.verbs import (
     BackwardReply,

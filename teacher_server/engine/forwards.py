@@ -10,9 +10,9 @@ import torch
 from teacher_server.engine.answers import Answers, Question
 from teacher_server.engine.cohorts import Cohort, GraphCache, Key, Member, storage_place, weigh_graph
 from teacher_server.engine.merging import owned
-from teacher_server.replies import size_bytes
-from teacher_server.sessions import Session
-from teacher_server.split import FrozenTeacher
+from teacher_server.models.split import FrozenTeacher
+from teacher_server.sessions.replies import size_bytes
+from teacher_server.sessions.sessions import Session
 from teaching_protocol.verbs import ForwardReply, ForwardRequest
 
 __all__ = ["Asked", "Forwards"]

@@ -13,7 +13,7 @@ from teacher_server.engine.knowledge_cache import KnowledgeCache, Row, row_keys
 from teacher_server.engine.transfers import Transfers
 from teacher_server.engine.vocabulary import is_likeliest, likeliest
 from teacher_server.families import segment_means
-from teacher_server.split import FrozenTeacher
+from teacher_server.models.split import FrozenTeacher
 
 __all__ = ["MASK", "Knowledge", "LookUp", "stack_rows", "top"]
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from teacher_server.metrics import Metrics
+from teacher_server.metrics.metrics import Metrics
 
 __all__ = ["KnowledgeCache", "row_keys"]
 

@@ -14,8 +14,8 @@ from torch.nn.functional import pad
 
 from teacher_server.engine.asks import Ask, Asking, Decode, Encode, Through
 from teacher_server.engine.stacking import decode_each, encode_each
-from teacher_server.pauses import Pauses
-from teacher_server.split import FrozenTeacher
+from teacher_server.models.pauses import Pauses
+from teacher_server.models.split import FrozenTeacher
 
 __all__ = ["Answering", "answering", "length_class", "merge_rows", "owned", "split_rows", "together"]
 

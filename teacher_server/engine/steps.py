@@ -10,11 +10,11 @@ import torch
 from teacher_server.engine.cohorts import GraphCache
 from teacher_server.engine.transfers import Transfers
 from teacher_server.faults import noted
-from teacher_server.metrics import Metrics
-from teacher_server.optimizers import Update, update_together
-from teacher_server.replies import fingerprint
-from teacher_server.roll import RankedStep
-from teacher_server.sessions import Grads, Session, added
+from teacher_server.metrics.metrics import Metrics
+from teacher_server.sessions.optimizers import Update, update_together
+from teacher_server.sessions.replies import fingerprint
+from teacher_server.sessions.roll import RankedStep
+from teacher_server.sessions.sessions import Grads, Session, added
 from teaching_protocol.errors import NonFiniteError, StepOutOfOrder
 from teaching_protocol.verbs import StepReply, StepRequest
 

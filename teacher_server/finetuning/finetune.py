@@ -24,8 +24,8 @@ from teacher_server.finetuning.heads import last_linear, with_head
 from teacher_server.finetuning.learners import BodyLearner, HeadLearner, Learner, LoraLearner, LoraSettings
 from teacher_server.finetuning.tokens import TokenObjective, words_of
 from teacher_server.finetuning.tuning import Epoch, Examples, Objective, Plan, tune
-from teacher_server.loading import load_teacher
-from teacher_server.split import FrozenTeacher
+from teacher_server.models.loading import load_teacher
+from teacher_server.models.split import FrozenTeacher
 from teaching_protocol.errors import ConfigError, DataError, ModelLoadError
 
 __all__ = ["Finetuned", "finetune"]

@@ -17,7 +17,7 @@ from transformers import (
 from task_data.splits import Task
 from teacher_server.families.cnn import GridFamily
 from teacher_server.families.pretrained import PretrainedFamily
-from teacher_server.split import FrozenTeacher
+from teacher_server.models.split import FrozenTeacher
 from teaching_protocol.errors import ModelLoadError, UnsupportedFamily
 
 __all__ = ["HEADS", "TOKEN_HEADS", "head_features", "head_modules", "last_linear", "with_head"]

@@ -17,7 +17,7 @@ from teacher_server.families.pretrained import PretrainedFamily
 from teacher_server.finetuning.heads import head_features, head_modules, last_linear
 from teacher_server.finetuning.tokens import at
 from teacher_server.finetuning.tuning import Examples, Objective
-from teacher_server.split import FrozenTeacher
+from teacher_server.models.split import FrozenTeacher
 from teaching_protocol.errors import ConfigError
 
 __all__ = ["BodyLearner", "HeadLearner", "Learner", "LoraLearner", "LoraSettings"]

@@ -12,7 +12,7 @@ from task_data import IGNORED, Split, Task, teacher_view
 from task_data.token_scores import TokenCounts
 from teacher_server.families.pretrained import PretrainedFamily
 from teacher_server.finetuning.tuning import Objective
-from teacher_server.split import FrozenTeacher
+from teacher_server.models.split import FrozenTeacher
 from teaching_protocol.errors import DataError
 
 __all__ = ["TokenObjective", "Words", "at", "words_of"]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from teacher_server.config import ServerConfig
 from teacher_server.fleet.settings import FleetSettings
-from teacher_server.spreading import MAPS, Spread
+from teacher_server.models.spreading import MAPS, Spread
 from teaching_protocol.errors import ConfigError
 
 __all__ = ["Needs", "check_room", "counted", "needs_of"]

@@ -8,13 +8,13 @@ from types import TracebackType
 import grpc
 
 from teacher_server.config import ServerConfig
-from teacher_server.directory import add_directory
-from teacher_server.health import Health
-from teacher_server.interceptors import CallInterceptor
-from teacher_server.metrics import Metrics
+from teacher_server.metrics.metrics import Metrics
 from teacher_server.scheduling.threads import CallThreads
 from teacher_server.security.authority import Authority
 from teacher_server.security.tls import bind, check_bind, server_credentials
+from teacher_server.serving.directory import add_directory
+from teacher_server.serving.health import Health
+from teacher_server.serving.interceptors import CallInterceptor
 from teaching_protocol.channel import server_options
 from teaching_protocol.directory import Replica
 from teaching_protocol.errors import TeacherUnavailable

@@ -23,13 +23,13 @@ from transformers.utils import logging as transformers_logging
 
 from command_config.exits import ExitCode
 from teacher_server.families import LayerSpan
-from teacher_server.loading import load_teacher
 from teacher_server.logs import start_log
+from teacher_server.models.loading import load_teacher
+from teacher_server.models.sharding import Shards
+from teacher_server.models.split import FrozenTeacher
 from teacher_server.parallel.group import join
 from teacher_server.parallel.mirrored import SpanGraph
 from teacher_server.parallel.passes import Back, Begin, Drop, Look, Run, Say, read_begin, read_pass, receive
-from teacher_server.sharding import Shards
-from teacher_server.split import FrozenTeacher
 from teaching_protocol.memory import keep_freed_memory
 
 __all__ = ["follow"]

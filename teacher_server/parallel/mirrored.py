@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from teacher_server.families import Family
+from teacher_server.models.split import FrozenTeacher, LayerSpan
 from teacher_server.parallel.followers import Followers
 from teacher_server.parallel.passes import Back, Look, Run, Say
-from teacher_server.split import FrozenTeacher, LayerSpan
 
 __all__ = ["MirroredTeacher", "SpanGraph"]
 

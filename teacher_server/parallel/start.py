@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from teacher_server.config import ServerConfig
-from teacher_server.loading import empty_teacher, load_teacher
+from teacher_server.models.loading import empty_teacher, load_teacher
+from teacher_server.models.sharding import Shards
 from teacher_server.parallel.followers import Followers, Launch, launch
 from teacher_server.parallel.group import check_devices
 from teacher_server.parallel.mirrored import MirroredTeacher
 from teacher_server.parallel.passes import Begin
-from teacher_server.sharding import Shards
 
 __all__ = ["split_teacher"]
 

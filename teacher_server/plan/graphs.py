@@ -12,13 +12,13 @@ from itertools import chain
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from teacher_server.codecs import CodecShape, TeacherCodec, codec_parameters
 from teacher_server.engine.cohorts import weigh_graph
 from teacher_server.engine.conversation import Conversation
 from teacher_server.engine.merging import answering, together
 from teacher_server.families import LayerSpan
+from teacher_server.models.split import FrozenTeacher
 from teacher_server.scheduling.quotas import state_bytes
-from teacher_server.split import FrozenTeacher
+from teacher_server.sessions.codecs import CodecShape, TeacherCodec, codec_parameters
 from teaching_protocol.errors import InvalidSetting
 from teaching_protocol.verbs import SessionSettings
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from accelerate.utils import get_balanced_memory, get_max_memory, infer_auto_device_map
 
-from teacher_server.split import FrozenTeacher
-from teacher_server.spreading import MAPS, Spread, resolved
+from teacher_server.models.split import FrozenTeacher
+from teacher_server.models.spreading import MAPS, Spread, resolved
 from teaching_protocol.errors import ModelLoadError
 
 __all__ = ["Layout", "Share", "lay_out"]

@@ -10,7 +10,7 @@ from teacher_server.actor import TeacherActor, build_card
 from teacher_server.config import ServerConfig
 from teacher_server.live import LiveSettings
 from teacher_server.local import make_engine
-from teacher_server.metrics import Metrics
+from teacher_server.metrics.metrics import Metrics
 from teacher_server.plan.graphs import StepShape
 from teacher_server.plan.sizing import Measured
 from teacher_server.scheduling.scheduler import InlineScheduler

@@ -11,13 +11,13 @@ from typing import Any
 import torch
 
 from teacher_server.config import ServerConfig
-from teacher_server.loading import empty_teacher, spread_of
+from teacher_server.models.loading import empty_teacher, spread_of
+from teacher_server.models.sharding import Shards
+from teacher_server.models.split import FrozenTeacher
 from teacher_server.plan.graphs import StepShape, graph_bytes, session_bytes
 from teacher_server.plan.layout import Layout, lay_out
 from teacher_server.plan.sizing import Measured, Room, Sizes, students_served
 from teacher_server.plan.weights import file_bytes, served_bytes
-from teacher_server.sharding import Shards
-from teacher_server.split import FrozenTeacher
 from teaching_protocol.diagnosis.machine import free_bytes
 from teaching_protocol.errors import InvalidSetting
 from teaching_protocol.verbs import SessionSettings

@@ -8,8 +8,8 @@ from collections import Counter
 from itertools import chain
 from pathlib import Path
 
-from teacher_server.packaged import packaged_folder
-from teacher_server.split import FrozenTeacher
+from teacher_server.models.packaged import packaged_folder
+from teacher_server.models.split import FrozenTeacher
 from teaching_protocol.errors import ModelLoadError
 
 __all__ = ["file_bytes", "served_bytes"]

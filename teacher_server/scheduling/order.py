@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from teacher_server.jobs import Batch, Job
 from teacher_server.live import LiveSettings
-from teacher_server.metrics import Metrics
+from teacher_server.metrics.metrics import Metrics
 from teacher_server.scheduling.admission import Admission
 from teacher_server.scheduling.fairness import Counters, cost
 from teacher_server.scheduling.pace import Pace

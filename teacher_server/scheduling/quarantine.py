@@ -10,7 +10,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 
 from teacher_server.live import LiveSettings
-from teacher_server.metrics import Metrics
+from teacher_server.metrics.metrics import Metrics
 from teaching_protocol.errors import InternalError, InvalidTensor, NonFiniteError, Quarantined
 
 __all__ = ["Quarantine"]

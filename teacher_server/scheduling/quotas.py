@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 
 from teacher_server.config import IdentityQuota, Quota
 from teacher_server.live import LiveSettings
-from teacher_server.sessions import Session
+from teacher_server.sessions.sessions import Session
 from teaching_protocol.errors import InvalidSetting, QuotaExceeded
 from teaching_protocol.verbs import OptimizerSettings
 

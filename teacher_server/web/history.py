@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from teacher_server.usage import Taken
+from teacher_server.metrics.usage import Taken
 from teacher_server.web.readings import Reading, Totals
 from teacher_server.web.snapshot import (
     Batches,

@@ -14,9 +14,9 @@ from typing import Literal
 from prometheus_client.registry import Collector
 
 from teacher_server.actor import TeacherActor
-from teacher_server.metrics import Metrics
-from teacher_server.sessions import Session
-from teacher_server.usage import Failure, Taken
+from teacher_server.metrics.metrics import Metrics
+from teacher_server.metrics.usage import Failure, Taken
+from teacher_server.sessions.sessions import Session
 from teacher_server.web.snapshot import State
 
 __all__ = ["Levels", "Limits", "Reader", "Reading", "SessionReading", "Totals"]

@@ -10,11 +10,11 @@ import torch
 
 from teacher_server.actor import TeacherActor
 from teacher_server.config import ServerConfig
-from teacher_server.gauges import device_memory_limit
 from teacher_server.live import LiveSettings
-from teacher_server.metrics import Metrics
+from teacher_server.metrics.metrics import Metrics
 from teacher_server.security.authority import Authority
 from teacher_server.web.access import Access
+from teacher_server.web.gauges import device_memory_limit
 from teacher_server.web.history import Facts, History
 from teacher_server.web.pages import Pages, build_app
 from teacher_server.web.readings import Limits, Reader

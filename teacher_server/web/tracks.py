@@ -6,7 +6,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from teacher_server.usage import Failure, Taken
+from teacher_server.metrics.usage import Failure, Taken
 from teacher_server.web.readings import SessionReading
 from teacher_server.web.snapshot import Fault, SessionStatus, shown
 

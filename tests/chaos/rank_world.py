@@ -14,8 +14,8 @@ import torch
 from safetensors.torch import load_file
 
 from student_client.config import RunConfig
-from student_client.progress import Progress
-from student_client.runs import open_run
+from student_client.reporting.progress import Progress
+from student_client.training.runs import open_run
 from teaching_protocol.errors import TeachingError
 from tests.chaos.world import _forks, _hash, _weights_of, free_port
 

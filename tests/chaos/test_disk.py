@@ -15,9 +15,9 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from student_client.checkpoints import checkpoint_folders
 from student_client.config import RunConfig
-from student_client.runs import open_run
+from student_client.training.checkpoints import checkpoint_folders
+from student_client.training.runs import open_run
 from teacher_server.actor import TeacherActor
 from teacher_server.local import local_teacher
 from teaching_protocol.errors import ConfigError, StateMismatch

@@ -24,8 +24,8 @@ import torch
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from student_client.config import RunConfig
-from student_client.progress import Progress
-from student_client.runs import open_run
+from student_client.reporting.progress import Progress
+from student_client.training.runs import open_run
 from teacher_server.app import TeacherApp
 from teacher_server.cli import main as command
 from teacher_server.config import ServerConfig

@@ -311,7 +311,7 @@ def test_autoscaling_asks_what_the_adapter_gives(tmp_path: Path) -> None:
     assert hpa["spec"]["metrics"][0]["pods"]["metric"]["name"] == rule["name"]["as"]
     assert hpa["spec"]["scaleTargetRef"]["kind"] == "StatefulSet"
     series = rule["seriesQuery"].partition("{")[0]
-    assert f'"{series.removesuffix("_bucket")}"' in (ROOT / "teacher_server/metrics.py").read_text()
+    assert f'"{series.removesuffix("_bucket")}"' in (ROOT / "teacher_server/metrics/metrics.py").read_text()
     query = rule["metricsQuery"]
     for blank, text in (("Series", series), ("LabelMatchers", 'namespace="lab"'), ("GroupBy", "pod")):
         assert f"<<.{blank}>>" in query

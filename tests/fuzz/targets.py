@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 
-from teacher_server.codecs import CodecShape, TeacherCodec
-from teacher_server.optimizers import build_optimizer
-from teacher_server.replies import Replies
-from teacher_server.sessions import Session
-from teacher_server.state import export_state, import_state
+from teacher_server.sessions.codecs import CodecShape, TeacherCodec
+from teacher_server.sessions.optimizers import build_optimizer
+from teacher_server.sessions.replies import Replies
+from teacher_server.sessions.sessions import Session
+from teacher_server.sessions.state import export_state, import_state
 from teaching_protocol import verbs
 from teaching_protocol.errors import InternalError, TeachingError
 from teaching_protocol.tensors import is_finite

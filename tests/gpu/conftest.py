@@ -10,7 +10,7 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read once, at the
 import pytest
 import torch
 
-from teacher_server.split import FrozenTeacher
+from teacher_server.models.split import FrozenTeacher
 from tests.unit.teacher_server.tiny_models import tiny_model
 
 

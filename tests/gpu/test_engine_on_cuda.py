@@ -16,7 +16,7 @@ from teacher_server.app import TeacherApp
 from teacher_server.config import ServerConfig
 from teacher_server.jobs import Batch
 from teacher_server.local import local_teacher
-from teacher_server.split import FrozenTeacher
+from teacher_server.models.split import FrozenTeacher
 from teaching_protocol import verbs
 from teaching_protocol.errors import NonFiniteError, OutOfMemory
 from tests.integration.test_among_strangers import at_once, one_by_one, serving

@@ -10,7 +10,7 @@ import pytest
 from teacher_server.actor import TeacherActor, build_card
 from teacher_server.config import ServerConfig
 from teacher_server.local import make_engine
-from teacher_server.metrics import Metrics
+from teacher_server.metrics.metrics import Metrics
 from teacher_server.plan.planning import make_plan
 from teacher_server.scheduling.scheduler import InlineScheduler
 from teaching_protocol.diagnosis.probe import Probe, noise

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from teacher_server.config import ServerConfig
-from teacher_server.loading import load_teacher
+from teacher_server.models.loading import load_teacher
 from teacher_server.parallel.start import split_teacher
 from tests.integration.test_split_teacher import everything
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from teacher_server.loading import load_teacher
 from teacher_server.local import local_teacher
-from teacher_server.spreading import Spread, is_offloaded
+from teacher_server.models.loading import load_teacher
+from teacher_server.models.spreading import Spread, is_offloaded
 from tests.calls import Caller
 from tests.unit.teacher_server.test_spreading import conversation, halves
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import transformers as hf
 
-from student_client.hugging_face import DistillationTrainer
+from student_client.loops.hugging_face import DistillationTrainer
 from tests.unit.teacher_server.tiny_models import VOCABULARY, tiny_tokenizer
 
 __all__ = ["LABELS", "LR", "arguments", "examples_of", "student_folder", "trainer_of", "weights_of"]

@@ -13,7 +13,7 @@ from typing import Any
 
 from teacher_server.app import TeacherApp
 from teacher_server.config import ServerConfig
-from teacher_server.split import FrozenTeacher
+from teacher_server.models.split import FrozenTeacher
 from teaching_protocol.errors import TeachingError
 from tests.integration.processes import ROOT
 from tests.unit.student_client.run_setup import run_config

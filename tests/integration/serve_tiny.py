@@ -16,7 +16,7 @@ import torch
 
 from teacher_server.app import TeacherApp
 from teacher_server.config import ServerConfig
-from teacher_server.loading import load_teacher
+from teacher_server.models.loading import load_teacher
 from tests.integration.gate import Gate
 
 

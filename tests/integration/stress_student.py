@@ -19,7 +19,7 @@ import torch
 from student_client import InProcessTeacher, RemoteTeacher
 from teacher_server.actor import TeacherActor
 from teacher_server.local import local_teacher
-from teacher_server.split import FrozenTeacher
+from teacher_server.models.split import FrozenTeacher
 from teaching_protocol.errors import (
     CallCancelled,
     DeadlineExceeded,

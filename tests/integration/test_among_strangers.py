@@ -15,7 +15,7 @@ from safetensors.torch import load
 from student_client import RemoteTeacher
 from teacher_server.app import TeacherApp
 from teacher_server.config import ServerConfig
-from teacher_server.loading import load_teacher
+from teacher_server.models.loading import load_teacher
 from teaching_protocol.verbs import OptimizerSettings
 from tests.integration.gate import poll
 from tests.unit.teacher_server.tiny_models import tiny_inputs

@@ -18,12 +18,12 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
 from student_client import RemoteTeacher
-from student_client.credentials import Credentials
-from student_client.transport import GrpcTransport
+from student_client.connection.credentials import Credentials
+from student_client.connection.transport import GrpcTransport
 from teacher_server.app import TeacherApp
 from teacher_server.config import ServerConfig
+from teacher_server.models.split import FrozenTeacher
 from teacher_server.security.tokens import add_token, revoke
-from teacher_server.split import FrozenTeacher
 from teaching_protocol import verbs
 from teaching_protocol.channel import TOKEN_KEY
 from teaching_protocol.errors import (

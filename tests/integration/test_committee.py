@@ -15,15 +15,15 @@ import torch
 
 from student_client import RemoteTeacher
 from student_client.config import RunConfig, TeacherConfig
-from student_client.exchange import exchange_many
 from student_client.methods import Context, Methods, build_methods, session_options
-from student_client.progress import Progress
-from student_client.runs import open_run
-from student_client.teachers import Absence, Member, Teachers
+from student_client.reporting.progress import Progress
+from student_client.teachers.exchange import exchange_many
+from student_client.teachers.teachers import Absence, Member, Teachers
+from student_client.training.runs import open_run
 from task_data import teacher_ports
 from teacher_server.app import TeacherApp
 from teacher_server.config import ServerConfig
-from teacher_server.split import FrozenTeacher
+from teacher_server.models.split import FrozenTeacher
 from teaching_protocol.errors import TeacherUnavailable
 from tests.calls import WIDTH
 from tests.integration.gate import poll

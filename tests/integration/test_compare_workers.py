@@ -15,7 +15,7 @@ import pytest
 
 from student_client.compare.workers import Outcome, Workers
 from student_client.config import RunConfig
-from student_client.runs import train
+from student_client.training.runs import train
 from tests.integration.gate import poll
 from tests.unit.student_client.run_setup import quiet, run_config
 

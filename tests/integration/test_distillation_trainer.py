@@ -12,7 +12,7 @@ import torch
 import transformers as hf
 from safetensors.torch import load_file
 
-from student_client.distillation import Distillation, distillation_config
+from student_client.loops.distillation import Distillation, distillation_config
 from teaching_protocol.errors import ConfigError, DataError, StateMismatch, TeacherUnavailable
 from tests.integration.loops import student_folder, trainer_of, weights_of
 from tests.integration.processes import ServerProcess

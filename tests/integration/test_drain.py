@@ -11,7 +11,7 @@ import pytest
 
 from teacher_server.app import TeacherApp
 from teacher_server.config import ServerConfig
-from teacher_server.split import FrozenTeacher
+from teacher_server.models.split import FrozenTeacher
 from teaching_protocol.errors import Draining
 from tests.calls import Caller
 from tests.integration.gate import poll

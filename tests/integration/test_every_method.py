@@ -10,9 +10,9 @@ import torch
 
 from student_client.config import RunConfig, load_run_config
 from student_client.methods import METHODS
-from student_client.runs import train
 from student_client.selection.episodes import train_selector
 from student_client.students import build_student
+from student_client.training.runs import train
 from student_models import load_student
 from task_data import load_data
 from tests.integration.processes import Address, ServerProcess

@@ -20,7 +20,7 @@ from student_client import RemoteTeacher
 from teacher_server import cli
 from teacher_server.app import TeacherApp
 from teacher_server.config import ServerConfig
-from teacher_server.split import FrozenTeacher
+from teacher_server.models.split import FrozenTeacher
 from teaching_protocol import verbs
 from teaching_protocol.errors import (
     DeadlineExceeded,

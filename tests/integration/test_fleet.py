@@ -19,14 +19,14 @@ import psutil
 import pytest
 import yaml
 
-from student_client.checkpoints import checkpoint_folders
 from student_client.cli import main
 from student_client.fleet.plan import plan
 from student_client.fleet.restarts import Restarts
 from student_client.fleet.seats import seats
 from student_client.fleet.settings import FleetConfig
 from student_client.fleet.supervisor import Supervisor
-from student_client.runs import train
+from student_client.training.checkpoints import checkpoint_folders
+from student_client.training.runs import train
 from tests.integration.gate import poll
 from tests.integration.processes import ROOT, Address, ServerProcess
 from tests.unit.student_client.run_setup import quiet, run_config

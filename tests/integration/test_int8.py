@@ -11,7 +11,7 @@ import torch
 
 from student_client import InProcessTeacher, RemoteTeacher
 from teacher_server.local import local_teacher
-from teacher_server.split import FrozenTeacher
+from teacher_server.models.split import FrozenTeacher
 from teaching_protocol.errors import IncompatibleTeacher
 from tests.integration.processes import Address
 

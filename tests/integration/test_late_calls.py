@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from student_client import RemoteTeacher
-from teacher_server.split import FrozenTeacher
+from teacher_server.models.split import FrozenTeacher
 from teaching_protocol import verbs
 from teaching_protocol.channel import error_from
 from teaching_protocol.errors import CallConflict, DeadlineExceeded, StepOutOfOrder, TeachingError

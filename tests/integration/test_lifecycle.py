@@ -22,8 +22,8 @@ from student_client import RemoteTeacher
 from teacher_server.app import TeacherApp
 from teacher_server.config import ServerConfig
 from teacher_server.local import local_teacher
-from teacher_server.metrics import Metrics
-from teacher_server.split import FrozenTeacher
+from teacher_server.metrics.metrics import Metrics
+from teacher_server.models.split import FrozenTeacher
 from teaching_protocol.errors import Draining
 from tests.calls import WIDTH, Caller, good_step
 from tests.integration.gate import Gate, poll

@@ -11,11 +11,11 @@ import torch
 import transformers as hf
 
 from student_client.config import RunConfig, load_run_config
-from student_client.evaluate import evaluate_run
-from student_client.hugging_face import DistillationTrainer
+from student_client.loops.hugging_face import DistillationTrainer
 from student_client.methods import METHODS
-from student_client.runs import train
 from student_client.selection.episodes import train_selector
+from student_client.training.evaluate import evaluate_run
+from student_client.training.runs import train
 from student_models import TappedStudent, load_student
 from task_data import load_data
 from task_data.splits import Task

@@ -13,7 +13,7 @@ import grpc
 import pytest
 import torch
 
-from student_client.transport import GrpcTransport
+from student_client.connection.transport import GrpcTransport
 from teaching_protocol import verbs
 from teaching_protocol.channel import ERROR_KEY, RETRY_AFTER_KEY
 from teaching_protocol.errors import InvalidSetting, QuotaExceeded

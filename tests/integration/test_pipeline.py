@@ -14,10 +14,10 @@ import pytest
 import torch
 
 from student_client.config import RunConfig, TeacherConfig
-from student_client.runs import open_run
+from student_client.training.runs import open_run
 from teacher_server.app import TeacherApp
 from teacher_server.config import ServerConfig
-from teacher_server.split import FrozenTeacher
+from teacher_server.models.split import FrozenTeacher
 from teaching_protocol.errors import NonFiniteError, TeacherUnavailable
 from tests.integration.gate import poll
 from tests.integration.processes import Address, ServerProcess

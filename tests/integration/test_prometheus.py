@@ -23,8 +23,8 @@ import torch
 import yaml
 
 from student_client.config import TrainingConfig
-from student_client.metrics import Facts
-from student_client.watching import watching
+from student_client.reporting.metrics import Facts
+from student_client.reporting.watching import watching
 from teacher_server.config import effective_config
 from teacher_server.fleet.metrics import FleetFacts, FleetMetrics, serving_metrics
 from tests.calls import WIDTH, Caller, attempt, forward_request, in_s

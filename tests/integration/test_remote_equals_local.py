@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load
 
 from student_client import InProcessTeacher, RemoteTeacher
-from student_client.remote import Teacher
+from student_client.teachers.remote import Teacher
 from teacher_server.local import local_teacher
 from tests.integration.processes import Address
 from tests.unit.teacher_server.tiny_models import MODEL_TYPES, TEXT_TYPES, tiny_inputs

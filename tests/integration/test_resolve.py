@@ -14,15 +14,15 @@ import torch
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from student_client import RemoteTeacher
-from student_client.credentials import Credentials
-from student_client.pinning import ranked
-from student_client.resolving import resolve
+from student_client.connection.credentials import Credentials
+from student_client.connection.pinning import ranked
+from student_client.connection.resolving import resolve
 from teacher_server.app import TeacherApp
 from teacher_server.config import ServerConfig
 from teacher_server.fleet.port import DirectoryPort
 from teacher_server.fleet.settings import FleetSettings
+from teacher_server.models.split import FrozenTeacher
 from teacher_server.security.tokens import add_token
-from teacher_server.split import FrozenTeacher
 from teaching_protocol.directory import RESOLVE, Replica
 from teaching_protocol.errors import ConfigError, TeacherUnavailable, Unauthenticated
 from teaching_protocol.threads import side_threads

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from student_client import RemoteTeacher
-from student_client.transport import GrpcTransport
+from student_client.connection.transport import GrpcTransport
 from teaching_protocol import verbs
 from teaching_protocol.channel import error_from
 from teaching_protocol.errors import CallerError, InvalidTensor, MessageTooLarge, SharedMemoryLost, TeacherUnavailable

@@ -19,14 +19,14 @@ import prometheus_client
 import pytest
 import torch
 
-from student_client.credentials import Credentials
-from student_client.remote import RemoteTeacher
-from student_client.transport import GrpcTransport
+from student_client.connection.credentials import Credentials
+from student_client.connection.transport import GrpcTransport
+from student_client.teachers.remote import RemoteTeacher
 from teacher_server.app import TeacherApp
 from teacher_server.config import ServerConfig
 from teacher_server.logs import JsonLines, TextLines, facts_of
+from teacher_server.models.split import FrozenTeacher
 from teacher_server.security.tokens import add_token, read_tokens, revoke
-from teacher_server.split import FrozenTeacher
 from teaching_protocol import verbs
 from teaching_protocol.errors import PermissionDenied, StaleEpoch, StateMismatch, TeachingError, Unauthenticated
 from tests.calls import WIDTH, Caller, in_s

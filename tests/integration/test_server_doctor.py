@@ -14,7 +14,7 @@ import pytest
 
 from teacher_server.app import TeacherApp
 from teacher_server.config import ServerConfig
-from teacher_server.loading import load_teacher
+from teacher_server.models.loading import load_teacher
 from teacher_server.security.tokens import add_token
 from tests.certificates import CertificateAuthority
 from tests.integration.doctors import ask_server_doctor

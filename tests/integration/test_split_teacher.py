@@ -13,10 +13,10 @@ import torch
 import transformers as hf
 
 from student_client import InProcessTeacher
-from teacher_server.loading import empty_teacher, load_teacher
 from teacher_server.local import local_teacher
-from teacher_server.sharding import Shards, local_part
-from teacher_server.split import FrozenTeacher
+from teacher_server.models.loading import empty_teacher, load_teacher
+from teacher_server.models.sharding import Shards, local_part
+from teacher_server.models.split import FrozenTeacher
 from teaching_protocol.errors import ServiceError
 from tests.calls import Caller, attempt
 from tests.chaos.rank_world import ended_with

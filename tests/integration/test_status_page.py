@@ -13,10 +13,10 @@ import pytest
 import torch
 from selenium.webdriver.common.keys import Keys
 
-from student_client.transport import GrpcTransport
+from student_client.connection.transport import GrpcTransport
 from teacher_server.app import TeacherApp
 from teacher_server.config import ServerConfig
-from teacher_server.split import FrozenTeacher
+from teacher_server.models.split import FrozenTeacher
 from teaching_protocol import verbs
 from teaching_protocol.errors import NonFiniteError
 from tests.browser import Browser, browsing

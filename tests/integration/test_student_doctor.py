@@ -21,10 +21,10 @@ import torch
 from typer.testing import CliRunner
 
 from student_client.cli import build_app
-from student_client.transport import GrpcTransport
+from student_client.connection.transport import GrpcTransport
 from teacher_server.app import TeacherApp
 from teacher_server.config import ServerConfig
-from teacher_server.loading import load_teacher
+from teacher_server.models.loading import load_teacher
 from teaching_protocol.diagnosis.reaching import check_clock
 from teaching_protocol.errors import ConfigError
 from tests.certificates import CertificateAuthority

@@ -10,8 +10,8 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from student_client.credentials import Credentials
-from student_client.transport import GrpcTransport
+from student_client.connection.credentials import Credentials
+from student_client.connection.transport import GrpcTransport
 from teacher_server.security.tokens import add_token, revoke
 from teaching_protocol import verbs
 from teaching_protocol.errors import ConfigError, PermissionDenied, TeacherUnavailable, Unauthenticated

@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from student_client.credentials import Credentials
-from student_client.transport import GrpcTransport
+from student_client.connection.credentials import Credentials
+from student_client.connection.transport import GrpcTransport
 from teacher_server.app import TeacherApp
 from teacher_server.config import ServerConfig
+from teacher_server.models.split import FrozenTeacher
 from teacher_server.security.revoked import fingerprint, read_revoked
 from teacher_server.security.tls import check_bind
 from teacher_server.security.tokens import add_token
-from teacher_server.split import FrozenTeacher
 from teaching_protocol import verbs
 from teaching_protocol.errors import ConfigError, PermissionDenied, SessionNotFound, TeacherUnavailable, Unauthenticated
 from tests.calls import Caller, attempt, in_s

@@ -19,12 +19,12 @@ from transformers import (
 
 from student_client import RemoteTeacher
 from student_client.config import RunConfig, load_run_config
-from student_client.distillation import Distillation, distillation_config
-from student_client.evaluate import evaluate_run
-from student_client.hugging_face import DistillationTrainer
+from student_client.loops.distillation import Distillation, distillation_config
+from student_client.loops.hugging_face import DistillationTrainer
 from student_client.losses import top_kl
-from student_client.result import Result
-from student_client.runs import open_run, train
+from student_client.reporting.result import Result
+from student_client.training.evaluate import evaluate_run
+from student_client.training.runs import open_run, train
 from student_models import TappedStudent, load_student
 from student_models.language_head import read_head
 from student_models.layer_drop import drop_layers

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from student_client.runs import train
-from student_client.transport import GrpcTransport
+from student_client.connection.transport import GrpcTransport
+from student_client.training.runs import train
 from teacher_server.config import ServerConfig
 from teaching_protocol.errors import ConfigError, NonFiniteError
 from teaching_protocol.tracing import Tracing, start_tracing
@@ -166,7 +166,7 @@ def test_a_trace_id_that_is_none_makes_a_trace_of_its_own(collector: Collector, 
 
 def test_off_opentelemetry_is_not_even_imported() -> None:
     code = (
-        "import sys\nfrom teaching_protocol.tracing import start_tracing\nimport teacher_server.app, student_client.runs\n"
+        "import sys\nfrom teaching_protocol.tracing import start_tracing\nimport teacher_server.app, student_client.training.runs\n"
         "assert not start_tracing('x').is_on\nassert not any(name.startswith('opentelemetry') for name in sys.modules)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)

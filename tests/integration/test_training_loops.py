@@ -11,7 +11,7 @@ import pytest
 import torch
 import transformers as hf
 
-from student_client.runs import measured, open_run
+from student_client.training.runs import measured, open_run
 from task_data import batches, load_data
 from tests.integration.loops import LABELS, LR, student_folder, trainer_of, weights_of
 from tests.integration.school import School

@@ -25,8 +25,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from teacher_server.app import TeacherApp
 from teacher_server.config import ServerConfig
+from teacher_server.models.split import FrozenTeacher
 from teacher_server.security.tokens import add_token, revoke
-from teacher_server.split import FrozenTeacher
 from teacher_server.web.connections import CONNECTIONS, BoundedConnection
 from teacher_server.web.pages import HEADERS
 from teacher_server.web.snapshot import Status

@@ -9,7 +9,7 @@ import pytest
 from task_data import load_data, teacher_view
 from teacher_server.finetuning.finetune import finetune
 from teacher_server.finetuning.finetune_config import load_finetune_config
-from teacher_server.loading import load_teacher
+from teacher_server.models.loading import load_teacher
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

@@ -9,8 +9,8 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 from student_client.config import load_run_config
-from student_client.runs import train
-from teacher_server.packaged import packaged_folder
+from student_client.training.runs import train
+from teacher_server.models.packaged import packaged_folder
 from teaching_protocol.errors import ModelLoadError
 from tests.integration.processes import ROOT, ServerProcess
 from tests.unit.student_client.run_setup import quiet

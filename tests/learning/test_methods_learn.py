@@ -12,9 +12,9 @@ import pytest
 
 from student_client.config import RunConfig, load_run_config
 from student_client.methods import METHODS
-from student_client.progress import Progress
-from student_client.runs import train
+from student_client.reporting.progress import Progress
 from student_client.selection.episodes import train_selector
+from student_client.training.runs import train
 from teacher_server.app import TeacherApp
 from teacher_server.config import ServerConfig
 

@@ -9,9 +9,9 @@ import pytest
 
 from student_client.config import RunConfig, load_run_config
 from student_client.demo import DEMO_CLASSES
-from student_client.progress import Progress
-from student_client.result import Result
-from student_client.runs import train
+from student_client.reporting.progress import Progress
+from student_client.reporting.result import Result
+from student_client.training.runs import train
 from task_data.packages import wheel_folder
 from teacher_server.app import TeacherApp
 from teacher_server.config import ServerConfig

@@ -19,9 +19,9 @@ from pathlib import Path
 import psutil
 
 from student_client.config import RunConfig
-from student_client.credentials import Credentials
-from student_client.pinning import ranked
-from student_client.resolving import resolve
+from student_client.connection.credentials import Credentials
+from student_client.connection.pinning import ranked
+from student_client.connection.resolving import resolve
 from teaching_protocol.directory import Replica
 from teaching_protocol.errors import TeachingError
 from tests.chaos.world import assert_same, chaos_config, ended, log_of, student_process, unbroken, wait_for_step

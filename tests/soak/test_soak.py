@@ -20,10 +20,10 @@ import pytest
 import torch
 
 from student_client import RemoteTeacher
-from teacher_server import sessions
 from teacher_server.app import TeacherApp
 from teacher_server.config import ServerConfig
-from teacher_server.split import FrozenTeacher
+from teacher_server.models.split import FrozenTeacher
+from teacher_server.sessions import sessions
 from tests.calls import WIDTH
 from tests.chaos.world import TeacherProcess, chaos_config, ended, log_of, student_process
 from tests.unit.teacher_server.tiny_models import tiny_model, tiny_tokenizer

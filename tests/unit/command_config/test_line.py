@@ -22,7 +22,7 @@ from student_models.export import FORMATS
 from task_data import LOADERS
 from task_data.config import DataName
 from teacher_server.config import DTYPES, PACKAGED, ServerConfig
-from teacher_server.packaged import TEACHERS
+from teacher_server.models.packaged import TEACHERS
 from tests.command_lines import COMMANDS, Shown, shown_examples
 from tests.test_architecture import ROOT
 

@@ -12,13 +12,13 @@ import transformers as hf
 
 from student_client.methods import Context, Methods, build_methods, session_options
 from student_client.methods.committee import Committee
-from student_client.remote import InProcessTeacher
-from student_client.teachers import Absence, Member, Teachers
+from student_client.teachers.remote import InProcessTeacher
+from student_client.teachers.teachers import Absence, Member, Teachers
 from student_models import Student
 from task_data import TaskData, teacher_ports
 from teacher_server.actor import TeacherActor
 from teacher_server.local import local_teacher
-from teacher_server.split import FrozenTeacher
+from teacher_server.models.split import FrozenTeacher
 from tests.unit.student_client.method_setup import frozen, one_batch, settings
 from tests.unit.teacher_server.served_students import run_folder
 from tests.unit.teacher_server.tiny_models import VOCABULARY, tiny_model, tiny_tokenizer

@@ -11,12 +11,12 @@ import torch
 
 from student_client.method_config import MethodConfig
 from student_client.methods import Context, Methods, build_methods, named, session_options
-from student_client.remote import InProcessTeacher
-from student_client.teachers import Member, Teachers, reads
+from student_client.teachers.remote import InProcessTeacher
+from student_client.teachers.teachers import Member, Teachers, reads
 from student_models import Student
 from task_data import Batch, TaskData, batches, teacher_ports, teacher_view
 from teacher_server.actor import TeacherActor
-from teacher_server.split import FrozenTeacher
+from teacher_server.models.split import FrozenTeacher
 from tests.unit.student_client.student_data import tiny
 from tests.unit.teacher_server.tiny_models import tiny_model, tiny_tokenizer
 

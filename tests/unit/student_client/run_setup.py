@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from student_client.config import RunConfig, load_run_config
-from student_client.progress import Progress
+from student_client.reporting.progress import Progress
 from tests.unit.student_client.student_data import texts
 
 __all__ = ["quiet", "run_config", "write_csv"]

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
+from student_client.connection.transport import GrpcTransport
 from student_client.methods import Methods
-from student_client.remote import InProcessTeacher
-from student_client.teachers import Absence, Member, Teachers
-from student_client.transport import GrpcTransport
+from student_client.teachers.remote import InProcessTeacher
+from student_client.teachers.teachers import Absence, Member, Teachers
 from task_data import Batch
 from teacher_server.actor import TeacherActor
 from teacher_server.local import local_teacher

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from student_client.ahead import Ahead
-from student_client.remote import InProcessTeacher
-from student_client.stream import Place, Stream
 from student_client.students import build_student
-from student_client.teachers import Member, Teachers
+from student_client.teachers.remote import InProcessTeacher
+from student_client.teachers.teachers import Member, Teachers
+from student_client.training.ahead import Ahead
+from student_client.training.stream import Place, Stream
 from task_data import Batch, load_data
 from teacher_server.actor import TeacherActor
 from teacher_server.local import local_teacher

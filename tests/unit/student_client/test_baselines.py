@@ -17,13 +17,13 @@ from student_client.methods import Context, Method, Methods, build_methods
 from student_client.methods.method import Seen
 from student_client.methods.pkd import patient_layers
 from student_client.methods.projection import linear, masked_mean, segment_means
-from student_client.runs import open_run
-from student_client.teachers import Teachers
+from student_client.teachers.teachers import Teachers
+from student_client.training.runs import open_run
 from student_models import States, Student
 from task_data import Batch, TaskData
 from teacher_server.actor import TeacherActor
 from teacher_server.local import local_teacher
-from teacher_server.split import FrozenTeacher
+from teacher_server.models.split import FrozenTeacher
 from teaching_protocol.errors import ConfigError, IncompatibleTeacher
 from teaching_protocol.verbs import DescribeReply
 from tests.unit.student_client.method_setup import MODALITIES, enrolled, one_batch, settings, student_and_data

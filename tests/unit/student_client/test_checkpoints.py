@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from student_client.checkpoints import Checkpoint, checkpoint_folders, load_checkpoint, save_checkpoint
 from student_client.files import replace_folder
+from student_client.training.checkpoints import Checkpoint, checkpoint_folders, load_checkpoint, save_checkpoint
 from teaching_protocol.errors import ConfigError, StateMismatch
 
 CONFIG = {"training": {"lr": 1e-3, "betas": (0.9, 0.999)}, "teacher": None}

@@ -14,8 +14,8 @@ from torch import nn
 from student_client.losses import task_loss
 from student_client.methods import Context, Methods, build_methods
 from student_client.methods.importance import importance
-from student_client.runs import open_run
-from student_client.teachers import Teachers
+from student_client.teachers.teachers import Teachers
+from student_client.training.runs import open_run
 from task_data import Batch
 from teacher_server.actor import TeacherActor
 from teacher_server.local import local_teacher

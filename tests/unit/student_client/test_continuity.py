@@ -12,10 +12,10 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from student_client.continuity import Continuity
-from student_client.pausing import finished
-from student_client.remote import InProcessTeacher
-from student_client.teachers import Absence, Member, Teachers
+from student_client.loops.continuity import Continuity
+from student_client.teachers.pausing import finished
+from student_client.teachers.remote import InProcessTeacher
+from student_client.teachers.teachers import Absence, Member, Teachers
 from teacher_server.actor import TeacherActor
 from teacher_server.local import local_teacher
 from teaching_protocol.errors import SessionNotFound

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from student_client.config import RunConfig
-from student_client.credentials import Credentials
+from student_client.connection.credentials import Credentials
 from teaching_protocol.errors import ConfigError
 
 TOKEN = "ttk-0123456789abcdef-" + "s" * 43

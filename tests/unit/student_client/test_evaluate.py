@@ -8,8 +8,8 @@ import pytest
 import torch
 from sklearn.metrics import accuracy_score, f1_score
 
-from student_client.evaluate import Scores, evaluate, evaluate_run
-from student_client.runs import train
+from student_client.training.evaluate import Scores, evaluate, evaluate_run
+from student_client.training.runs import train
 from teaching_protocol.errors import ConfigError, DataError, ModelLoadError
 from tests.unit.student_client.run_setup import quiet, run_config
 from tests.unit.student_client.student_data import tiny

@@ -15,11 +15,11 @@ import torch
 from safetensors.torch import load
 
 from student_client import InProcessTeacher
-from student_client.exchange import Exchange, exchange, exchange_many, settled
-from student_client.pausing import Overlap
+from student_client.teachers.exchange import Exchange, exchange, exchange_many, settled
+from student_client.teachers.pausing import Overlap
 from teacher_server.actor import TeacherActor
 from teacher_server.local import local_teacher
-from teacher_server.split import FrozenTeacher
+from teacher_server.models.split import FrozenTeacher
 from teaching_protocol.errors import InvalidTensor, SessionNotFound, TeachingError, UnknownPort
 from tests.unit.teacher_server.tiny_models import tiny_inputs, tiny_model
 

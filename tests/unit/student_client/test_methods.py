@@ -11,7 +11,7 @@ import torch
 from student_client import method_config, methods
 from student_client.losses import answer_labels, interact, task_loss
 from student_client.methods import METHODS, Context, Methods, build_methods, named
-from student_client.teachers import Teachers, reads
+from student_client.teachers.teachers import Teachers, reads
 from student_models import States, Student, load_student
 from task_data import TaskData
 from teacher_server.actor import TeacherActor

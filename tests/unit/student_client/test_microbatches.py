@@ -10,10 +10,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from student_client.acceleration import RandomNumbers
 from student_client.methods import Outcome
-from student_client.microbatches import Line, Microbatch
-from student_client.pausing import Pausing
+from student_client.teachers.pausing import Pausing
+from student_client.training.acceleration import RandomNumbers
+from student_client.training.microbatches import Line, Microbatch
 
 NOTHING = Outcome(torch.zeros(()), {}, {})
 

@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import nn
 
-from student_client.acceleration import build_accelerator
 from student_client.config import RunConfig, TeacherConfig, TrainingConfig, load_run_config
-from student_client.conversation import Conversation
-from student_client.optimization import JointOptimizer, schedule_factor
-from student_client.remote import InProcessTeacher
-from student_client.teachers import Member, Teachers
+from student_client.teachers.remote import InProcessTeacher
+from student_client.teachers.teachers import Member, Teachers
+from student_client.training.acceleration import build_accelerator
+from student_client.training.conversation import Conversation
+from student_client.training.optimization import JointOptimizer, schedule_factor
 from teacher_server.actor import TeacherActor
 from teacher_server.local import local_teacher
 from teaching_protocol.errors import NonFiniteError, StateMismatch

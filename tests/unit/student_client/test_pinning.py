@@ -7,7 +7,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from student_client.pinning import ranked
+from student_client.connection.pinning import ranked
 
 names = st.lists(st.text(min_size=1, max_size=12), min_size=1, max_size=12, unique=True)
 keys = st.text(max_size=20)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from student_client.progress import Journal, Means, Progress
+from student_client.reporting.progress import Journal, Means, Progress
 
 RECORD = {
     "step": 4,

@@ -13,9 +13,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from student_client.division import check_divisible, part_of
 from student_client.ranks import Ranks, joined
-from student_client.runs import open_run
+from student_client.training.division import check_divisible, part_of
+from student_client.training.runs import open_run
 from task_data import Batch
 from teaching_protocol.errors import ConfigError, RankLost, TeacherUnavailable, TeachingError
 from tests.chaos.rank_world import rank_environment

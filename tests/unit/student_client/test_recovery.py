@@ -14,13 +14,13 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from student_client.checkpoints import checkpoint_folders, load_checkpoint
 from student_client.config import RunConfig
-from student_client.members import Member
-from student_client.progress import Progress
-from student_client.remote import InProcessTeacher
-from student_client.runs import open_run
-from student_client.trainer import Trainer
+from student_client.reporting.progress import Progress
+from student_client.teachers.members import Member
+from student_client.teachers.remote import InProcessTeacher
+from student_client.training.checkpoints import checkpoint_folders, load_checkpoint
+from student_client.training.runs import open_run
+from student_client.training.trainer import Trainer
 from teacher_server.actor import TeacherActor
 from teacher_server.local import local_teacher
 from teaching_protocol.errors import OutOfMemory, TeacherUnavailable

@@ -13,11 +13,11 @@ from torch import nn
 
 from student_client import InProcessTeacher
 from teacher_server.actor import TeacherActor
-from teacher_server.codecs import CodecShape, TeacherCodec
 from teacher_server.engine.conversation import Conversation
 from teacher_server.engine.merging import answering, together
 from teacher_server.local import local_teacher
-from teacher_server.split import FrozenTeacher
+from teacher_server.models.split import FrozenTeacher
+from teacher_server.sessions.codecs import CodecShape, TeacherCodec
 from teaching_protocol.errors import (
     CallFinished,
     IncompatibleTeacher,

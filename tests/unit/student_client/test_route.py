@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from student_client.pinning import ranked
-from student_client.resolving import expanded
-from student_client.route import Route
+from student_client.connection.pinning import ranked
+from student_client.connection.resolving import expanded
+from student_client.connection.route import Route
 from teaching_protocol.directory import Replica
 from teaching_protocol.errors import TeacherUnavailable, Unauthenticated
 
@@ -189,7 +189,7 @@ def test_no_session_moves_to_who_does_not_answer() -> None:
 
 def test_who_failed_is_gone_back_to_when_it_has_settled(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1000.0
-    monkeypatch.setattr("student_client.route.time.monotonic", lambda: now)
+    monkeypatch.setattr("student_client.connection.route.time.monotonic", lambda: now)
     world = World()
     world.serve(0, 1)
     route, (first, second) = world.route(settle_s=30.0), order_of("ann", 0, 1)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from student_client.same_host import SharedBlocks
+from student_client.connection.same_host import SharedBlocks
 from teaching_protocol.errors import DeadlineExceeded, InvalidTensor, Overloaded, SharedMemoryLost
 from teaching_protocol.shared_memory import GREETING, HELLO, SHARED_MIN_BYTES, Ticket, can_share, host_mark
 from tests.integration.gate import poll

@@ -17,9 +17,9 @@ from student_client.method_config import MethodConfig, SelectionConfig
 from student_client.methods import Context, Methods, build_methods
 from student_client.methods.method import Seen
 from student_client.methods.selection import Selection, Weighed
-from student_client.runs import open_run
 from student_client.selection.selector import Selector, SelectorCard
-from student_client.teachers import Teachers
+from student_client.teachers.teachers import Teachers
+from student_client.training.runs import open_run
 from student_models import Student
 from task_data import Batch, TaskData
 from teacher_server.actor import TeacherActor

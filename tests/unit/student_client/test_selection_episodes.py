@@ -17,11 +17,11 @@ import torch
 
 from student_client import cli
 from student_client.config import RunConfig
-from student_client.progress import Progress
-from student_client.runs import open_run
+from student_client.reporting.progress import Progress
 from student_client.selection.development import hold_out
 from student_client.selection.episodes import train_selector
 from student_client.selection.selector import Selector
+from student_client.training.runs import open_run
 from task_data import Split, load_data
 from teacher_server.actor import TeacherActor
 from teacher_server.app import TeacherApp

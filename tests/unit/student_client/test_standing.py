@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from student_client.standing import Standing, read_standing
+from student_client.reporting.standing import Standing, read_standing
 
 
 def test_it_is_that_of_the_log(tmp_path: Path) -> None:

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from student_client.stream import Place, Stream
 from student_client.students import build_student
+from student_client.training.stream import Place, Stream
 from task_data import load_data
 from tests.unit.student_client.run_setup import run_config
 

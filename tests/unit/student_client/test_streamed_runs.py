@@ -16,10 +16,10 @@ import torch
 from safetensors.torch import load_file
 
 from student_client.config import RunConfig
-from student_client.runs import open_run, train
 from student_client.selection.episodes import train_selector
-from student_client.stream import Place, Stream
 from student_client.students import build_student
+from student_client.training.runs import open_run, train
+from student_client.training.stream import Place, Stream
 from task_data import load_data
 from teacher_server.local import local_teacher
 from teaching_protocol.errors import ConfigError, DataError
@@ -137,8 +137,8 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from student_client.config import load_run_config
-from student_client.progress import Progress
-from student_client.runs import open_run
+from student_client.reporting.progress import Progress
+from student_client.training.runs import open_run
 with open_run(load_run_config(Path(sys.argv[1]), {}), progress=Progress("killed", quiet=True)) as trainer:
     take, left = trainer.steps.take, [int(sys.argv[2])]
     def counted(*arguments):

@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from student_client.config import RunConfig
-from student_client.progress import Progress
-from student_client.result import Result
-from student_client.runs import open_run, train
+from student_client.reporting.progress import Progress
+from student_client.reporting.result import Result
+from student_client.training.runs import open_run, train
 from student_models import load_student
 from teacher_server.actor import TeacherActor
 from teacher_server.local import local_teacher

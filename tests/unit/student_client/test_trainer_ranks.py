@@ -10,8 +10,8 @@ import torch.distributed as dist
 from accelerate import ParallelismConfig
 from accelerate.utils import DistributedType
 
-from student_client.distillation import Distillation, distillation_config
-from student_client.trainer_ranks import check_start
+from student_client.loops.distillation import Distillation, distillation_config
+from student_client.loops.trainer_ranks import check_start
 from task_data.config import Level
 from teaching_protocol.errors import ConfigError
 from tests.chaos.world import free_port

@@ -16,7 +16,7 @@ import grpc
 import pytest
 import torch
 
-from student_client.transport import GrpcTransport
+from student_client.connection.transport import GrpcTransport
 from teacher_server.describing import ask_for_card
 from teaching_protocol import verbs
 from teaching_protocol.channel import error_metadata

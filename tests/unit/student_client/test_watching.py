@@ -16,11 +16,11 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from student_client.config import TrainingConfig
-from student_client.metrics import Facts, RunMetrics
-from student_client.runs import open_run, train
-from student_client.watching import watching
+from student_client.reporting.metrics import Facts, RunMetrics
+from student_client.reporting.watching import watching
+from student_client.training.runs import open_run, train
 from teacher_server.local import local_teacher
-from teacher_server.split import FrozenTeacher
+from teacher_server.models.split import FrozenTeacher
 from teaching_protocol.errors import PortInUse
 from tests.parts import part
 from tests.unit.student_client.run_setup import quiet, run_config

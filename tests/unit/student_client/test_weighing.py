@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from student_client.footprint import Footprint, as_values, size_rows
 from student_client.methods import Methods
-from student_client.weighing import count_parameters, weigh
+from student_client.reporting.footprint import Footprint, as_values, size_rows
+from student_client.reporting.weighing import count_parameters, weigh
 from teacher_server.actor import TeacherActor
 from teacher_server.local import local_teacher
 from tests.unit.student_client.method_setup import MODALITIES, enrolled, frozen, settings, student_and_data

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from student_client.evaluate import Scores
+from student_client.training.evaluate import Scores
 from task_data import IGNORED, Task
 from task_data.token_scores import TokenCounts, spans_of
 

@@ -12,10 +12,10 @@ from teacher_server.config import ServerConfig
 from teacher_server.jobs import Batch, Job
 from teacher_server.live import LiveSettings
 from teacher_server.local import make_engine
-from teacher_server.metrics import Metrics
+from teacher_server.metrics.metrics import Metrics
+from teacher_server.models.split import FrozenTeacher
 from teacher_server.scheduling.rhythm import kind_of
 from teacher_server.scheduling.scheduler import ThreadScheduler
-from teacher_server.split import FrozenTeacher
 from teaching_protocol import verbs
 from teaching_protocol.verbs import Call
 from tests.calls import in_s

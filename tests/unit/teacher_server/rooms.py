@@ -13,7 +13,7 @@ from safetensors.torch import load
 from teacher_server.families.pretrained import PretrainedFamily
 from teacher_server.jobs import Batch, Job
 from teacher_server.local import local_teacher
-from teacher_server.split import FrozenTeacher
+from teacher_server.models.split import FrozenTeacher
 from teaching_protocol import verbs
 from teaching_protocol.errors import TeachingError
 from tests.calls import Caller, forward_request, in_s

@@ -12,8 +12,8 @@ import pytest
 import torch
 import transformers as hf
 
-from teacher_server.loading import load_teacher
-from teacher_server.split import FrozenTeacher
+from teacher_server.models.loading import load_teacher
+from teacher_server.models.split import FrozenTeacher
 from tests.unit.teacher_server.rooms import Room, Wish, assert_same, bodies_run
 from tests.unit.teacher_server.served_students import columns_of, run_folder, wire_inputs
 from tests.unit.teacher_server.tiny_models import (

@@ -8,7 +8,7 @@ import transformers as hf
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from teacher_server.split import FrozenTeacher
+from teacher_server.models.split import FrozenTeacher
 from teaching_protocol import verbs
 from tests.calls import WIDTH
 from tests.unit.teacher_server.rooms import Room, Wish

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from teacher_server.codecs import CodecShape, TeacherCodec
+from teacher_server.sessions.codecs import CodecShape, TeacherCodec
 
 
 def codec(**shape: object) -> TeacherCodec:

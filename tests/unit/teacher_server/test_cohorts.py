@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from teacher_server.engine.cohorts import Cohort, GraphCache, Member, storage_place, weigh_graph
-from teacher_server.metrics import Metrics
+from teacher_server.metrics.metrics import Metrics
 
 
 def cohort(size_bytes: int, **rows: int) -> Cohort:

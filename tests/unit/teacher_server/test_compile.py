@@ -12,8 +12,8 @@ from pydantic import ValidationError
 
 from teacher_server.app import TeacherApp
 from teacher_server.config import ServerConfig
-from teacher_server.loading import load_teacher
-from teacher_server.split import FrozenTeacher, LayerSpan
+from teacher_server.models.loading import load_teacher
+from teacher_server.models.split import FrozenTeacher, LayerSpan
 from teaching_protocol.errors import InvalidSetting
 from tests.calls import Caller
 from tests.unit.teacher_server.rooms import Room, Wish, assert_same

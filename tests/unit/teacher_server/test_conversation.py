@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from teacher_server.codecs import CodecShape, TeacherCodec
 from teacher_server.engine.conversation import Conversation, Own, needs_own_states
 from teacher_server.engine.merging import answering, together
-from teacher_server.split import FrozenTeacher
+from teacher_server.models.split import FrozenTeacher
+from teacher_server.sessions.codecs import CodecShape, TeacherCodec
 from teaching_protocol.errors import InvalidTensor, UnknownPort
 from teaching_protocol.verbs import SessionSettings, Tensors
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from teacher_server.jobs import Batch
-from teacher_server.split import FrozenTeacher
+from teacher_server.models.split import FrozenTeacher
 from teaching_protocol import verbs
 from teaching_protocol.errors import (
     InternalError,

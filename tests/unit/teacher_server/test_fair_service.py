@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from teacher_server.split import FrozenTeacher
+from teacher_server.models.split import FrozenTeacher
 from teaching_protocol.errors import Overloaded
 from tests.calls import WIDTH, Caller, backward_request, forward_request, in_s
 from tests.integration.gate import poll

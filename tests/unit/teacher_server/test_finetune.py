@@ -17,8 +17,8 @@ from task_data import load_data, teacher_view
 from task_data.flags import data_fields
 from teacher_server.finetuning.finetune import Finetuned, finetune
 from teacher_server.finetuning.finetune_config import FinetuneConfig, load_finetune_config
-from teacher_server.loading import load_teacher
-from teacher_server.split import FrozenTeacher
+from teacher_server.models.loading import load_teacher
+from teacher_server.models.split import FrozenTeacher
 from teaching_protocol.errors import ConfigError, DataError, ModelLoadError, NonFiniteError, UnsupportedFamily
 from tests.unit.teacher_server.served_students import run_folder
 from tests.unit.teacher_server.tiny_models import text_bytes, tiny_model, tiny_tokenizer

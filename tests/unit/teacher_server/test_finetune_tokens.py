@@ -11,16 +11,16 @@ import torch
 import transformers as hf
 
 from student_client.config import load_run_config
-from student_client.runs import train
+from student_client.training.runs import train
 from task_data import IGNORED, Split, Task, load_data
 from teacher_server.finetuning.finetune import finetune
 from teacher_server.finetuning.finetune_config import load_finetune_config
 from teacher_server.finetuning.heads import TOKEN_HEADS, with_head
 from teacher_server.finetuning.learners import BodyLearner, HeadLearner
 from teacher_server.finetuning.tokens import words_of
-from teacher_server.loading import load_teacher
 from teacher_server.local import local_teacher
-from teacher_server.split import FrozenTeacher
+from teacher_server.models.loading import load_teacher
+from teacher_server.models.split import FrozenTeacher
 from teaching_protocol.errors import ConfigError
 from tests.unit.student_client.run_setup import quiet
 from tests.unit.teacher_server.tiny_models import TEXT_TYPES, tiny_inputs, tiny_model, tiny_tokenizer

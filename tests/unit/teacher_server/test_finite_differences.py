@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from teacher_server.local import local_teacher
-from teacher_server.split import FrozenTeacher
+from teacher_server.models.split import FrozenTeacher
 from teaching_protocol.diagnosis.findings import Finding
 from teaching_protocol.diagnosis.gradients import check_codec_gradient, check_gradient
 from teaching_protocol.diagnosis.probe import Probe, probe_settings

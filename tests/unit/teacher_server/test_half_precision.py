@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from student_client import InProcessTeacher
-from teacher_server.loading import load_teacher
 from teacher_server.local import local_teacher
-from teacher_server.split import FrozenTeacher
+from teacher_server.models.loading import load_teacher
+from teacher_server.models.split import FrozenTeacher
 from teaching_protocol.errors import NonFiniteError
 from tests.calls import Caller
 from tests.unit.teacher_server.rooms import Facts, Room, Wish, assert_same

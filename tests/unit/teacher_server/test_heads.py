@@ -6,7 +6,7 @@ import torch
 from task_data import Task
 from teacher_server.families.pretrained import PretrainedFamily
 from teacher_server.finetuning.heads import HEADS, head_features, head_modules, last_linear, with_head
-from teacher_server.split import FrozenTeacher
+from teacher_server.models.split import FrozenTeacher
 from teaching_protocol.errors import UnsupportedFamily
 from tests.unit.teacher_server.tiny_models import MODEL_TYPES, tiny_inputs, tiny_model
 

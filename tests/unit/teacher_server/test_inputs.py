@@ -7,7 +7,7 @@ import torch
 from torch.nn.functional import interpolate
 
 from teacher_server.families import ImageSettings
-from teacher_server.split import FrozenTeacher
+from teacher_server.models.split import FrozenTeacher
 from teaching_protocol.errors import InvalidSetting, InvalidTensor, TeachingError, UnknownPort
 from tests.unit.teacher_server.tiny_models import TEXT_TYPES, text_bytes, tiny_inputs, tiny_model, tiny_tokenizer
 

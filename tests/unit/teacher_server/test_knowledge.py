@@ -6,8 +6,8 @@ from teacher_server.engine.knowledge import Knowledge, stack_rows
 from teacher_server.engine.knowledge_cache import KnowledgeCache
 from teacher_server.engine.transfers import Transfers
 from teacher_server.families import masked_mean
-from teacher_server.metrics import Metrics
-from teacher_server.split import FrozenTeacher
+from teacher_server.metrics.metrics import Metrics
+from teacher_server.models.split import FrozenTeacher
 from tests.unit.teacher_server.tiny_models import text_bytes, tiny_inputs, tiny_model
 
 PORTS = ["hidden.2", "logits", "pooled", "attention_mask"]

@@ -3,7 +3,7 @@ from __future__ import annotations
 import torch
 
 from teacher_server.engine.knowledge_cache import KnowledgeCache, row_keys
-from teacher_server.metrics import Metrics
+from teacher_server.metrics.metrics import Metrics
 
 IDS = torch.tensor([[5, 6, 7], [5, 6, 0]])
 MASK = torch.tensor([[1, 1, 1], [1, 1, 0]])

@@ -10,7 +10,7 @@ from task_data import Task
 from teacher_server.finetuning.heads import HEADS, with_head
 from teacher_server.finetuning.learners import BodyLearner, HeadLearner, Learner, LoraLearner, LoraSettings
 from teacher_server.finetuning.tuning import Objective
-from teacher_server.split import FrozenTeacher
+from teacher_server.models.split import FrozenTeacher
 from teaching_protocol.errors import ConfigError
 from tests.unit.teacher_server.tiny_models import tiny_inputs, tiny_model
 

@@ -8,8 +8,8 @@ import torch
 import transformers as hf
 
 from task_data.packages import wheel_folder
-from teacher_server.loading import load_teacher
-from teacher_server.split import FrozenTeacher
+from teacher_server.models.loading import load_teacher
+from teacher_server.models.split import FrozenTeacher
 from teaching_protocol.errors import ModelLoadError, UnsupportedFamily
 from tests.unit.teacher_server.tiny_models import (
     MODEL_TYPES,

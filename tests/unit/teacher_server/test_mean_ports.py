@@ -11,7 +11,7 @@ import torch
 from student_client import InProcessTeacher
 from teacher_server.actor import TeacherActor
 from teacher_server.local import local_teacher
-from teacher_server.split import FrozenTeacher
+from teacher_server.models.split import FrozenTeacher
 from teaching_protocol.errors import UnknownPort
 from tests.unit.teacher_server.tiny_models import text_bytes, tiny_inputs, tiny_model
 

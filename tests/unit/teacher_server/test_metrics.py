@@ -13,8 +13,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from teacher_server.app import TeacherApp
 from teacher_server.config import ServerConfig
-from teacher_server.metrics import Metrics
-from teacher_server.split import FrozenTeacher
+from teacher_server.metrics.metrics import Metrics
+from teacher_server.models.split import FrozenTeacher
 from teaching_protocol.errors import NonFiniteError
 from tests.calls import WIDTH, Caller, attempt, forward_request, in_s
 from tests.parts import part

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from teacher_server.optimizers import OPTIMIZERS, Update, build_optimizer, update_together
+from teacher_server.sessions.optimizers import OPTIMIZERS, Update, build_optimizer, update_together
 from teaching_protocol.errors import InvalidSetting
 from teaching_protocol.verbs import OptimizerSettings
 

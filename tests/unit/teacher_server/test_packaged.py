@@ -17,10 +17,10 @@ from torch.nn.functional import cosine_similarity
 from transformers import AutoTokenizer
 
 from task_data.packages import cache_folder, wheel
-from teacher_server.efficientnet_lite import convert
-from teacher_server.loading import load_teacher
-from teacher_server.packaged import TEACHERS, packaged_folder
-from teacher_server.split import FrozenTeacher, LayerSpan
+from teacher_server.models.efficientnet_lite import convert
+from teacher_server.models.loading import load_teacher
+from teacher_server.models.packaged import TEACHERS, packaged_folder
+from teacher_server.models.split import FrozenTeacher, LayerSpan
 from teaching_protocol.errors import ModelLoadError
 from tests.unit.teacher_server.tiny_models import text_bytes, tiny_model, tiny_tokenizer
 

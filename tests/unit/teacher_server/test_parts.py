@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from teacher_server.engine.parts import Parts, even_parts
-from teacher_server.split import FrozenTeacher, LayerSpan
-from teacher_server.turns import Turns
+from teacher_server.models.split import FrozenTeacher, LayerSpan
+from teacher_server.models.turns import Turns
 from teaching_protocol import verbs
 from teaching_protocol.errors import NonFiniteError
 from tests.calls import Caller, backward_request, forward_request

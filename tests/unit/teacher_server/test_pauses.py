@@ -13,11 +13,11 @@ import torch
 from teacher_server.config import ServerConfig
 from teacher_server.jobs import Batch, Job
 from teacher_server.live import LiveSettings
-from teacher_server.metrics import Metrics
-from teacher_server.pauses import Pauses
+from teacher_server.metrics.metrics import Metrics
+from teacher_server.models.pauses import Pauses
+from teacher_server.models.split import FrozenTeacher, LayerSpan
 from teacher_server.scheduling.admission import Admission
 from teacher_server.scheduling.order import Choice, Order
-from teacher_server.split import FrozenTeacher, LayerSpan
 from teaching_protocol import verbs
 from teaching_protocol.errors import NonFiniteError
 from teaching_protocol.verbs import Call

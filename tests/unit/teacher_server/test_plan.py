@@ -17,7 +17,7 @@ from teacher_server.cli import app
 from teacher_server.config import ServerConfig
 from teacher_server.live import LiveSettings
 from teacher_server.local import make_engine
-from teacher_server.metrics import Metrics
+from teacher_server.metrics.metrics import Metrics
 from teacher_server.plan.planning import make_plan
 from teacher_server.plan.sizing import BUSY, Measured, Room, Sizes, students_served
 from teacher_server.plan.weights import file_bytes

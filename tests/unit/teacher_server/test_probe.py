@@ -10,8 +10,8 @@ import pytest
 
 from teacher_server.app import TeacherApp
 from teacher_server.config import ServerConfig
+from teacher_server.models.split import FrozenTeacher
 from teacher_server.probe import main
-from teacher_server.split import FrozenTeacher
 from tests.certificates import CertificateAuthority
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from teacher_server.config import ServerConfig
 from teacher_server.live import LiveSettings
-from teacher_server.metrics import Metrics
+from teacher_server.metrics.metrics import Metrics
 from teacher_server.scheduling.quarantine import Quarantine
 from teaching_protocol.errors import InvalidTensor, NonFiniteError, Quarantined, UnknownCall
 

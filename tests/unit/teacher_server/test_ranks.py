@@ -16,7 +16,7 @@ from safetensors.torch import load
 
 from teacher_server.actor import TeacherActor
 from teacher_server.local import local_teacher
-from teacher_server.split import FrozenTeacher
+from teacher_server.models.split import FrozenTeacher
 from teaching_protocol import verbs
 from teaching_protocol.errors import (
     CallConflict,

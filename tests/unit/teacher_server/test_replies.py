@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from teacher_server.replies import Replies, fingerprint
+from teacher_server.sessions.replies import Replies, fingerprint
 from teaching_protocol.errors import CallConflict
 from teaching_protocol.verbs import ForwardRequest, SessionRef
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from teacher_server.same_host import SameHost
+from teacher_server.serving.same_host import SameHost
 from teaching_protocol.errors import SharedMemoryLost
 from teaching_protocol.shared_memory import ADD, DROP, GREETING, HELLO, TAKEN, Block, Place, Ticket, can_share
 from tests.integration.gate import poll

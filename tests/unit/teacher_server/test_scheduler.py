@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from teacher_server.split import FrozenTeacher
+from teacher_server.models.split import FrozenTeacher
 from teaching_protocol import verbs
 from teaching_protocol.errors import CallCancelled, DeadlineExceeded, Draining, Overloaded, StaleEpoch
 from tests.calls import Caller, backward_request, forward_request, in_s

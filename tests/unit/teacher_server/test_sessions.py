@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 import torch
 
-from teacher_server.codecs import CodecShape, TeacherCodec
-from teacher_server.replies import Replies
-from teacher_server.sessions import Session, Sessions, new_session_id
+from teacher_server.sessions.codecs import CodecShape, TeacherCodec
+from teacher_server.sessions.replies import Replies
+from teacher_server.sessions.sessions import Session, Sessions, new_session_id
 from teaching_protocol.errors import LeaseExpired, Overloaded, SessionNotFound, StaleEpoch, StudentNameTaken
 from teaching_protocol.verbs import ForwardRequest, SessionRef, SessionSettings
 

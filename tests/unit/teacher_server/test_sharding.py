@@ -15,10 +15,10 @@ from typer.testing import CliRunner
 
 from teacher_server.cli import app
 from teacher_server.config import ServerConfig
-from teacher_server.loading import empty_teacher
+from teacher_server.models.loading import empty_teacher
+from teacher_server.models.sharding import Shards
 from teacher_server.parallel.passes import Back, Drop, Look, Pass, Run, read_pass, written
 from teacher_server.parallel.start import split_teacher
-from teacher_server.sharding import Shards
 from teaching_protocol.errors import InvalidSetting, ModelLoadError
 
 Models = Callable[[str], Path]

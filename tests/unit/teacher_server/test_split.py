@@ -5,7 +5,7 @@ import torch
 import transformers as hf
 
 from teacher_server.families import ImageSettings, LayerSpan, head_of
-from teacher_server.split import FrozenTeacher
+from teacher_server.models.split import FrozenTeacher
 from teaching_protocol.errors import InvalidSetting, InvalidTensor, UnknownPort
 from tests.unit.teacher_server.tiny_models import (
     MODEL_TYPES,

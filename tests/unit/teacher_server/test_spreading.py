@@ -15,11 +15,11 @@ from typer.testing import CliRunner
 
 from teacher_server.cli import app
 from teacher_server.config import ServerConfig
-from teacher_server.loading import empty_teacher, load_teacher
 from teacher_server.local import local_teacher
+from teacher_server.models.loading import empty_teacher, load_teacher
+from teacher_server.models.split import FrozenTeacher, LayerSpan
+from teacher_server.models.spreading import Spread, is_offloaded
 from teacher_server.plan.layout import lay_out
-from teacher_server.split import FrozenTeacher, LayerSpan
-from teacher_server.spreading import Spread, is_offloaded
 from teaching_protocol.errors import ModelLoadError
 from tests.calls import Caller
 

@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from teacher_server.codecs import CodecShape, TeacherCodec
 from teacher_server.engine.stacking import apply_stacked
+from teacher_server.sessions.codecs import CodecShape, TeacherCodec
 
 
 @settings(deadline=None, max_examples=40)

@@ -8,11 +8,11 @@ import pytest
 import torch
 from safetensors.torch import load, save
 
-from teacher_server.codecs import CodecShape, TeacherCodec
-from teacher_server.optimizers import OPTIMIZERS, build_optimizer
-from teacher_server.replies import Replies
-from teacher_server.sessions import Session
-from teacher_server.state import export_state, import_state
+from teacher_server.sessions.codecs import CodecShape, TeacherCodec
+from teacher_server.sessions.optimizers import OPTIMIZERS, build_optimizer
+from teacher_server.sessions.replies import Replies
+from teacher_server.sessions.sessions import Session
+from teacher_server.sessions.state import export_state, import_state
 from teaching_protocol.errors import StateMismatch
 from teaching_protocol.verbs import OptimizerSettings, SessionSettings
 

@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from teacher_server.metrics import Metrics
-from teacher_server.split import FrozenTeacher
-from teacher_server.student_metrics import OTHER
-from teacher_server.usage import Usage
+from teacher_server.metrics.metrics import Metrics
+from teacher_server.metrics.student_metrics import OTHER
+from teacher_server.metrics.usage import Usage
+from teacher_server.models.split import FrozenTeacher
 from tests.calls import Caller
 from tests.integration.gate import poll
 from tests.unit.teacher_server.desk import Desk

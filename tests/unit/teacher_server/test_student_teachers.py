@@ -19,9 +19,9 @@ from student_models import States, Student, StudentCard
 from task_data.splits import Task, TaskData
 from teacher_server.actor import TeacherActor
 from teacher_server.families import LayerSpan
-from teacher_server.loading import load_teacher
 from teacher_server.local import local_teacher
-from teacher_server.split import FrozenTeacher
+from teacher_server.models.loading import load_teacher
+from teacher_server.models.split import FrozenTeacher
 from teaching_protocol.errors import InvalidSetting, InvalidTensor, ModelLoadError, TeachingError, UnknownPort
 from tests.unit.student_client.student_data import split_of, tiny
 from tests.unit.teacher_server.served_students import MODALITIES, alone, columns_of, run_folder, wire_inputs

@@ -12,7 +12,7 @@ from student_client.config import StudentConfig
 from student_client.students import build_student
 from task_data import Split, Task, TaskData, teacher_view
 from teacher_server.local import local_teacher
-from teacher_server.split import FrozenTeacher
+from teacher_server.models.split import FrozenTeacher
 from tests.unit.teacher_server.tiny_models import VOCABULARY, tiny_model, tiny_tokenizer
 
 TEXTS = ["a good film", "bad", "the plot is dull and the end is near"]

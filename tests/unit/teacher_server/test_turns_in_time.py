@@ -14,19 +14,19 @@ from typing import Any
 
 import pytest
 
-from teacher_server.codecs import CodecShape, TeacherCodec
 from teacher_server.config import ServerConfig
 from teacher_server.jobs import Batch, Job
 from teacher_server.live import LiveSettings
-from teacher_server.metrics import Metrics
-from teacher_server.optimizers import build_optimizer
-from teacher_server.replies import Replies
+from teacher_server.metrics.metrics import Metrics
 from teacher_server.scheduling.admission import Admission
 from teacher_server.scheduling.lanes import Lanes
 from teacher_server.scheduling.order import Choice, Order
 from teacher_server.scheduling.policy import area
 from teacher_server.scheduling.rhythm import kind_of
-from teacher_server.sessions import Session
+from teacher_server.sessions.codecs import CodecShape, TeacherCodec
+from teacher_server.sessions.optimizers import build_optimizer
+from teacher_server.sessions.replies import Replies
+from teacher_server.sessions.sessions import Session
 from teaching_protocol import verbs
 from teaching_protocol.verbs import Call, OptimizerSettings, SessionSettings
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from teacher_server.app import TeacherApp
 from teacher_server.config import ServerConfig
 from teacher_server.local import local_teacher
-from teacher_server.split import FrozenTeacher
-from teacher_server.usage import Failure, Taken, Usage
+from teacher_server.metrics.usage import Failure, Taken, Usage
+from teacher_server.models.split import FrozenTeacher
 from teaching_protocol.errors import Draining, InvalidTensor, NonFiniteError, Overloaded, Quarantined, QuotaExceeded
 from tests.calls import WIDTH, Caller, attempt
 

@@ -11,8 +11,8 @@ from teacher_server.engine.knowledge import Knowledge
 from teacher_server.engine.knowledge_cache import KnowledgeCache
 from teacher_server.engine.transfers import Transfers
 from teacher_server.engine.vocabulary import likeliest
-from teacher_server.metrics import Metrics
-from teacher_server.split import FrozenTeacher
+from teacher_server.metrics.metrics import Metrics
+from teacher_server.models.split import FrozenTeacher
 from teaching_protocol.errors import ModelLoadError, UnknownPort
 from tests.unit.teacher_server.tiny_models import VOCABULARY, tiny_inputs, tiny_model
 

@@ -9,7 +9,7 @@ import pytest
 from student_client.compare.records import SELECTED, Planned, read_record, write_plan, write_results
 from student_client.compare.runner import known_runs, plan_of
 from student_client.compare.suites import Suite, Variant
-from student_client.result import Result
+from student_client.reporting.result import Result
 from tests.unit.student_client.compare.suite_setup import ended, suite
 
 RUN = Planned("digits", "talking", "final", 1, 2, 1)

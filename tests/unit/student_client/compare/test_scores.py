@@ -12,8 +12,8 @@ from transformers import AutoModelForSequenceClassification, BertConfig
 
 from student_client.compare.scores import score_teacher
 from student_client.compare.weights import randomise
-from student_client.evaluate import evaluate_run
-from student_client.runs import train
+from student_client.training.evaluate import evaluate_run
+from student_client.training.runs import train
 from teacher_server.app import TeacherApp
 from teacher_server.config import ServerConfig
 from teaching_protocol.errors import ConfigError

@@ -8,9 +8,9 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from student_client import RemoteTeacher
-from student_client.credentials import Credentials
-from student_client.pinning import ranked
-from student_client.resolving import resolve
+from student_client.connection.credentials import Credentials
+from student_client.connection.pinning import ranked
+from student_client.connection.resolving import resolve
 from teacher_server.config import ServerConfig
 from teacher_server.fleet.registry import Registry, Report
 from teacher_server.fleet.replica import FleetTeacher

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from teacher_server.usage import Failure, Taken
+from teacher_server.metrics.usage import Failure, Taken
 from teacher_server.web.history import CURVES, Facts, History
 from teacher_server.web.readings import Levels, Limits, Reading, SessionReading, Totals
 from teacher_server.web.snapshot import Status, TeacherCard

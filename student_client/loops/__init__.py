@@ -1,0 +1,1 @@
+"""Distillation in loops that are not ours: plain PyTorch, transformers' Trainer, Lightning."""

@@ -1,0 +1,1 @@
+"""Every instrument of the server, and what is counted for each student."""

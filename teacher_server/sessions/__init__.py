@@ -1,0 +1,1 @@
+"""One student's state on the server: lease, codec, optimizer, calls, export."""
