@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import transformers
-from student_client.loops.hugging_face import DistillationTrainer
+from student_client import DistillationTrainer
 
 
 def main(name: str, path: str) -> None:

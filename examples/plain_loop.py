@@ -8,8 +8,7 @@ import torch
 from torch.utils.data import DataLoader
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, DataCollatorWithPadding
 
-from student_client.loops.collating import TeacherColumns, student_inputs
-from student_client.loops.distillation import Distillation, distillation_config
+from student_client import Distillation, TeacherColumns, distillation_config, student_inputs
 
 
 def main(name: str, path: str, teacher: str, lr: float = 1e-3) -> torch.nn.Module:
