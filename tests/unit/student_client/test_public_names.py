@@ -25,6 +25,8 @@ def test_public_names_are_sorted_and_others_are_none() -> None:
 
 
 def test_importing_the_package_loads_neither_torch_nor_transformers() -> None:
-    script = "import sys, student_client; print([name for name in ('torch', 'transformers', 'grpc') if name in sys.modules])"
+    script = (
+        "import sys, student_client; print([name for name in ('torch', 'transformers', 'grpc') if name in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.strip() == "[]"
