@@ -52,7 +52,7 @@ class RayCluster:
         except (OSError, RuntimeError, ValueError, self.ray.exceptions.RayError) as error:
             raise ServiceError(
                 f"no Ray cluster at {self._address or os.environ.get('RAY_ADDRESS') or 'this machine'}: {error}; start one with "
-                "`ray start --head`, or leave the address away"
+                "`ray start --head`; a fleet that is given no address starts its own"
             ) from error
         return self
 
