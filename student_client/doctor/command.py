@@ -36,12 +36,25 @@ def doctor(
     from teaching_protocol.diagnosis.table import show
 
     split_address(address)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that sessions are left
+    signals = _noted()
     credentials = Credentials(ca=ca, cert=cert, key=key, token_file=token_file)
     with Visit(address, credentials, limit_s) as visit:
-        findings = run_checks(checks_of(visit, model), limit_s)
-        try:
-            code = show("student-client doctor", address, findings, as_json)
-        except KeyboardInterrupt:
-            raise typer.Exit(128 + signal.SIGINT) from None
-    raise typer.Exit(int(code))
+        findings = run_checks(checks_of(visit, model), limit_s, lambda: bool(signals))
+        code = int(show("student-client doctor", address, findings, as_json))
+    raise typer.Exit(128 + signals[0] if signals else code)
+
+
+def _noted() -> list[int]:
+    """SIGINT and SIGTERM as they come; each ends the command by an exception, so that sessions are left.
+
+    The note stays where the exception is lost, as in a callback of a library.
+    """
+    signals: list[int] = []
+
+    def note(number: int, _: object) -> None:
+        signals.append(number)
+        sys.exit(128 + number)
+
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, note)
+    return signals

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -10,6 +11,8 @@ from teaching_protocol.diagnosis.findings import Finding
 from teaching_protocol.errors import TeachingError
 
 __all__ = ["Check", "run_checks"]
+
+_LOOK_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -29,26 +32,38 @@ class Check:
     limit_s: float | None = None
 
 
-def run_checks(checks: Sequence[Check], limit_s: float) -> Iterator[Finding]:
-    """Gives the finding of each check in turn; one whose needs failed or were skipped is skipped."""
+def run_checks(
+    checks: Sequence[Check], limit_s: float, is_over: Callable[[], bool] = lambda: False
+) -> Iterator[Finding]:
+    """Gives the finding of each check in turn; one whose needs failed or were skipped is skipped.
+
+    Args:
+        checks: in their order.
+        limit_s: seconds of each that says no other.
+        is_over: asked while a check runs; once it is true, no more findings come.
+    """
     missing: set[str] = set()
     for check in checks:
         lacking = [name for name in check.needs if name in missing]
         if lacking:
             finding = Finding(check.name, "skip", f"not measured: it needs {lacking[0]}")
         else:
-            finding = _limited(check, limit_s if check.limit_s is None else check.limit_s)
+            finding = _limited(check, limit_s if check.limit_s is None else check.limit_s, is_over)
+        if is_over():
+            return
         if finding.status in ("fail", "skip"):
             missing.add(check.name)
         yield finding
 
 
-def _limited(check: Check, limit_s: float) -> Finding:
+def _limited(check: Check, limit_s: float, is_over: Callable[[], bool]) -> Finding:
     """Runs a check in a thread of its own, which ends with the process if the check never does."""
     found: list[Finding] = []
     thread = threading.Thread(target=lambda: found.append(_run(check)), name=f"check-{check.name}", daemon=True)
     thread.start()
-    thread.join(limit_s)
+    until = time.monotonic() + limit_s
+    while thread.is_alive() and not is_over() and (left_s := until - time.monotonic()) > 0:
+        thread.join(min(left_s, _LOOK_S))
     if found:
         return found[0]
     return Finding(

@@ -62,7 +62,7 @@ def test_a_finetuned_folder_is_served(tmp_path: Path, data: Path, model_folder: 
     ("words", "sentence"),
     [
         (["--out", "DATA"], "which holds something else; give a folder that is new or empty"),
-        (["--data", "nothing.csv"], "--data: received 'nothing.csv', expected one of newsgroups, "),
+        (["--data", "nothing.csv"], "--data: there is no file or folder nothing.csv; check the path"),
         (["--train", "all"], "train: received 'all', expected 'head', 'body' or 'lora'"),
         (["--text-column", "body"], "there is no column 'body'"),
         (["--model", "DATA", "--set", "data.validation=12"], "has no config.json"),

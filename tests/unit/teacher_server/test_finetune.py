@@ -291,7 +291,7 @@ def test_rows_that_are_not_enough(tmp_path: Path, data: Path, model_folder: Mode
         finetune(config_of(model, data, out, **{"data.validation": 9}))
     with pytest.raises(DataError, match="each of the 2 classes needs a labelled row"):
         finetune(config_of(model, data, out, **{"data.labelled": 1}))
-    with pytest.raises(ConfigError, match=r"data.labelled: received 0, expected: .*greater than or equal to 1"):
+    with pytest.raises(ConfigError, match=r"data.labelled: received 0, expected greater than or equal to 1"):
         config_of(model, data, out, **{"data.labelled": 0})
     with pytest.raises(DataError, match="there is no column 'verdict'"):
         finetune(config_of(model, data, out, **{"data.label_column": "verdict"}))
@@ -300,11 +300,11 @@ def test_rows_that_are_not_enough(tmp_path: Path, data: Path, model_folder: Mode
 @pytest.mark.parametrize(
     ("setting", "sentence"),
     [
-        ("train=all", "train: received 'all', expected: .*'head', 'body' or 'lora'"),
+        ("train=all", "train: received 'all', expected 'head', 'body' or 'lora'"),
         ("epochs=0", "epochs: received 0"),
         ("learning_rates=[0.1, -1.0]", "learning_rates.1: received -1.0"),
         ("learning_rates=[]", "learning_rates: received"),
-        ("mood=good", "mood: received 'good', expected: Extra inputs are not permitted"),
+        ("mood=good", "mood: received 'good', expected no field of this name"),
         ("data.mood=good", "data.mood: received 'good'"),
         ("training.lr=1", "training: received"),
         ("data=digits", "data: received 'digits', expected one of its fields"),

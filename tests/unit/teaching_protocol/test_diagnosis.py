@@ -86,6 +86,18 @@ def test_a_check_that_never_ends_is_given_up() -> None:
     assert after.status == "ok"
 
 
+def test_checks_that_are_over_end_the_one_that_runs_and_give_no_more() -> None:
+    begun, ended = threading.Event(), threading.Event()
+
+    def stuck() -> Finding:
+        begun.set()
+        threading.Event().wait(60.0)
+        return OK
+
+    threading.Thread(target=lambda: (begun.wait(), ended.set()), daemon=True).start()
+    assert list(run_checks([Check("stuck", stuck), Check("after", lambda: OK)], 60.0, ended.is_set)) == []
+
+
 def test_what_a_failed_check_was_needed_for_is_skipped() -> None:
     def refused() -> Finding:
         raise Overloaded("all 4 permits are taken; try again later")
