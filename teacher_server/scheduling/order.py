@@ -22,7 +22,7 @@ from teacher_server.scheduling.waiting import Outlook, Patience, companions, lin
 __all__ = ["Choice", "Order"]
 
 
-_SHORT = 4  # a batch that goes first in between is so many times smaller, or pauses cost more than they save
+_SHORT = 2  # a batch that goes first in between is so many times smaller, or pauses cost more than they save
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Order:
         return Choice(batch, self._hold_s(batch, expected, rules, waited_s), active)
 
     def aside(self, heads: Sequence[Job], running: Batch, done: float) -> Choice | None:
-        """A batch of at most a quarter of the size of the one that runs, of lanes that are then no further than that one; None: there is none.
+        """A batch of at most half the size of the one that runs, of lanes that are then no further than that one; None: there is none.
 
         What runs is charged in full when it begins; here it counts as far as it is `done`, so that two who are at work take
         turns in pieces of about the same size, however large their calls are.

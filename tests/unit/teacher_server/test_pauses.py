@@ -193,10 +193,10 @@ class _LaneJob(Job):
 
 
 def test_who_may_go_first() -> None:
-    """A quarter of the size at most, and then no further than the long one has come: a lane is not served more for being short."""
+    """Half the size at most, and then no further than the long one has come: a lane is not served more for being short."""
     live = LiveSettings(ServerConfig(model="tiny"))
     order = Order(live, Metrics(), Admission(live))
-    long, other, equal = _job("long", 1000), _job("other", 100), _job("equal", 251)
+    long, other, equal = _job("long", 1000), _job("other", 100), _job("equal", 501)
     for job in (long, other, equal):
         order.arrived(job, True, 0.0)
     running = Batch((long,))
