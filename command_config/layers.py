@@ -20,7 +20,7 @@ from command_config.files import read_mapping
 from command_config.masks import masked
 from teaching_protocol.errors import ConfigError
 
-__all__ = ["Effective", "Layers", "setting"]
+__all__ = ["Effective", "Layers", "expected", "setting"]
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -122,13 +122,21 @@ class Layers:
         received = repr(masked(field, fault["input"], is_known=field in known))
         if fault["type"] == "missing":
             return f"{field}: received nothing, expected a value{told}"
-        if fault["type"] == "extra_forbidden":
-            return f"{field}: received {received}, expected no field of this name{told}{hint(field, known)}"
         if not field:
-            return str(fault["msg"]).removeprefix("Value error, ")
-        expected = fault["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-        meant = hint(str(fault["input"]), _NAMES.findall(fault["msg"])) if fault["type"] == "literal_error" else ""
-        return f"{field}: received {received}, expected {expected}{told}{meant}"
+            return expected(fault)
+        meant = ""
+        if fault["type"] == "extra_forbidden":
+            meant = hint(field, known)
+        elif fault["type"] == "literal_error":
+            meant = hint(str(fault["input"]), _NAMES.findall(fault["msg"]))
+        return f"{field}: received {received}, expected {expected(fault)}{told}{meant}"
+
+
+def expected(fault: Mapping[str, Any]) -> str:
+    """What pydantic wanted instead, to stand behind "expected": of one fault of a `ValidationError`."""
+    if fault["type"] == "extra_forbidden":
+        return "no field of this name"
+    return str(fault["msg"]).removeprefix("Value error, ").removeprefix("Input should be ")
 
 
 def setting(text: str, example: str) -> tuple[str, Any]:

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from pydantic import ValidationError
 from torch import nn
 
+from command_config import expected
 from student_client.config import RunConfig
 from student_client.loops.collating import PREFIX, batch_of
 from student_client.loops.continuity import Continuity
@@ -265,7 +266,9 @@ def distillation_config(
         return RunConfig.model_validate(fields)
     except ValidationError as error:
         first = error.errors()[0]
-        raise ConfigError(f"{'.'.join(map(str, first['loc']))}: received {first['input']!r}: {first['msg']}") from error
+        raise ConfigError(
+            f"{'.'.join(map(str, first['loc']))}: received {first['input']!r}, expected {expected(first)}"
+        ) from error
 
 
 def _check_alone(ranks: Ranks) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from command_config import setting
+from command_config import expected, setting
 from task_data.config import DataConfig
 from teaching_protocol.errors import ConfigError
 
@@ -75,15 +75,7 @@ def load_finetune_config(flags: Mapping[str, Any], settings: Sequence[str] = ())
         return FinetuneConfig.model_validate(values)
     except ValidationError as error:
         faults = "; ".join(
-            f"{'.'.join(map(str, fault['loc']))}: received {fault['input']!r}, expected {_expected(fault['type'], fault['msg'])}"
+            f"{'.'.join(map(str, fault['loc']))}: received {fault['input']!r}, expected {expected(fault)}"
             for fault in error.errors()
         )
         raise ConfigError(f"fine-tuning: {faults}") from error
-
-
-def _expected(kind: str, message: str) -> str:
-    return (
-        "no field of this name"
-        if kind == "extra_forbidden"
-        else message.removeprefix("Value error, ").removeprefix("Input should be ")
-    )
