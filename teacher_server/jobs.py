@@ -96,9 +96,10 @@ class Job:
 
 @dataclass(frozen=True)
 class Batch:
-    """Jobs that run together."""
+    """Jobs that run together, on so many of the engine's cores."""
 
     jobs: tuple[Job, ...]
+    cores: int = 1
 
     @property
     def rows(self) -> int:

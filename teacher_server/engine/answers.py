@@ -80,13 +80,6 @@ class Answers:
         rows = self._knowledge.find(raw, asked)
         return None if rows is None else self._transfers.fetch(_stacked(rows, asked, raw, outputs))
 
-    def needs_states(self, session: Session, request: ForwardRequest) -> bool:
-        """Whether the teacher must look at raw inputs that it does not know yet; runs no model."""
-        raw, outputs = raw_inputs(request), request.outputs
-        ports = list(self._own_ports(session)) if needs_own_states(session.settings, outputs) else []
-        ports += self._asked([port for port in outputs if port not in CONVERSATION_PORTS])
-        return bool(ports) and not self._knowledge.has(raw, ports)
-
     def _call(self, question: Question) -> Asking[Outputs]:
         session, outputs = question.session, question.request.outputs
         raw = raw_inputs(question.request)

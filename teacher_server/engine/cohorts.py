@@ -138,14 +138,6 @@ class GraphCache:
         self._metrics.graph_hits.inc(sum(len(cohort.members) for cohort in taken))
         return taken
 
-    def groups(self, keys: Sequence[Key]) -> list[list[Key]]:
-        """These calls by the graph that they share; one without a graph is a group of its own."""
-        with self._lock:
-            found: dict[int | Key, list[Key]] = {}
-            for key in keys:
-                found.setdefault(id(self._kept[key]) if key in self._kept else key, []).append(key)
-        return list(found.values())
-
     def drop_call(self, key: Key) -> None:
         """Lets go of one call's end of a graph, if it is kept."""
         with self._lock:

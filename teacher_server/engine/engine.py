@@ -1,7 +1,8 @@
 """The only room that runs the model: a batch in, and every job of it answered.
 
-Two threads may be here, one that runs the model and one whose jobs need none (Step, Export, Import); a session's jobs are in one of
-them at a time, so that its codec, optimizer and calls have one owner. Knows no queue and no network.
+Several threads may be here: those that run the model, as many at once as the engine has cores to give out, and one whose jobs need
+none (Step, Export, Import). A session's jobs are in one of them at a time, so that its codec, optimizer and calls have one owner.
+Knows no queue and no network.
 """
 
 from __future__ import annotations
@@ -17,12 +18,11 @@ import torch
 from teacher_server.config import ServerConfig
 from teacher_server.engine.answers import Answers
 from teacher_server.engine.backwards import Backwards
-from teacher_server.engine.cohorts import GraphCache, Key
+from teacher_server.engine.cohorts import GraphCache
 from teacher_server.engine.earlier import at_work, known_reply
 from teacher_server.engine.forwards import Forwards
 from teacher_server.engine.knowledge import Knowledge
 from teacher_server.engine.knowledge_cache import KnowledgeCache
-from teacher_server.engine.parts import Parts, even_parts
 from teacher_server.engine.steps import Steps, forget_calls
 from teacher_server.engine.transfers import Arriving, Transfers
 from teacher_server.faults import typed
@@ -55,7 +55,11 @@ _LONG_TOKENS = 512  # a batch of fewer is over soon
 
 
 class Engine:
-    """Runs batches on one frozen teacher and keeps graphs and knowledge for it."""
+    """Runs batches on one frozen teacher and keeps graphs and knowledge for it.
+
+    Attributes:
+        cores: what batches that run at the same time share: a processor's, or one, where the model is for one batch alone.
+    """
 
     def __init__(self, teacher: FrozenTeacher, config: ServerConfig, metrics: Metrics) -> None:
         self.teacher = teacher
@@ -77,7 +81,7 @@ class Engine:
             ImportRequest: lambda asked: [self._import(*each) for each in asked],
         }
         self._metrics = metrics
-        self._parts = Parts(_workers(teacher, config))
+        self.cores = _cores(teacher, config)
         self._may_pause = teacher.device.type == "cpu" and not teacher.is_spread
         self._arriving: list[Arriving] = []
 
@@ -86,11 +90,10 @@ class Engine:
         self._metrics.batch_rows.observe(batch.rows)
         self._metrics.batch_tokens.observe(batch.tokens)
         clock = self.pauses.clock if batch.tokens else time.perf_counter
-        started, parts = clock(), self._in_parts(batch.jobs)
-        is_long = self._may_pause and len(parts) == 1 and batch.tokens >= _LONG_TOKENS
+        started = clock()
+        is_long = self._may_pause and batch.tokens >= _LONG_TOKENS
         with at_work(batch), self.pauses.opened() if is_long else nullcontext():
-            found = self._parts.run(self._outcomes, parts)
-        outcomes = {job: self._fetching(outcome) for part in found for job, outcome in part.items()}
+            outcomes = {job: self._fetching(outcome) for job, outcome in self._outcomes(batch.jobs).items()}
         self._charge(clock() - started, batch)
         for job in batch.jobs:
             job.run_again = _was_run_again(job)
@@ -103,33 +106,11 @@ class Engine:
                 typed(error, job.method)
         self._land_earlier(outcomes.values())
         if batch.tokens:  # what runs beside the model does not keep it busy
-            self._metrics.busy_seconds.inc(clock() - started)
+            self._metrics.busy_seconds.inc((clock() - started) * batch.cores / self.cores)
 
     def close(self) -> None:
-        """Ends the threads that the engine has of its own, and what the teacher has."""
-        self._parts.close()
+        """Lets go of what the teacher has beside memory."""
         self.teacher.close()
-
-    def _in_parts(self, jobs: Sequence[Job]) -> list[list[Job]]:
-        """The jobs as parts that run at the same time, or as one part. Calls that share a graph, or need the model's own states, stay together."""
-        if self._parts.count == 1 or len(jobs) < self._parts.count or not all(job.tokens for job in jobs):
-            return [list(jobs)]
-        groups = self._grouped(jobs)
-        return even_parts(groups, [sum(job.tokens for job in group) for group in groups], self._parts.count)
-
-    def _grouped(self, jobs: Sequence[Job]) -> list[list[Job]]:
-        if all(isinstance(job.request, BackwardRequest) for job in jobs):
-            calls: dict[Key, list[Job]] = {}
-            for job in jobs:
-                calls.setdefault((job.lane, job.request.forward_id), []).append(job)
-            return [[job for key in group for job in calls[key]] for group in self.graphs.groups(list(calls))]
-        if any(self._needs_states(job) for job in jobs):
-            return [list(jobs)]
-        return [[job] for job in jobs]
-
-    def _needs_states(self, job: Job) -> bool:
-        session, request = job.session, job.request
-        return session is None or not request.backward_follows or self.answers.needs_states(session, request)
 
     def _outcomes(self, jobs: Sequence[Job]) -> dict[Job, Any]:
         """A reply or an error for each job; autocast of a caller in this process is switched off."""
@@ -231,8 +212,8 @@ class Engine:
         return ImportReply(session.step, session.ref)
 
 
-def _workers(teacher: FrozenTeacher, config: ServerConfig) -> int:
-    """How many parts of a batch may run at once: one a thread on a CPU, where neither bits nor kernels depend on who is in a batch."""
+def _cores(teacher: FrozenTeacher, config: ServerConfig) -> int:
+    """A processor's threads, where neither bits nor kernels depend on how many of them a batch has; else one."""
     if teacher.device.type != "cpu" or teacher.is_spread or config.deterministic or config.compile:
         return 1
     return config.threads or torch.get_num_threads()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Hashable, Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
 
 import torch
@@ -52,16 +54,14 @@ class Knowledge:
         self._cache = cache
         self._batch_rows = batch_rows
         self._max_tokens = max_tokens
+        self._lock = threading.Lock()
+        self._under_way: dict[tuple[tuple[str, ...], bytes], Future[Row]] = {}
 
     def find(self, inputs: Tensors, ports: Sequence[str]) -> list[Row] | None:
         """The ports of every row if all are in the cache, else None. Runs no model."""
         rows = self._cache.find(row_keys(inputs), ports, whole=True)
         found = [row for row in rows if row is not None]
         return found if len(found) == len(rows) else None
-
-    def has(self, inputs: Tensors, ports: Sequence[str]) -> bool:
-        """Whether the ports of every row are in the cache; counts as no look-up."""
-        return self._cache.has(row_keys(inputs), ports)
 
     def rows(self, inputs: Tensors, ports: Sequence[str]) -> list[Row]:
         """The ports of every row; computes the missing ones.
@@ -90,18 +90,44 @@ class Knowledge:
         return LookUp(tuple(ports), keys, rows, dict(zip(missing, prepared, strict=True)))
 
     def complete(self, look_ups: Sequence[LookUp]) -> list[list[Row]]:
-        """All rows of each look-up; what is missing is computed once for all who miss it, many rows in a pass."""
+        """All rows of each look-up; what is missing is computed once for all who miss it, many rows in a pass.
+
+        What another thread is computing just now is waited for.
+        """
         missing: dict[tuple[tuple[str, ...], Hashable], dict[bytes, Tensors]] = {}
         for each in look_ups:
             for place, prepared in each.missing.items():
                 missing.setdefault((each.ports, self._teacher.kind(prepared)), {})[each.keys[place]] = prepared
         computed: dict[tuple[tuple[str, ...], bytes], Row] = {}
         for (ports, _), rows in missing.items():
-            computed |= {(ports, key): row for key, row in self._computed(rows, ports)}
+            computed |= {(ports, key): row for key, row in self._shared(rows, ports)}
         return [
             [row if row is not None else computed[each.ports, each.keys[place]] for place, row in enumerate(each.rows)]
             for each in look_ups
         ]
+
+    def _shared(self, rows: Mapping[bytes, Tensors], ports: tuple[str, ...]) -> Iterator[tuple[bytes, Row]]:
+        """Rows that no other thread is computing, then those of the others, and at last what these could not compute."""
+        with self._lock:
+            theirs = {key: self._under_way[ports, key] for key in rows if (ports, key) in self._under_way}
+            mine: dict[bytes, Future[Row]] = {key: Future() for key in rows if key not in theirs}
+            self._under_way |= {(ports, key): future for key, future in mine.items()}
+        try:
+            for key, row in self._computed({key: rows[key] for key in mine}, ports):
+                mine[key].set_result(row)
+        finally:
+            self._let_go(ports, mine)
+        found = {key: _result(future) for key, future in (mine | theirs).items()}
+        yield from ((key, row) for key, row in found.items() if row is not None)
+        yield from self._computed({key: rows[key] for key, row in found.items() if row is None}, ports)
+
+    def _let_go(self, ports: tuple[str, ...], mine: Mapping[bytes, Future[Row]]) -> None:
+        """Nobody waits for these any more; who waits for one that has failed computes it."""
+        with self._lock:
+            for key in mine:
+                del self._under_way[ports, key]
+        for future in mine.values():
+            future.cancel()
 
     def _computed(self, rows: Mapping[bytes, Tensors], ports: tuple[str, ...]) -> Iterator[tuple[bytes, Row]]:
         keys = list(rows)
@@ -157,6 +183,13 @@ def top(logits: torch.Tensor, port: str) -> torch.Tensor:
     count = int(port.removeprefix("logits.top"))
     values, places = logits.float().topk(min(count, logits.shape[-1]), dim=-1)
     return torch.stack([values, places.to(values.dtype)], dim=-2)
+
+
+def _result(future: Future[Row]) -> Row | None:
+    try:
+        return future.result()
+    except CancelledError:
+        return None
 
 
 def _row(batch: torch.Tensor, row: int, port: str, length: int) -> torch.Tensor:

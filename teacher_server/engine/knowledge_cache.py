@@ -76,11 +76,6 @@ class KnowledgeCache:
         self._metrics.knowledge_misses.inc(len(found) - hits)
         return found
 
-    def has(self, keys: Sequence[bytes], ports: Sequence[str]) -> bool:
-        """Whether all the ports of all these rows are kept; counts as no look-up and no use."""
-        with self._lock:
-            return all((key, port) in self._rows for key in keys for port in ports)
-
     def keep(self, key: bytes, row: Row) -> None:
         """Keeps the ports of one row; the tensors must own their memory."""
         with self._lock:

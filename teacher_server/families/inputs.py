@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -67,6 +68,7 @@ class TextInputs:
         self, tokenize: Tokenize | None, vocabulary_size: int, pad_id: int, empty_id: int, token_limit: int | None
     ) -> None:
         self._tokenize = tokenize
+        self._one_at_a_time = threading.Lock()  # a tokenizer of transformers is set anew by every call
         self._vocabulary_size = vocabulary_size
         self._pad_id = pad_id
         self._empty_id = empty_id
@@ -106,7 +108,8 @@ class TextInputs:
 
     def _ids(self, text: torch.Tensor, limit: int) -> dict[str, torch.Tensor]:
         assert self._tokenize is not None  # else there is no such port
-        encoded = self._tokenize(_decode(text), limit)
+        with self._one_at_a_time:
+            encoded = self._tokenize(_decode(text), limit)
         tokens = [torch.tensor(list(row) or [self._empty_id]) for row in encoded]
         ids = torch.nn.utils.rnn.pad_sequence(tokens, batch_first=True, padding_value=self._pad_id)
         lengths = torch.tensor([len(row) for row in tokens])

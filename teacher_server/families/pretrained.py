@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -129,10 +130,7 @@ class PretrainedFamily(Family):
 
     @contextmanager
     def captured(self, layers: Sequence[int]) -> Iterator[dict[int, torch.Tensor]]:
-        """While open, a forward of the whole model leaves its states at the cuts `layers` in the dict.
-
-        Hooks the model itself: one thread at a time.
-        """
+        """While open, a forward of the whole model by this thread leaves its states at the cuts `layers` in the dict."""
         found: dict[int, torch.Tensor] = {}
         with ExitStack() as stack:
             for layer in set(layers):
@@ -140,11 +138,15 @@ class PretrainedFamily(Family):
             yield found
 
     def _capture(self, layer: int, found: dict[int, torch.Tensor]) -> Any:
+        here = threading.get_ident()
+
         def before(module: nn.Module, arguments: tuple[Any, ...]) -> None:
-            found[layer] = self._flatten(arguments[0])
+            if threading.get_ident() == here:  # others may run the model, too
+                found[layer] = self._flatten(arguments[0])
 
         def after(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
-            found[layer] = self._flatten(_first(output))
+            if threading.get_ident() == here:
+                found[layer] = self._flatten(_first(output))
 
         if layer < self.layers:
             return self.blocks[layer].register_forward_pre_hook(before)

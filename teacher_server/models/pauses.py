@@ -5,6 +5,7 @@ What runs cannot be interrupted, so whoever comes while a long batch runs would 
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,8 +15,16 @@ import torch
 __all__ = ["Pauses"]
 
 
+class _OfThread(threading.local):
+    """What one thread's pauses are at."""
+
+    is_open = in_pause = False
+    spent_s = 0.0
+    share = (0.0, 1.0)
+
+
 class Pauses:
-    """The pauses of the one thread that runs the model; there are none while they are not opened.
+    """The pauses of the threads that run the model, each thread's its own; there are none while they are not opened.
 
     Attributes:
         go_first: what is done in a pause, in the same thread; may run another batch from beginning to end. It is told which
@@ -24,39 +33,36 @@ class Pauses:
 
     def __init__(self) -> None:
         self.go_first: Callable[[float], None] | None = None
-        self._open = self._in_pause = False
-        self._spent_s = 0.0
-        self._from, self._to = 0.0, 1.0
+        self._here = _OfThread()
 
     @property
     def are_open(self) -> bool:
         """Whether the batch that runs makes pauses; one that runs in a pause makes none."""
-        return self._open and not self._in_pause and self.go_first is not None
+        return self._here.is_open and not self._here.in_pause and self.go_first is not None
 
     def clock(self) -> float:
-        """Seconds on a clock that stands still in pauses; for that thread alone."""
-        return time.perf_counter() - self._spent_s
+        """Seconds on a clock that stands still in this thread's pauses."""
+        return time.perf_counter() - self._here.spent_s
 
     @contextmanager
     def opened(self) -> Iterator[None]:
         """What runs inside makes pauses."""
-        before, self._open = self._open, True
+        before, self._here.is_open = self._here.is_open, True
         try:
             yield
         finally:
-            self._open = before
+            self._here.is_open = before
 
     @contextmanager
     def share(self, begin: float, end: float) -> Iterator[None]:
         """What runs inside is this share of all that the batch which makes pauses has to do, 0 to 1."""
-        if not self.are_open:  # and then perhaps several threads are here
-            yield
-            return
-        self._from, self._to = begin, end
+        before = self._here.share
+        if not self._here.in_pause:  # a batch that runs in a pause is no part of the one that makes it
+            self._here.share = (begin, end)
         try:
             yield
         finally:
-            self._from, self._to = 0.0, 1.0
+            self._here.share = before
 
     def after_layer(self, states: torch.Tensor, done: float) -> None:
         """A pause behind a layer, and in the backward of these states, if that has pauses too, one before it.
@@ -72,11 +78,12 @@ class Pauses:
     def _pause(self, done: float) -> None:
         if not self.are_open or self.go_first is None:
             return
-        self._in_pause, began = True, time.perf_counter()
-        share = self._from + done * (self._to - self._from)
+        here, began = self._here, time.perf_counter()
+        here.in_pause = True
+        begin, end = here.share
         try:
             with torch.enable_grad():  # as at the beginning of any batch; a backward has it switched off
-                self.go_first(share)
+                self.go_first(begin + done * (end - begin))
         finally:
-            self._in_pause = False
-            self._spent_s += time.perf_counter() - began
+            here.in_pause = False
+            here.spent_s += time.perf_counter() - began

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import threading
 from collections.abc import Hashable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -17,7 +19,6 @@ from teacher_server.families import ImageSettings, LayerSpan, family_for
 from teacher_server.models.pauses import Pauses
 from teacher_server.models.sharding import is_sharded, whole
 from teacher_server.models.spreading import is_offloaded, is_spread, main_device, whole_tensors
-from teacher_server.models.turns import Turns
 from teaching_protocol.errors import InvalidSetting, InvalidTensor, UnknownPort
 
 __all__ = ["FrozenTeacher", "LayerSpan", "freeze"]
@@ -28,7 +29,7 @@ _TRIED_ROWS, _TRIED_TOKENS = 3, 4  # unequal, or torch.compile takes them for on
 
 
 class FrozenTeacher:
-    """A loaded model, frozen and cut. Several threads may be in `upper` at once; one that is in `states` is alone with the model.
+    """A loaded model, frozen and cut. Several threads may run it at once, unless its weights move.
 
     Args:
         model: a transformers model of a supported family or a trained student, on its device; frozen in place.
@@ -48,10 +49,10 @@ class FrozenTeacher:
         image: ImageSettings | None = None,
     ) -> None:
         self.name = name
-        self._turns = Turns()
         self.model = freeze(model)
         self.family = family_for(model, tokenizer, image)
         self.is_spread, self._device = is_spread(model) or is_sharded(model), main_device(model)
+        self._turn: AbstractContextManager[Any] = threading.Lock() if self.is_spread else nullcontext()
         if is_offloaded(model):
             self.family.run_again()
         self._inputs = self.family.build_inputs()
@@ -185,7 +186,7 @@ class FrozenTeacher:
         self._check_ports(layers, with_logits)
         inputs = {name: tensor.to(self.device) for name, tensor in inputs.items()}
         cuts = sorted({*layers, *([self.family.layers] if with_pooled or with_finished else [])})
-        with torch.no_grad(), self._turns.alone():  # the family hooks the model itself
+        with torch.no_grad(), self._turn:
             found = self.look(inputs, cuts, with_logits, with_pooled, with_finished)
         kept = {f"hidden.{layer}" for layer in layers} | {"logits", "pooled", "last_hidden_state"}
         return {name: value for name, value in found.items() if name in kept}
@@ -196,7 +197,7 @@ class FrozenTeacher:
         Raises:
             UnknownPort: a teacher without such a head.
         """
-        with torch.no_grad(), self._turns.alone():
+        with torch.no_grad(), self._turn:
             return self.say(finished)
 
     @functools.cached_property
@@ -229,8 +230,7 @@ class FrozenTeacher:
         return states
 
     def _in_turn(self, states: torch.Tensor, mask: torch.Tensor | None, span: LayerSpan) -> torch.Tensor:
-        # weights that move are of one thread at a time
-        with self._turns.alone() if self.is_spread else self._turns.together():
+        with self._turn:
             return self.run(states, mask, span).to(self.device)
 
     def run(self, states: torch.Tensor, mask: torch.Tensor | None, span: LayerSpan) -> torch.Tensor:

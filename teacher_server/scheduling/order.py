@@ -5,8 +5,9 @@ Fairness, rhythm, pace and quarantine each keep their own facts; here they meet.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from teacher_server.jobs import Batch, Job
 from teacher_server.live import LiveSettings
@@ -22,6 +23,8 @@ from teacher_server.scheduling.waiting import Outlook, Patience, companions, lin
 __all__ = ["Choice", "Order"]
 
 
+_AT_ONCE = 8  # batches at most, however many cores there are
+_FILLED = 8  # times the tokens that take as long as starting a batch: with so many in it, more gain nothing
 _SHORT = 2  # a batch that goes first in between is so many times smaller, or pauses cost more than they save
 
 
@@ -35,12 +38,18 @@ class Choice:
 
 
 class Order:
-    """Chooses batches. `admission` says each student's weight."""
+    """Chooses batches, and how many cores each has.
 
-    def __init__(self, live: LiveSettings, metrics: Metrics, admission: Admission) -> None:
+    Args:
+        admission: says each student's weight.
+        cores: that batches share which run at the same time; 1, where there is one batch at a time.
+    """
+
+    def __init__(self, live: LiveSettings, metrics: Metrics, admission: Admission, cores: int = 1) -> None:
         self._live = live
         self._metrics = metrics
         self._admission = admission
+        self._cores, self.at_once = cores, min(cores, _AT_ONCE)
         self._counters = Counters(live.now.batch_tokens / 2)  # of the thread that has the model
         self._short_counters = Counters(live.now.batch_tokens / 2)  # of the other: Steps take no turn at the model
         self._rhythm = Rhythm()
@@ -65,18 +74,24 @@ class Order:
             self._short_counters.arrive(job.lane, at_work)
         self._rhythm.called(job, now)
 
-    def choose(self, heads: Sequence[Job], waited_s: float, now: float) -> Choice:
-        """The next batch of the lanes' first jobs, and how long to hold it back."""
-        turns = [Turn(job, self._counters_for(job).of(job.lane), self._is_alone(job)) for job in heads]
-        kind = kind_of(min(turns, key=lambda turn: turn.counter).job) or ""
-        config = self._live.now
-        rules = Rules(config.batch_tokens, self._pace.free_tokens(kind), not config.deterministic)
-        batch = next_batch(turns, rules)
-        if kind_of(batch.jobs[0]) is None:
-            return Choice(batch, 0.0, 1)
+    def choose(self, heads: Sequence[Job], waited_s: float, now: float, running: Sequence[Batch] = ()) -> Choice:
+        """The next batch of the lanes' first jobs, on cores that the running ones have left, and how long to hold it back."""
+        turns = [self._turn(job) for job in heads]
+        first = min(turns, key=lambda turn: turn.counter).job
+        kind = kind_of(first)
+        if kind is None:
+            return Choice(next_batch(turns, Rules(self._live.now.batch_tokens)), 0.0, 1)
         expected = self._rhythm.expected(now)
-        active = len({job.lane for job in heads} | {each.lane for each in expected})
-        return Choice(batch, self._hold_s(batch, expected, rules, waited_s), active)
+        lanes = {job.lane for job in heads} | {job.lane for batch in running for job in batch.jobs}
+        active = len(lanes | {each.lane for each in expected})
+        free = self._cores - sum(batch.cores for batch in running)
+        # who comes before this batch would be over, had it all cores, would have to wait for it
+        soon = self._pace.seconds(_line(kind, self._cores), area([first]))
+        rivals = len(lanes | {each.lane for each in expected if each.in_s < soon})
+        cores = max(1, min(free, self._cores // min(rivals, self.at_once)))
+        rules = self._rules(_line(kind, cores), rivals)
+        batch = replace(next_batch(turns, rules), cores=cores)
+        return Choice(batch, self._hold_s(batch, expected, rules, waited_s, is_last=cores == free), active)
 
     def aside(self, heads: Sequence[Job], running: Batch, done: float) -> Choice | None:
         """A batch of at most half the size of the one that runs, of lanes that are then no further than that one; None: there is none.
@@ -86,12 +101,12 @@ class Order:
         """
         room = min(job.tokens for job in running.jobs) // _SHORT
         standing = min(self._counters.of(job.lane) - (1 - done) * cost(job) / self._weight(job) for job in running.jobs)
-        turns = [Turn(job, self._counters.of(job.lane), self._is_alone(job)) for job in heads if job.tokens <= room]
+        turns = [self._turn(job) for job in heads if job.tokens <= room]
         turns = [turn for turn in turns if turn.counter + cost(turn.job) / self._weight(turn.job) <= standing]
         if not turns:
             return None
         rules = Rules(room, merge=not self._live.now.deterministic)
-        return Choice(next_batch(turns, rules), 0.0, len(turns))
+        return Choice(replace(next_batch(turns, rules), cores=running.cores), 0.0, len(turns))
 
     def take(self, choice: Choice, waited_s: float) -> None:
         """The chosen batch is about to run: charges its students."""
@@ -117,7 +132,7 @@ class Order:
             self._counters.charge(job.lane, cost(job), self._weight(job))
         if again:
             return  # what it took says nothing of batches of its kind
-        self._pace.learn(kind_of(batch.jobs[0]) or "", area(batch.jobs), seconds)
+        self._pace.learn(_line(kind_of(batch.jobs[0]), batch.cores), area(batch.jobs), seconds)
 
     def done(self, job: Job, error: BaseException | None, ran: bool, now: float) -> None:
         """A job is answered; `ran`: by the engine."""
@@ -131,6 +146,19 @@ class Order:
         self._short_counters.forget(lane)
         self._rhythm.forget(lane)
 
+    def _turn(self, job: Job) -> Turn:
+        batch = self._rhythm.batch_of(job.lane) if kind_of(job) == "backward" else 0
+        return Turn(job, self._counters_for(job).of(job.lane), self._is_alone(job), batch)
+
+    def _rules(self, line: str, rivals: int) -> Rules:
+        config, free_tokens = self._live.now, self._pace.free_tokens(line)
+        rules = Rules(config.batch_tokens, free_tokens, not config.deterministic)
+        if self._cores == 1:
+            return rules
+        is_known = self._pace.start_s(line) is not None
+        enough = _FILLED * free_tokens if is_known else math.inf
+        return replace(rules, most_calls=-(-rivals // self.at_once), enough_tokens=enough)
+
     def _counters_for(self, job: Job) -> Counters:
         return self._counters if kind_of(job) is not None else self._short_counters
 
@@ -140,7 +168,10 @@ class Order:
     def _is_alone(self, job: Job) -> bool:
         return job.session is not None and self._quarantine.is_alone(job.session.account)
 
-    def _hold_s(self, batch: Batch, expected: Sequence[Expected], rules: Rules, waited_s: float) -> float:
+    def _hold_s(
+        self, batch: Batch, expected: Sequence[Expected], rules: Rules, waited_s: float, *, is_last: bool
+    ) -> float:
+        """Seconds to hold a batch back; for others' turns alone where it takes the last cores (`is_last`)."""
         config = self._live.now
         if not config.linger or not config.linger_s or not expected:
             return 0.0
@@ -148,8 +179,13 @@ class Order:
         batches = {number for job in batch.jobs if (number := self._rhythm.batch_of(job.lane))}
         joining = [] if self._is_alone(first) else companions(batch, expected, batches, rules)
         standing = self._counters.of(first.lane)
-        in_turn = [each for each in expected if self._counters.of(each.lane) + each.tokens <= standing]
-        kind = kind_of(first) or ""
-        outlook = Outlook(self._pace.seconds(kind, area(batch.jobs)), self._pace.start_s(kind), waited_s)
+        in_turn = [each for each in expected if is_last and self._counters.of(each.lane) + each.tokens <= standing]
+        line = _line(kind_of(first), batch.cores)
+        outlook = Outlook(self._pace.seconds(line, area(batch.jobs)), self._pace.start_s(line), waited_s)
         patience = Patience(config.linger_s, config.linger_share, config.turn_share)
         return linger_s(joining, in_turn, outlook, patience)
+
+
+def _line(kind: str | None, cores: int) -> str:
+    """What the pace of batches is learned by."""
+    return f"{kind} on {cores}"

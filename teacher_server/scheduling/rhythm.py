@@ -2,7 +2,8 @@
 
 A student in a loop thinks for about as long each time between a reply and its next call. Mean and spread of that time
 are followed as TCP follows round trips (Jacobson 1988, "Congestion Avoidance and Control"), one pair for each kind of call
-that was answered last. Who has not called by mean + 4 spreads is not expected any more until it calls again.
+that was answered last. Nobody is expected sooner than a spread from now, so that whoever also pauses for seconds now and then is not
+taken to be about to call; and who has not called by mean + 4 spreads is not expected any more until it calls again.
 """
 
 from __future__ import annotations
@@ -150,5 +151,5 @@ class Rhythm:
         if gap is None or gap.seen < _KNOWN_AFTER or now > loop.replied + gap.late_s:
             return None
         bucket, tokens = loop.buckets.get(gap.next_kind, (None, 0))
-        in_s = max(0.0, loop.replied + gap.mean_s - now)
+        in_s = max(gap.spread_s, loop.replied + gap.mean_s - now)
         return Expected(key[0], gap.next_kind, bucket, tokens, in_s, loop.replied + gap.late_s - now, loop.batch)

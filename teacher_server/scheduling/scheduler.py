@@ -1,8 +1,8 @@
-"""From many callers to the engine's two threads: permits, lanes, dispatch; runs no model itself.
+"""From many callers to the engine's threads: permits, lanes, dispatch; runs no model itself.
 
-One thread has the model; the other does what needs a session's codec alone (Step, Export, Import) and waits for no batch of other
-students. A lane is one session's jobs, taken strictly in order, by whichever thread. Nothing here is unbounded: a call without
-a permit is refused at once.
+Those that run the model share its cores; one more does what needs a session's codec alone (Step, Export, Import) and waits for no
+batch of other students. A lane is one session's jobs, taken strictly in order, by whichever thread. Nothing here is unbounded: a
+call without a permit is refused at once.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class InlineScheduler:
 
 
 class ThreadScheduler:
-    """The engine's two threads, fed from bounded lanes."""
+    """The engine's threads, fed from bounded lanes."""
 
     def __init__(self, engine: Engine, live: LiveSettings, metrics: Metrics) -> None:
         self._engine = engine
@@ -88,16 +88,20 @@ class ThreadScheduler:
         self._changed, self._short_changed = threading.Condition(lock), threading.Condition(lock)
         self._lanes = Lanes()
         self._admission = Admission(live)
-        self._order = Order(live, metrics, self._admission)
+        self._order = Order(live, metrics, self._admission, engine.cores)
         self._under_way: Counter[str] = Counter()
         self._held_since: float | None = None  # when a batch began to be held back
-        self._running = Batch(())
+        self._running: list[Batch] = []
+        self._mine = threading.local()  # its `batch` is the one that a thread runs
+        self._idle = set(range(self._order.at_once))
         if live.now.step_aside:
             engine.pauses.go_first = self._step_aside
         self._draining = self._stopped = False
-        work = {"engine": (self._next, self._threads), "engine-steps": (self._next_short, 1)}
+        work = {f"engine-{place}": partial(self._next, place) for place in self._idle} | {
+            "engine-steps": self._next_short
+        }
         self._workers = [
-            threading.Thread(target=self._loop, args=args, name=name, daemon=True) for name, args in work.items()
+            threading.Thread(target=self._loop, args=(choose,), name=name, daemon=True) for name, choose in work.items()
         ]
 
     def start(self) -> None:
@@ -179,16 +183,26 @@ class ThreadScheduler:
             each.join()
         self._refuse_all()
 
-    def _loop(self, choose: Callable[[], Batch | None], threads: int) -> None:
-        compute_with(threads)
+    def _loop(self, choose: Callable[[], Batch | None]) -> None:
+        threads = 0
         while (batch := choose()) is not None:
+            wanted = self._threads_of(batch)
+            if wanted != threads:
+                compute_with(wanted)
+                threads = wanted
+            self._mine.batch = batch
             self._run(batch)
+
+    def _threads_of(self, batch: Batch) -> int:
+        if kind_of(batch.jobs[0]) is None:
+            return 1
+        return batch.cores if self._engine.cores > 1 else self._threads
 
     def _step_aside(self, done: float) -> None:
         """In a pause of a long batch: runs a short one that would have gone first, if one has come."""
         with self._changed:
             self._drop_dead()
-            choice = self._order.aside(self._heads(short=False), self._running, done)
+            choice = self._order.aside(self._heads(short=False), self._mine.batch, done)
             if choice is None:
                 return
             batch = self._taken(choice, 0.0)
@@ -209,32 +223,46 @@ class ThreadScheduler:
                     job.future.set_exception(typed(error, job.method))
         seconds = clock() - started
         with self._changed:
+            if batch in self._running:  # not one in a pause of another
+                self._running.remove(batch)
             self._order.ran(batch, seconds)
-            self._admission.learn(seconds / len(batch.jobs))
+            self._admission.learn(seconds / len(batch.jobs) * batch.cores / self._engine.cores)
             self._lanes.ran(batch)
             if len(self._lanes):
                 self._changed.notify_all()
                 self._short_changed.notify_all()
 
-    def _next(self) -> Batch | None:
-        """The next batch for the model; waits for one, and holds it back where that pays. None: the scheduler was stopped."""
+    def _next(self, place: int) -> Batch | None:
+        """The next batch for the model; waits for one, and holds it back where that pays. None: the scheduler was stopped.
+
+        Of several idle threads the first is asked, so that the same few are at work.
+        """
         with self._changed:
+            self._idle.add(place)
             while not self._stopped:
                 heads = self._heads(short=False)
                 if not heads:
                     self._held_since = None
+                if not heads or place > min(self._idle) or self._are_cores_taken():
                     self._changed.wait()
                     continue
                 now = time.monotonic()
                 waited_s = 0.0 if self._held_since is None else now - self._held_since
-                choice = self._order.choose(heads, waited_s, now)
+                choice = self._order.choose(heads, waited_s, now, self._running)
                 if choice.hold_s > 0 and not self._draining:
                     self._held_since = now - waited_s
                     self._changed.wait(choice.hold_s)
                     continue
-                self._held_since, self._running = None, choice.batch
+                self._held_since = None
+                self._running.append(choice.batch)
+                self._idle.remove(place)
+                if self._idle and len(self._lanes):
+                    self._changed.notify_all()
                 return self._taken(choice, waited_s)
             return None
+
+    def _are_cores_taken(self) -> bool:
+        return sum(batch.cores for batch in self._running) >= self._engine.cores
 
     def _next_short(self) -> Batch | None:
         """The next work that needs no model; waits for some. None: the scheduler was stopped."""

@@ -53,12 +53,15 @@ def companions(batch: Batch, expected: Sequence[Expected], batches: Collection[i
     kind = kind_of(first)
     if kind is None or first.bucket is None or not rules.merge:
         return []
-    room = rules.batch_tokens - area(batch.jobs)
+    size, calls = area(batch.jobs), len(batch.jobs)
     found = []
     for each in expected:
-        alike = each.bucket == first.bucket or (kind == "backward" and each.batch in batches)
-        if each.kind == kind and alike and each.tokens <= room:
-            room -= each.tokens
+        shares_graph = kind == "backward" and each.batch in batches
+        is_wanted = (
+            calls < rules.most_calls and size + each.tokens <= rules.enough_tokens and each.bucket == first.bucket
+        )
+        if each.kind == kind and (shares_graph or is_wanted) and size + each.tokens <= rules.batch_tokens:
+            size, calls = size + each.tokens, calls + 1
             found.append(each)
     return found
 
