@@ -151,5 +151,6 @@ class Rhythm:
         if gap is None or gap.seen < _KNOWN_AFTER or now > loop.replied + gap.late_s:
             return None
         bucket, tokens = loop.buckets.get(gap.next_kind, (None, 0))
-        in_s = max(gap.spread_s, loop.replied + gap.mean_s - now)
-        return Expected(key[0], gap.next_kind, bucket, tokens, in_s, loop.replied + gap.late_s - now, loop.batch)
+        at_most_s = loop.replied + gap.late_s - now
+        in_s = min(max(gap.spread_s, loop.replied + gap.mean_s - now), at_most_s)
+        return Expected(key[0], gap.next_kind, bucket, tokens, in_s, at_most_s, loop.batch)

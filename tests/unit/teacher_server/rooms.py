@@ -18,7 +18,7 @@ from teaching_protocol import verbs
 from teaching_protocol.errors import TeachingError
 from tests.calls import Caller, forward_request, in_s
 
-__all__ = ["Facts", "Room", "Wish", "assert_same", "bodies_run"]
+__all__ = ["Facts", "Room", "Wish", "assert_same", "bodies_run", "facts_of"]
 
 Facts = dict[str, torch.Tensor]
 
@@ -106,9 +106,7 @@ class Room:
         return [self.facts(place, answers[place], grads[place]) for place in range(len(self.callers))]
 
     def facts(self, place: int, answer: verbs.ForwardReply, grads: verbs.BackwardReply) -> Facts:
-        state = load(self.callers[place].export())
-        gathered = {name: value for name, value in state.items() if name.startswith("gathered.")}
-        return {**answer.outputs, **{f"grad {name}": value for name, value in grads.grads.items()}, **gathered}
+        return facts_of(self.callers[place], answer, grads)
 
     def alone(self, place: int) -> Facts:
         """What a student gets when nobody else is there: the same calls, one job a batch."""
@@ -116,6 +114,12 @@ class Room:
         (answer,) = self.run([forward])
         (grads,) = self.run([self.wishes[place].backward(forward, answer, place)])
         return self.facts(place, answer, grads)
+
+
+def facts_of(caller: Caller, answer: verbs.ForwardReply, grads: verbs.BackwardReply) -> Facts:
+    """What a student got by a step, and what its session has gathered."""
+    gathered = {name: value for name, value in load(caller.export()).items() if name.startswith("gathered.")}
+    return {**answer.outputs, **{f"grad {name}": value for name, value in grads.grads.items()}, **gathered}
 
 
 @contextmanager

@@ -1,5 +1,10 @@
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
 import torch
 
 from teacher_server.engine.knowledge import Knowledge, stack_rows
@@ -127,3 +132,64 @@ def test_stacking_pads_with_zeros_to_the_tokens_asked_for() -> None:
     assert batch.shape == (2, 6, 3)
     assert batch.sum((1, 2)).tolist() == [6, 12]
     assert stack_rows(rows, "hidden.1").shape == (2, 4, 3)
+
+
+class Door:
+    """The model's first block waits behind it, and may fail there."""
+
+    def __init__(self, teacher: FrozenTeacher) -> None:
+        self.entered, self.opened, self.fails, self.runs = threading.Event(), threading.Event(), False, 0
+        self._hook = teacher.family.blocks[0].register_forward_pre_hook(self._enter)  # type: ignore[attr-defined]
+
+    def _enter(self, *_: Any) -> None:
+        self.runs += 1
+        if self.runs > 1:
+            return
+        self.entered.set()
+        assert self.opened.wait(20)
+        if self.fails:
+            raise ZeroDivisionError
+
+    def __enter__(self) -> Door:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.opened.set()
+        self._hook.remove()
+
+
+def test_what_another_thread_computes_just_now_is_waited_for(bert: FrozenTeacher) -> None:
+    known, inputs = knowledge(bert, batch_rows=4), tiny_inputs("bert", 3, 6)
+    with ThreadPoolExecutor(2) as pool, Door(bert) as door:
+        first = pool.submit(known.rows, inputs, PORTS)
+        assert door.entered.wait(20)
+        some = {name: value[1:] for name, value in inputs.items()}
+        look = known.look_up(some, PORTS)
+        second = pool.submit(known.complete, [look])
+        with pytest.raises(TimeoutError):
+            second.result(0.1)
+        door.opened.set()
+        rows = first.result(20)
+        assert [row is other for row, other in zip(rows[1:], second.result(20)[0], strict=True)] == [True, True]
+        assert door.runs == 1
+    assert not known._under_way
+
+
+def test_what_another_thread_failed_to_compute_is_computed(bert: FrozenTeacher) -> None:
+    known, inputs = knowledge(bert, batch_rows=4), tiny_inputs("bert", 3, 6)
+    wanted = knowledge(bert, batch_rows=4).rows(inputs, PORTS)
+    with ThreadPoolExecutor(2) as pool, Door(bert) as door:
+        first = pool.submit(known.rows, inputs, PORTS)
+        assert door.entered.wait(20)
+        second = pool.submit(known.rows, inputs, PORTS)
+        door.fails = True
+        with pytest.raises(TimeoutError):
+            second.result(0.1)
+        door.opened.set()
+        with pytest.raises(ZeroDivisionError):
+            first.result(20)
+        for row, other in zip(second.result(20), wanted, strict=True):
+            for port in PORTS:
+                torch.testing.assert_close(row[port], other[port])
+        assert door.runs == 2
+    assert not known._under_way

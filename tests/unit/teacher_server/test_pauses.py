@@ -78,6 +78,34 @@ def test_the_clock_stands_still_in_a_pause() -> None:
     assert pauses.clock() - began < 0.1
 
 
+def test_each_thread_has_pauses_of_its_own() -> None:
+    pauses, shares = Pauses(), list[float]()
+    pauses.go_first = shares.append
+    other: list[bool] = []
+    with pauses.opened(), pauses.share(0.5, 1.0):
+        thread = threading.Thread(target=lambda: other.append(pauses.are_open))
+        thread.start()
+        thread.join()
+        pauses.after_layer(torch.zeros(1), 0.5)
+    assert other == [False]
+    assert shares == [0.75]
+
+
+def test_a_batch_in_a_pause_is_no_share_of_the_one_that_makes_it() -> None:
+    pauses, shares = Pauses(), list[float]()
+
+    def go(share: float) -> None:
+        shares.append(share)
+        with pauses.opened(), pauses.share(0.0, 0.5):
+            pauses.after_layer(torch.zeros(1), 0.5)
+
+    pauses.go_first = go
+    with pauses.opened(), pauses.share(0.5, 1.0):
+        pauses.after_layer(torch.zeros(1), 0.2)
+        pauses.after_layer(torch.zeros(1), 0.6)
+    assert shares == pytest.approx([0.6, 0.8])
+
+
 def test_an_error_in_a_pause_leaves_pauses_as_they_were() -> None:
     pauses = Pauses()
 

@@ -127,6 +127,22 @@ def test_one_long_pause_does_not_spoil_what_is_known() -> None:
     assert found.in_s < 0.02
 
 
+def test_who_often_stops_for_seconds_is_not_taken_to_be_about_to_call() -> None:
+    """Two steps, then ten seconds of nothing, again and again: of that the spread tells, and nobody waits for it or leaves it a core."""
+    rhythm = Rhythm()
+    student = Student(rhythm)
+    for _ in range(10):
+        student.step()
+        student.step()
+        student.now += 10.0
+    student.step()
+    student.call("forward", 0.004, 0.05)
+    student.call("backward", 0.002, 0.05)
+    found = only(rhythm.expected(student.now + 0.1))
+    assert found.kind == "forward"
+    assert found.in_s > 0.5
+
+
 def test_a_rhythm_that_changed_is_learned_anew() -> None:
     rhythm = Rhythm()
     student = Student(rhythm)
