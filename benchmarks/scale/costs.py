@@ -45,18 +45,30 @@ class Engine:
     """How long a teacher's batches take, by kind of call.
 
     Attributes:
-        team: whole batches, on all threads at once.
-        part: one of several parts of a batch, each in a thread of its own; None where batches are never cut (any device but a processor).
-        step: Steps, in the engine's second thread.
+        team: batches on all threads at once.
+        core: batches on one thread, beside others that have the rest; None where there is one batch at a time (any device but a processor).
+        step: Steps, in a thread beside the model's.
         threads: compute threads of a processor; 0 is a device of its own, which takes no core but to start a batch.
         token_bytes: what a kept graph weighs for each token.
     """
 
     team: dict[str, Line]
-    part: dict[str, Line] | None
+    core: dict[str, Line] | None
     step: Line
     threads: int
     token_bytes: float
+
+    @property
+    def cores(self) -> int:
+        """What batches share that run at the same time, as the server's engine has it."""
+        return self.threads if self.core else 1
+
+    def line(self, kind: str, cores: int) -> Line:
+        """Of a batch on so many cores; between one and all, where nothing was measured, as if a team lost nothing by being smaller."""
+        if self.core and cores == 1 < self.threads:
+            return self.core[kind]
+        team, times = self.team[kind], self.threads / cores if self.core else 1.0
+        return Line(team.start_s, team.call_s * times, team.token_s * times)
 
 
 @dataclass(frozen=True)
@@ -97,11 +109,11 @@ def measured(path: Path = CALIBRATION) -> Costs:
 
 def from_figures(figures: dict[str, Any]) -> Costs:
     engine = figures["engine"]
-    part = engine["part"] and {kind: Line(**line) for kind, line in engine["part"].items()}
+    core = engine["core"] and {kind: Line(**line) for kind, line in engine["core"].items()}
     return Costs(
         Engine(
             {kind: Line(**line) for kind, line in engine["team"].items()},
-            part,
+            core,
             Line(**engine["step"]),
             engine["threads"],
             engine["token_bytes"],

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -49,54 +50,78 @@ def line_through(samples: Sequence[Sample]) -> tuple[Line, float]:
 
 @dataclass
 class EngineSamples:
-    """Seconds of batches by kind, whole on all threads (`team`) or one of several parts (`part`), and of Steps."""
+    """Seconds of batches by kind, on all threads (`team`) or on one beside others (`core`), and of Steps."""
 
     team: dict[str, list[Sample]]
-    part: dict[str, list[Sample]]
+    core: dict[str, list[Sample]]
     step: list[Sample]
     token_bytes: float
 
 
 def engine_samples(threads: int, rounds: int) -> EngineSamples:
-    """Batches of the real engine on MiniLM, entry 2, exit 6; the model has a team of threads and Steps a thread beside it."""
+    """Batches of the real engine on MiniLM, entry 2, exit 6; Steps have a thread beside the model's."""
     torch.set_num_threads(1)
     actor = local_teacher(minilm(), threads=threads)
     found = EngineSamples({"forward": [], "backward": []}, {"forward": [], "backward": []}, [], 0.0)
-    even = [threads * times for times in (1, 2, 4, 8)]
-    sizes = [(1, 8, 16), (1, 8, 64), (1, 16, 64), (1, 32, 64), (threads + 1, 8, 16), (threads + 1, 8, 64)]
-    sizes += [(count, 8, tokens) for count in even for tokens in (16, 64)]
+    calls = [(count, 8, tokens) for count in (1, 2, 4, 8) for tokens in (16, 64)]
     with (
-        ThreadPoolExecutor(1, initializer=compute_with, initargs=(threads,)) as model,
+        ThreadPoolExecutor(1, initializer=compute_with, initargs=(threads,)) as team,
+        ThreadPoolExecutor(threads, initializer=compute_with, initargs=(1,)) as cores,
         ThreadPoolExecutor(1, initializer=compute_with, initargs=(1,)) as steps,
     ):
-        for count, rows, tokens in sizes:
-            students = [Student(actor, f"{place}", rows, tokens, WIDTH) for place in range(count)]
-            took = [_round(actor, students, model, steps, found) for _ in range(rounds + 1)][1:]
-            forward, backward, step = (min(column) for column in zip(*took, strict=True))  # the rest is others' CPU
-            cut = threads if threads > 1 and count % threads == 0 else 1
-            side = found.part if cut > 1 else found.team
-            for kind, seconds in (("forward", forward), ("backward", backward)):
-                side[kind].append((count // cut, count * rows * tokens // cut, seconds))
-            found.step.append((count, 0, step))
-            for student in students:
-                actor.leave(verbs.LeaveRequest(student.ref), Call())
+        for size in [*calls, (1, 16, 64), (1, 32, 64)]:
+            _sample(actor, size, [team], steps, rounds, found, found.team)
+        for size in calls if threads > 1 else []:
+            _sample(actor, size, [cores] * threads, steps, rounds, found, found.core)
     return found
+
+
+def _sample(
+    actor: TeacherActor,
+    size: tuple[int, int, int],
+    models: Sequence[ThreadPoolExecutor],
+    steps: ThreadPoolExecutor,
+    rounds: int,
+    found: EngineSamples,
+    side: dict[str, list[Sample]],
+) -> None:
+    """Adds what a batch of so many calls of rows x tokens takes, as many of them at once as there are `models`."""
+    count, rows, tokens = size
+    students = [
+        [Student(actor, f"{place} {number}", rows, tokens, WIDTH) for number in range(count)]
+        for place in range(len(models))
+    ]
+    took = [_round(actor, students, models, steps, found) for _ in range(rounds + 1)][1:]
+    forward, backward, step = (min(column) for column in zip(*took, strict=True))  # the rest is others' CPU
+    for kind, seconds in (("forward", forward), ("backward", backward)):
+        side[kind].append((count, count * rows * tokens, seconds))
+    found.step.append((count, 0, step))
+    for group in students:
+        for student in group:
+            actor.leave(verbs.LeaveRequest(student.ref), Call())
 
 
 def _round(
     actor: TeacherActor,
-    students: Sequence[Student],
-    model: ThreadPoolExecutor,
+    students: Sequence[Sequence[Student]],
+    models: Sequence[ThreadPoolExecutor],
     steps: ThreadPoolExecutor,
     found: EngineSamples,
 ) -> tuple[float, ...]:
-    """Seconds of everybody's Forwards as one batch, of the Backwards, of the Steps."""
+    """Seconds of each group's Forwards as one batch, all groups at once, in the mean; of the Backwards; of the Steps."""
     engine, seconds = actor._engine, []
-    for jobs, thread in zip(jobs_of(students), (model, model, steps), strict=True):
-        seconds.append(thread.submit(_timed, lambda jobs=jobs: engine.run(Batch(tuple(jobs)))).result())
-        _raise_errors(jobs)
-        if thread is model and engine.graphs.size_bytes:
-            found.token_bytes = max(found.token_bytes, engine.graphs.size_bytes / sum(job.tokens for job in jobs))
+    calls = zip(*(jobs_of(group) for group in students), strict=True)
+    for groups, threads in zip(calls, (models, models, [steps] * len(models)), strict=True):
+        timed = [
+            thread.submit(_timed, partial(engine.run, Batch(tuple(jobs))))
+            for thread, jobs in zip(threads, groups, strict=True)
+        ]
+        seconds.append(statistics.mean(each.result() for each in timed))
+        for jobs in groups:
+            _raise_errors(jobs)
+        if threads is models and engine.graphs.size_bytes:
+            tokens = sum(job.tokens for jobs in groups for job in jobs)
+            found.token_bytes = max(found.token_bytes, engine.graphs.size_bytes / tokens)
     return tuple(seconds)
 
 
@@ -113,15 +138,15 @@ def _timed(work: Callable[[], object]) -> float:
 
 def engine_of(samples: EngineSamples, threads: int) -> tuple[Engine, list[Row]]:
     """The engine's lines, and how well each goes through its samples."""
-    rows, sides = [], {"team": dict[str, Line](), "part": dict[str, Line]()}
-    for side, kinds in (("team", samples.team), ("part", samples.part)):
+    rows, sides = [], {"team": dict[str, Line](), "core": dict[str, Line]()}
+    for side, kinds in (("team", samples.team), ("core", samples.core)):
         for kind, each in kinds.items():
             if each:
                 sides[side][kind], error = line_through(each)
-                rows.append(_row(f"{kind}, {'whole' if side == 'team' else 'a part'}", sides[side][kind], error))
+                rows.append(_row(f"{kind}, {'all cores' if side == 'team' else 'one core'}", sides[side][kind], error))
     step, error = line_through(samples.step)
     rows.append(_row("step", step, error))
-    return Engine(sides["team"], sides["part"] or None, step, threads, samples.token_bytes), rows
+    return Engine(sides["team"], sides["core"] or None, step, threads, samples.token_bytes), rows
 
 
 def _row(what: str, line: Line, error: float) -> Row:

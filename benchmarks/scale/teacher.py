@@ -1,7 +1,7 @@
 """One teacher in simulated time: the server's real order of batches, lanes, permits and kept graphs; only seconds are modelled.
 
 What decides is the code that serves: `Order` (fairness, merging, waiting for students known to be active, Backward before Forward), `Admission`,
-`Lanes`, `GraphCache` and `even_parts` of `teacher_server`. They take the time as a value, so they run on any clock.
+`Lanes` and `GraphCache` of `teacher_server`. They take the time as a value, so they run on any clock.
 """
 
 from __future__ import annotations
@@ -13,11 +13,10 @@ from typing import Any
 
 import simpy
 
-from scale.costs import Costs, Line
+from scale.costs import Costs
 from scale.sharing import Shared
 from teacher_server.config import ServerConfig
 from teacher_server.engine.cohorts import Cohort, GraphCache, Key, Member
-from teacher_server.engine.parts import even_parts
 from teacher_server.jobs import Batch, Job
 from teacher_server.live import LiveSettings
 from teacher_server.metrics.metrics import Metrics
@@ -77,14 +76,17 @@ class SimulatedTeacher:
         live, metrics = LiveSettings(config), Metrics()
         self.env, self.host, self.engine = env, host, costs.engine
         self.served, self.python_s, self._busy_s = Served(), 0.0, 0.0
-        self._begun: float | None = None
+        self._running: dict[int, tuple[Batch, float]] = {}  # by worker, and since when
+        self._since: float | None = None  # when a batch began to be held back
         self._admission = Admission(live)
-        self._order = Order(live, metrics, self._admission)
+        self._cores = 1 if config.deterministic else self.engine.cores
+        self._order = Order(live, metrics, self._admission, self._cores)
         self._lanes, self._under_way = Lanes(), Counter[str]()
         self._graphs = GraphCache(config.graph_cache_bytes, config.session_graph_bytes, metrics)
-        self._cuts = bool(self.engine.part) and self.engine.threads > 1 and not config.deterministic
         self._changed, self._short_changed = env.event(), env.event()
-        env.process(self._models())
+        self._idle = set(range(self._order.at_once))
+        for place in sorted(self._idle):
+            env.process(self._model(place))
         env.process(self._steps())
 
     def python(self, seconds: float) -> simpy.Event:
@@ -93,8 +95,8 @@ class SimulatedTeacher:
         return self.host.cpu.use(seconds, 1.0, group=self, limit=1.0)
 
     def busy_s(self) -> float:
-        """Seconds in which the model had a batch, up to now."""
-        return self._busy_s + (0.0 if self._begun is None else self.env.now - self._begun)
+        """Seconds in which the model had a batch, up to now; of one on some of the cores their share."""
+        return self._busy_s + sum(self._share(batch, begun) for batch, begun in self._running.values())
 
     def submit(self, lane: str, kind: str, number: int, rows: int, tokens: int) -> simpy.Event:
         """Queues a call; the event is its reply.
@@ -128,31 +130,44 @@ class SimulatedTeacher:
     def _heads(self, *, short: bool) -> list[Job]:
         return [job for job in self._lanes.heads() if (kind_of(job) is None) is short]
 
-    def _models(self) -> Process:
-        """The thread that has the model: as `ThreadScheduler._next` and `_run`."""
-        since = None
+    def _model(self, place: int) -> Process:
+        """A thread that runs the model: as `ThreadScheduler._next` and `_run`."""
         while True:
             heads = self._heads(short=False)
             if not heads:
-                since = None
+                self._since = None
+            running = [batch for batch, _ in self._running.values()]
+            if not heads or place > min(self._idle) or sum(batch.cores for batch in running) >= self._cores:
                 yield self._changed
                 continue
-            waited_s = 0.0 if since is None else self.env.now - since
-            choice = self._order.choose(heads, waited_s, self.env.now)
+            waited_s = 0.0 if self._since is None else self.env.now - self._since
+            choice = self._order.choose(heads, waited_s, self.env.now, running)
             if choice.hold_s > 0:
-                since = self.env.now - waited_s
+                self._since = self.env.now - waited_s
                 yield self._changed | self.env.timeout(choice.hold_s)
                 continue
-            since = None
+            self._since = None
             self._lanes.take(choice.batch)
             self._order.take(choice, waited_s)
-            begun = self._begun = self.env.now
-            self.served.batches += 1
-            self.served.calls += len(choice.batch.jobs)
-            self.served.waited_s += sum(begun - job.born for job in choice.batch.jobs)
-            yield from self._compute(choice.batch)
-            self._busy_s, self._begun = self._busy_s + self.env.now - begun, None
-            self._answer(choice.batch, self.env.now - begun)
+            self._idle.remove(place)
+            self._running[place] = choice.batch, self.env.now
+            if self._idle and len(self._lanes):
+                self._notify(short=False)
+            yield from self._served(choice.batch, place)
+
+    def _served(self, batch: Batch, place: int) -> Process:
+        begun = self.env.now
+        self.served.batches += 1
+        self.served.calls += len(batch.jobs)
+        self.served.waited_s += sum(begun - job.born for job in batch.jobs)
+        yield from self._compute(batch)
+        self._busy_s += self._share(batch, begun)
+        del self._running[place]
+        self._idle.add(place)
+        self._answer(batch, self.env.now - begun)
+
+    def _share(self, batch: Batch, begun: float) -> float:
+        return (self.env.now - begun) * batch.cores / self._cores
 
     def _steps(self) -> Process:
         """The engine's other thread: Steps, beside the model."""
@@ -175,7 +190,7 @@ class SimulatedTeacher:
                 del self._under_way[job.lane]
             self._order.done(job, None, True, self.env.now)
             self._admission.leave(job.lane)
-            self._admission.learn(seconds / len(batch.jobs))
+            self._admission.learn(seconds / len(batch.jobs) * batch.cores / self._cores)
             assert isinstance(job, LaneJob)
             job.reply.succeed()
         self._order.ran(batch, seconds)
@@ -184,44 +199,30 @@ class SimulatedTeacher:
         self._notify(short=False)
 
     def _compute(self, batch: Batch) -> Process:
-        """The seconds of a batch of the model: in parts on a processor, where they are even, or as a whole."""
-        parts = self._parts(batch.jobs)
-        lines = self.engine.part if len(parts) > 1 else self.engine.team
-        assert lines is not None
-        works = [self._seconds(part, lines) for part in parts]
+        """The seconds of a batch of the model, on its cores or on a device of its own."""
+        start_s, work_s = self._seconds(batch)
         if self.engine.threads:
-            width = 1.0 if len(parts) > 1 else float(self.engine.threads)
-            yield self.env.all_of([self.host.cpu.use(sum(work) * width, width) for work in works])
+            width = float(batch.cores if self._cores > 1 else self.engine.threads)
+            yield self.host.cpu.use((start_s + work_s) * width, width)
             return
-        launch_s, device_s = works[0]
-        yield self.python(launch_s) & self.env.timeout(device_s)
+        yield self.python(start_s) & self.env.timeout(work_s)
 
-    def _parts(self, jobs: Sequence[Job]) -> list[list[Job]]:
-        """As `Engine._in_parts`."""
-        threads = self.engine.threads
-        if not self._cuts or len(jobs) < threads:
-            return [list(jobs)]
-        groups = [[job] for job in jobs]
-        if kind_of(jobs[0]) == "backward":
-            by_key = {job.key: job for job in jobs if isinstance(job, LaneJob)}
-            groups = [[by_key[key] for key in group] for group in self._graphs.groups(list(by_key))]
-        return even_parts(groups, [sum(job.tokens for job in group) for group in groups], threads)
-
-    def _seconds(self, jobs: Sequence[Job], lines: dict[str, Line]) -> tuple[float, float]:
-        """What a part costs to be started, and what its calls and tokens cost; notes and uses up its graphs."""
+    def _seconds(self, batch: Batch) -> tuple[float, float]:
+        """What a batch costs to be started, and what its calls and tokens cost; notes and uses up its graphs."""
+        jobs, cores = batch.jobs, batch.cores if self._cores > 1 else self.engine.threads
         kind = kind_of(jobs[0]) or ""
-        line, runs = lines[kind], [(lines[kind], jobs)]
-        starts = 1
+        line = self.engine.line(kind, cores)
+        runs, starts = [(line, jobs)], 1
         if kind == "forward":
             self._keep_graph(jobs)
         else:
             taken = self._graphs.take([job.key for job in jobs if isinstance(job, LaneJob)])
             kept = {key for cohort in taken for key in cohort.members}
-            again = [job for job in jobs if isinstance(job, LaneJob) and job.key not in kept]
+            again = tuple(job for job in jobs if isinstance(job, LaneJob) and job.key not in kept)
             starts = len(taken) + bool(again)
             if again:
                 self.served.recomputed += len(again)
-                runs.append((lines["forward"], again))
+                runs.append((self.engine.line("forward", cores), again))
         start_s = starts * line.start_s + sum(each.start_s for each, _ in runs[1:])
         return start_s, sum(each.call_s * len(some) + each.token_s * area(some) for each, some in runs)
 

@@ -9,7 +9,7 @@ from recording import OwnCpu
 
 from tests.integration.gate import poll
 
-BURN_S = 0.4
+BURN_S, TICK_S = 0.4, 0.02  # what the kernel counts in
 BURN = f"import time\nwhile time.process_time() < {BURN_S}: pass\n"
 # a parent that has the system bury its children, as Ray's raylet does
 CARELESS = f"""
@@ -25,7 +25,7 @@ def test_a_child_that_was_waited_for_counts_without_a_look_at_it() -> None:
     own = OwnCpu()
     before = own.look()
     subprocess.run([sys.executable, "-c", BURN], check=True)
-    assert own.look() - before >= BURN_S
+    assert own.look() - before >= BURN_S - TICK_S
 
 
 def test_a_grandchild_that_nobody_waits_for_counts_as_it_was_seen() -> None:
@@ -34,6 +34,6 @@ def test_a_grandchild_that_nobody_waits_for_counts_as_it_was_seen() -> None:
     with subprocess.Popen([sys.executable, "-c", CARELESS], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as parent:
         assert parent.stdout is not None
         parent.stdout.readline()
-        poll(lambda: own.look() - before >= BURN_S, "it is seen at work")
+        poll(lambda: own.look() - before >= BURN_S - TICK_S, "it is seen at work")
         parent.communicate()
-    assert own.look() - before >= BURN_S, "and is not forgotten when it is gone"
+    assert own.look() - before >= BURN_S - TICK_S, "and is not forgotten when it is gone"
