@@ -80,7 +80,8 @@ class Order:
         first = min(turns, key=lambda turn: turn.counter).job
         kind = kind_of(first)
         if kind is None:
-            return Choice(next_batch(turns, Rules(self._live.now.batch_tokens)), 0.0, 1)
+            config = self._live.now
+            return Choice(next_batch(turns, Rules(config.batch_tokens, merge=not config.deterministic)), 0.0, 1)
         expected = self._rhythm.expected(now)
         lanes = {job.lane for job in heads} | {job.lane for batch in running for job in batch.jobs}
         active = len(lanes | {each.lane for each in expected})
