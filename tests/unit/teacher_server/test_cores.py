@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -21,7 +22,6 @@ from teacher_server.scheduling.order import Choice, Order
 from teaching_protocol import verbs
 from teaching_protocol.verbs import Call
 from tests.calls import Caller, backward_request, forward_request, in_s
-from tests.integration.gate import poll
 from tests.unit.teacher_server.desk import Desk
 from tests.unit.teacher_server.rooms import Facts, Room, Wish, assert_same, facts_of
 from tests.unit.teacher_server.tiny_models import tiny_inputs
@@ -106,12 +106,14 @@ def test_one_core_or_bits_that_must_not_change_one_at_a_time(
     desk = open_desk(**settings, linger=False)
     with Caller(desk.actor, "a") as ann, Caller(desk.actor, "b") as bob, Caller(desk.actor, "c") as cas:
         desk.shut()
-        futures = [desk.scheduler.submit(desk.job(forward_request(each.session))) for each in (ann, bob, cas)]
+        first = desk.scheduler.submit(desk.job(forward_request(ann.session)))
         assert desk.busy.wait(20)
-        poll(lambda: desk.scheduler.waiting(0.0)[0] > 0, "the others wait")
-        assert desk.runs == 1
+        others = [desk.scheduler.submit(desk.job(forward_request(each.session))) for each in (bob, cas)]
+        with pytest.raises(TimeoutError):
+            others[0].result(0.1)
+        assert (desk.runs, desk.scheduler.waiting(0.0)[0]) == (1, 2)
         desk.door.set()
-        for each in futures:
+        for each in (first, *others):
             each.result(20)
 
 
@@ -231,6 +233,7 @@ def test_at_the_same_time_equals_alone(open_desk: Callable[..., Desk], bert: Fro
     def note() -> None:
         at_once.add(threading.get_ident())
         most.append(len(at_once))
+        time.sleep(0.002)  # long enough for another to come
 
     def leave(*_: Any) -> None:
         at_once.discard(threading.get_ident())
