@@ -102,7 +102,12 @@ class ServerConfig(BaseModel):
     )
     compile: bool = Field(False, description="Make kernels of the teacher's layers with torch.compile, before serving.")
     compile_backend: str = Field("inductor", description="What torch.compile makes them with.")
-    threads: int = Field(0, ge=0, le=1024, description="Compute threads of the engine; 0 leaves torch's choice.")
+    threads: int = Field(
+        0,
+        ge=0,
+        le=1024,
+        description="Compute threads of the engine, shared by calls that run at the same time; 0 leaves torch's choice.",
+    )
 
     host: str = Field("127.0.0.1", description="Address the gRPC port binds.")
     port: int = Field(50051, ge=0, le=65535, description="gRPC port; 0 takes a free one and prints it.")
