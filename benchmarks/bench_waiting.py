@@ -1,7 +1,8 @@
 """Waiting for students known to be active, on against off: students a batch of those at work, and the steps it buys.
 
 N students in loops (each thinks, asks for Forward and Backward of 8x64, steps) against two servers on the same cores, one
-with `--no-linger`; only one is loaded at a time, in alternating rounds. Medians over rounds.
+with `--no-linger`; only one is loaded at a time, in alternating rounds. Medians over rounds. The engine has one core if nothing
+else is said, and so one batch at a time for all students, as on a GPU; with several, calls of this size run side by side.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -96,7 +96,7 @@ def main() -> None:
     flags.add_argument("--rounds", type=int, default=4)
     flags.add_argument("--think-ms", type=float, default=2.0)
     flags.add_argument("--rows", type=int, default=ROWS)
-    flags.add_argument("--threads", type=int, default=psutil.cpu_count() or 1)
+    flags.add_argument("--threads", type=int, default=1, help="of the engine")
     arguments = flags.parse_args()
     torch.set_num_threads(1)
     model = minilm()
