@@ -112,7 +112,7 @@ def test_unknown_ids_share_the_unknown_row() -> None:
     view = student.eval().view({"user": raw, "item": items})
     assert view["user"].tolist() == [*range(1, len(known) + 1), 0, 0, 0]
     outputs = student(view)
-    assert outputs[-1] == outputs[-2] == outputs[-3]
+    torch.testing.assert_close(outputs[-3:], outputs[-1:].expand(3))  # a row's bits may depend on its place
 
 
 def test_ratings_are_centred_on_the_training_mean() -> None:

@@ -196,7 +196,7 @@ def test_a_whole_step_of_conversation(modality: str, inject: str, folder: Callab
     if modality == "text":  # rows of one length, so that the reference needs no mask
         columns = {"text": ["good film", "bad film", "dull plot"]}
     inputs = {name: value[:3] for name, value in wire_inputs(columns).items()}
-    message, own = torch.randn(3, 1, WIDTH, requires_grad=True), None
+    message, own = torch.randn(3, 1, WIDTH, generator=torch.Generator().manual_seed(0)).requires_grad_(), None
     options: dict[str, Any] = {"message_width": WIDTH, "message_tokens": 1, "entry": 1, "exit": LAYERS}
     with InProcessTeacher(actor, student="a", inject=inject, **options) as remote:
         found = remote.forward_ports({"message": message, **inputs}, ["answer"])
@@ -209,7 +209,10 @@ def test_a_whole_step_of_conversation(modality: str, inject: str, folder: Callab
         (wanted,) = torch.autograd.grad(expected.pow(3).sum(), message)
         weights = [weight.clone() for weight in codec.parameters()]
         (got,) = torch.autograd.grad(found["answer"].pow(3).sum(), message)
-        torch.testing.assert_close(got, wanted, atol=1e-4, rtol=1e-4)
+        scale = max(1.0, float(wanted.abs().max()))
+        # one token in every cell of an image: only its borders differ, and GroupNorm divides by how little they do
+        tolerance = 1e-3 if (modality, inject) == ("image", "replace") else 1e-4
+        torch.testing.assert_close(got, wanted, atol=tolerance * scale, rtol=tolerance)
         assert got.abs().sum() > 1e-3
         gathered = [value for name, value in load(remote.export_state()).items() if name.startswith("gathered.")]
         assert len(gathered) == len(weights)
