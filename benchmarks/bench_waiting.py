@@ -1,6 +1,6 @@
 """Waiting for students known to be active, on against off: students a batch of those at work, and the steps it buys.
 
-N students in loops (each thinks, asks for Forward and Backward of 8x64, steps) against two servers on the same cores, one
+N students in loops (each thinks, asks for Forward and Backward of 8x16, steps) against two servers on the same cores, one
 with `--no-linger`; only one is loaded at a time, in alternating rounds. Medians over rounds. The engine has one core if nothing
 else is said, and so one batch at a time for all students, as on a GPU; with several, calls of this size run side by side.
 """
@@ -16,7 +16,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from loads import ROWS, TOKENS, Loop, Server, median, minilm, served, together
+from loads import ROWS, Loop, Server, median, minilm, served, together
 from recording import Record, parser
 
 METHODS = ("Forward", "Backward")
@@ -42,7 +42,13 @@ def compare(on: Server, off: Server, count: int, arguments: argparse.Namespace) 
     """Rows for so many students: with waiting, and without."""
     loops = {
         server: [
-            Loop(server.address, f"{count}-{i}", rows=arguments.rows, think_s=arguments.think_ms / 1e3)
+            Loop(
+                server.address,
+                f"{count}-{i}",
+                rows=arguments.rows,
+                tokens=arguments.tokens,
+                think_s=arguments.think_ms / 1e3,
+            )
             for i in range(count)
         ]
         for server in (on, off)
@@ -64,7 +70,7 @@ def compare(on: Server, off: Server, count: int, arguments: argparse.Namespace) 
                 "server": name,
                 "a batch": merged,
                 "at work": active,
-                "tokens/s": steps * arguments.rows * TOKENS,
+                "tokens/s": steps * arguments.rows * arguments.tokens,
                 "waited": waited,
                 "over greedy": median(ratios) if server is on else 1.0,
                 "least": ratios[0] if server is on else 1.0,
@@ -96,6 +102,9 @@ def main() -> None:
     flags.add_argument("--rounds", type=int, default=4)
     flags.add_argument("--think-ms", type=float, default=2.0)
     flags.add_argument("--rows", type=int, default=ROWS)
+    flags.add_argument(
+        "--tokens", type=int, default=16, help="of a row: short calls, for which a batch pays on a processor"
+    )
     flags.add_argument("--threads", type=int, default=1, help="of the engine")
     arguments = flags.parse_args()
     torch.set_num_threads(1)
