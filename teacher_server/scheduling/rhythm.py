@@ -2,7 +2,7 @@
 
 A student in a loop thinks for about as long each time between a reply and its next call. Mean and spread of that time
 are followed as TCP follows round trips (Jacobson 1988, "Congestion Avoidance and Control"), one pair for each kind of call
-that was answered last. Nobody is expected sooner than a spread from now, so that whoever also pauses for seconds now and then is not
+that was answered last. Who is overdue is expected a spread from now, so that whoever also pauses for seconds now and then is not
 taken to be about to call; and who has not called by mean + 4 spreads is not expected any more until it calls again.
 """
 
@@ -152,5 +152,6 @@ class Rhythm:
             return None
         bucket, tokens = loop.buckets.get(gap.next_kind, (None, 0))
         at_most_s = loop.replied + gap.late_s - now
-        in_s = min(max(gap.spread_s, loop.replied + gap.mean_s - now), at_most_s)
+        due_s = loop.replied + gap.mean_s - now
+        in_s = due_s if due_s > 0 else min(gap.spread_s, at_most_s)
         return Expected(key[0], gap.next_kind, bucket, tokens, in_s, at_most_s, loop.batch)
