@@ -108,7 +108,10 @@ class Metrics:
         self.permits = self._gauge("teacher_permits", "Jobs that may wait or run at once.")
         self.queue_length = self._gauge("teacher_queue_length", "Jobs that wait for the engine.")
         self.oldest_wait = self._gauge("teacher_oldest_wait_seconds", "Seconds the longest waiting job has waited.")
-        self.busy_seconds = self._counter("teacher_engine_busy_seconds", "Seconds in which the engine ran a batch.")
+        self.busy_seconds = self._counter(
+            "teacher_engine_busy_seconds",
+            "Seconds in which the engine ran a batch; of one on some of its cores their share.",
+        )
         self.batch_rows = self._histogram("teacher_batch_rows", "Rows of a batch.", _ROWS)
         self.batch_tokens = self._histogram("teacher_batch_tokens", "Tokens of a batch.", _TOKENS)
         self.batch_students = self._histogram(
