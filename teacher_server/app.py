@@ -7,6 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from types import TracebackType
 
 import grpc
@@ -34,7 +35,7 @@ from teacher_server.web.gauges import look_up
 from teacher_server.web.snapshot import State
 from teacher_server.web.status import status_server
 from teaching_protocol.channel import server_options
-from teaching_protocol.errors import ConfigError, Draining, InvalidSetting, PortInUse, TeachingError
+from teaching_protocol.errors import Draining, InvalidSetting
 from teaching_protocol.tracing import start_tracing
 
 __all__ = ["TeacherApp"]
@@ -85,34 +86,28 @@ class TeacherApp:
         if self.config.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what CUDA's products need to be so
             torch.use_deterministic_algorithms(True)
-        self._engine = make_engine(self.config, self.metrics, self._teacher)
-        card = build_card(self._engine, self.config)
-        if not 0 <= card.entry < card.exit <= card.layers:
-            self._engine.close()
-            raise InvalidSetting(f"entry {card.entry}, exit {card.exit}: expected 0 <= entry < exit <= {card.layers}")
-        self._same_host.start()
-        self._scheduler = ThreadScheduler(self._engine, self.live, self.metrics)
-        self.actor = TeacherActor(card, self._engine, self._scheduler, self.live, self.metrics)
-        look_up(self.metrics, self.live, self._scheduler, self.actor.sessions, self._engine.teacher.device)
-        try:
+        with ExitStack() as undo:
+            self._engine = make_engine(self.config, self.metrics, self._teacher)
+            undo.callback(self._engine.close)
+            card = build_card(self._engine, self.config)
+            if not 0 <= card.entry < card.exit <= card.layers:
+                where = f"entry {card.entry}, exit {card.exit}"
+                raise InvalidSetting(f"{where}: expected 0 <= entry < exit <= {card.layers}")
+            self._same_host.start()
+            undo.callback(self._same_host.close)
+            self._scheduler = ThreadScheduler(self._engine, self.live, self.metrics)
+            self.actor = TeacherActor(card, self._engine, self._scheduler, self.live, self.metrics)
+            look_up(self.metrics, self.live, self._scheduler, self.actor.sessions, self._engine.teacher.device)
+            undo.callback(self._stop_web)
             self._start_web()
             self._server = self._bound_server()
-        except (PortInUse, ConfigError):
-            self._stop_web()
-            self._same_host.close()
-            self._engine.close()
-            raise
-        self._scheduler.start()
-        self._server.start()
-        try:
+            undo.callback(self._threads.close)
+            self._scheduler.start()
+            undo.callback(self._scheduler.stop)
+            self._server.start()
+            undo.callback(lambda: self._server.stop(None).wait())
             self.actor.warm_up()
-        except TeachingError:
-            self._server.stop(None).wait()
-            self._scheduler.stop()
-            self._engine.close()
-            self._stop_web()
-            self._same_host.close()
-            raise
+            undo.pop_all()
         self._reaper = threading.Thread(target=self._reap, name="reaper", daemon=True)
         self._reaper.start()
         self._health.set(serving=True)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 import pytest
@@ -40,15 +43,22 @@ def assert_moved_once(config: RunConfig, found: Ended) -> None:
     assert json.loads(records[-1])["moves"] == 1
 
 
+def send(process: ForkServerProcess, sign: signal.Signals) -> None:
+    assert process.pid is not None
+    os.kill(process.pid, sign)
+
+
 @pytest.mark.parametrize("accumulation", [1, pytest.param(3, marks=pytest.mark.chaos)])
 def test_students_move_to_another_address(
     model_folder: Models, whole: Whole, tmp_path: Path, accumulation: int
 ) -> None:
     """Two students of one server that drains; the other server has a place for both."""
-    model = model_folder("bert")
+    model, patient = model_folder("bert"), {"handoff_s": 60.0, "lease_s": 60.0}
     fields = {"training__accumulation": accumulation} if accumulation > 1 else {}
     with ExitStack() as stack:
-        first, second = (stack.enter_context(TeacherProcess(model, is_command=True)) for _ in range(2))
+        first, second = (
+            stack.enter_context(TeacherProcess(model, is_command=True, settings=patient)) for _ in range(2)
+        )
         configs = [
             chaos_config(tmp_path, name, first.address, STEPS, teacher__addresses=(second.address,), **fields)
             for name in ("ann", "bob")
@@ -56,7 +66,10 @@ def test_students_move_to_another_address(
         students = [stack.enter_context(student_process(config)) for config in configs]
         for config, student in zip(configs, students, strict=True):
             wait_for_step(config, student, 11)
+            send(student, signal.SIGSTOP)  # or the one ahead might reach its end before the other one is here
         first.terminate()
+        for student in students:
+            send(student, signal.SIGCONT)
         assert first.exit_code() == 0
         found = [ended(config, student) for config, student in zip(configs, students, strict=True)]
     for config, broken in zip(configs, found, strict=True):

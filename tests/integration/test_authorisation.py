@@ -372,5 +372,5 @@ def test_no_secret_is_written_anywhere(bert: FrozenTeacher, tmp_path: Path, capl
         said += repr((app, app._authority, app._authority.__dict__, credentials, transport, config, app.actor))
         transport.close()
     assert "StaleEpoch" in said
-    for secret in (token, token.split("-")[2], session.session_id):
+    for secret in (token, token.split("-", 2)[2], session.session_id):
         assert secret not in said

@@ -32,7 +32,7 @@ from tests.calls import WIDTH, Caller, attempt, forward_request, in_s
 from tests.integration import gate
 from tests.integration.processes import ServerProcess
 from tests.integration.prometheus import FASTER, RULES, Prometheus, quickened
-from tests.integration.school import School, again_and_again, student_process
+from tests.integration.school import LONGEST_S, School, again_and_again, student_process
 from tests.parts import part
 
 DASHBOARD = RULES.parents[1] / "grafana" / "dashboards" / "talking-models.json"
@@ -102,7 +102,7 @@ def _stays_in_between(stack: ExitStack, prometheus: Prometheus) -> dict[str, str
     thread.start()
     poll(lambda: cold.app.metrics_port, "its metrics are served before it is warm")
     stack.callback(lambda: (cold.door.set(), thread.join(), cold.app.close()))
-    draining = School(handoff_s=280.0)
+    draining = School(handoff_s=LONGEST_S)
     draining.app.start()
     student = Caller(draining.address, "ann").__enter__()
     closing = threading.Thread(target=draining.app.close)
