@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from prometheus_client import disable_created_metrics, push_to_gateway, start_http_server
+from prometheus_client import disable_created_metrics, push_to_gateway
 
 from student_client.config import TrainingConfig
 from student_client.reporting.metrics import Facts, RunMetrics
-from teaching_protocol.errors import PortInUse
+from teaching_protocol.scraping import scraped
 from teaching_protocol.tracing import Tracing, start_tracing
 
 __all__ = ["Watch", "watching"]
@@ -82,23 +82,12 @@ def watching(training: TrainingConfig, name: str, method: str, facts: Callable[[
 @contextmanager
 def _served(metrics: RunMetrics, training: TrainingConfig, say: Say) -> Iterator[None]:
     host, port = training.metrics_host, training.metrics_port
-    if port < 0:
+    with scraped(
+        metrics.registry, "metrics port", host, port, "training.metrics_port, 0 for a free one, or -1 for none"
+    ) as found:
+        if found:
+            say(f"metrics at http://{found}/metrics")
         yield
-        return
-    try:
-        server, thread = start_http_server(port, host, metrics.registry)
-    except OSError as error:
-        raise PortInUse(
-            f"metrics port {host}:{port} cannot be bound: {error}; choose another training.metrics_port, 0 for a free one, or "
-            "-1 for none"
-        ) from error
-    say(f"metrics at http://{host}:{server.server_port}/metrics")
-    try:
-        yield
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
 @contextmanager

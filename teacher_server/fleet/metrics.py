@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
-from prometheus_client import CollectorRegistry, disable_created_metrics, start_http_server
+from prometheus_client import CollectorRegistry, disable_created_metrics
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from teaching_protocol.errors import PortInUse
+from teaching_protocol.scraping import scraped
 
 __all__ = ["FleetFacts", "FleetMetrics", "serving_metrics"]
 
@@ -51,27 +51,12 @@ class FleetMetrics(Collector):
         )
 
 
-@contextmanager
-def serving_metrics(metrics: FleetMetrics, host: str, port: int) -> Iterator[str]:
+def serving_metrics(metrics: FleetMetrics, host: str, port: int) -> AbstractContextManager[str]:
     """Serves them while the `with` lasts; gives `host:port`, empty where `port` is -1.
 
     Raises:
         PortInUse: the port cannot be bound.
     """
-    if port < 0:
-        yield ""
-        return
     disable_created_metrics()  # type: ignore[no-untyped-call]
-    try:
-        server, thread = start_http_server(port, host, metrics.registry)
-    except OSError as error:
-        raise PortInUse(
-            f"the fleet's metrics port {host}:{port} cannot be bound: {error}; choose another by --fleet-set metrics_port=, 0 for a "
-            "free one, -1 for none"
-        ) from error
-    try:
-        yield f"{host}:{server.server_port}"
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    remedy = "by --fleet-set metrics_port=, 0 for a free one, -1 for none"
+    return scraped(metrics.registry, "the fleet's metrics port", host, port, remedy)

@@ -49,14 +49,14 @@ class Rules:
 def next_batch(turns: Sequence[Turn], rules: Rules) -> Batch:
     """Chooses among the first jobs of all lanes; at least one is given.
 
-    First is the lane that was charged least, then who came first. What frees memory goes before every new Forward: a
-    Backward while its lane is ahead by no more than this very job, and what takes no time (Step, Export) while it is ahead by no
-    more than a whole batch. Lanes of the same bucket join in the same order, each if (1) the padded batch stays within its budget, (2) it is not ahead of the first by more than the
-    budget, (3) the batch takes at most 1.25 times as long as if everybody in it had sent what the first one did: a large
-    call does not ride along with a small one, and (4) there are not enough of them yet.
+    First is the lane that was charged least, then who came first. What frees memory goes before every new Forward while its
+    lane is ahead by no more than this very job. Lanes of the same bucket join in the same order, each if (1) the padded batch
+    stays within its budget, (2) it is not ahead of the first by more than the budget, (3) the batch takes at most 1.25 times as
+    long as if everybody in it had sent what the first one did: a large call does not ride along with a small one, and (4) there
+    are not enough of them yet.
     """
     floor = min(turn.counter for turn in turns)
-    order = sorted(turns, key=lambda turn: (not _goes_before(turn, floor, rules), turn.counter, turn.job.born))
+    order = sorted(turns, key=lambda turn: (not _goes_before(turn, floor), turn.counter, turn.job.born))
     first = order[0]
     if not rules.merge or first.alone or first.job.bucket is None:
         return Batch((first.job,))
@@ -76,9 +76,8 @@ def _length(job: Job) -> int:
     return -(-job.tokens // job.rows) if job.rows else 0
 
 
-def _goes_before(turn: Turn, floor: float, rules: Rules) -> bool:
-    lead = cost(turn.job) if turn.job.tokens else rules.batch_tokens
-    return turn.job.frees_memory and turn.counter <= floor + lead
+def _goes_before(turn: Turn, floor: float) -> bool:
+    return turn.job.frees_memory and turn.counter <= floor + cost(turn.job)
 
 
 def _may_join(turn: Turn, first: Turn, jobs: Sequence[Job], rules: Rules) -> bool:

@@ -52,9 +52,6 @@ def test_what_frees_memory_goes_before_an_older_forward(kind: type) -> None:
 def test_but_not_of_a_student_that_is_far_ahead() -> None:
     mine, flood = forward(born=2.0), job(verbs.BackwardRequest(), born=1.0)
     assert next_batch([Turn(mine, 0.0), Turn(flood, 3.5)], RULES).jobs == (mine,)
-    steps = job(verbs.StepRequest(), rows=0, tokens=0)
-    assert next_batch([Turn(mine, 0.0), Turn(steps, 64.0)], RULES).jobs == (steps,)
-    assert next_batch([Turn(mine, 0.0), Turn(steps, 64.5)], RULES).jobs == (mine,)
 
 
 def test_equal_buckets_share_a_batch_up_to_its_budget() -> None:
