@@ -20,10 +20,9 @@ def keep_freed_memory() -> bool:
     """Tells malloc to keep freed blocks for the next message instead of giving them back to the kernel.
 
     Without it each large buffer is mapped anew and each of its pages faults once more, at every call
-    (measured in benchmarks/LOG.md). Of arenas there are two more than cores: with many each keeps what it once had, and a
-    block beyond 64 MiB is mapped anew in all but the first; with one alone compute threads wait for each other wherever an
-    operator allocates inside (the backward of attention in bfloat16 took twice as long). Call it before anything starts a thread
-    (pandas does when it is imported), since an arena that is there stays. The process holds its largest footprint until it ends.
+    (measured in benchmarks/LOG.md). Arenas are few, as each keeps what it once had, but more than threads compute at once
+    (see `arenas`). Call it before anything starts a thread (pandas does when it is imported), since an arena that is there stays.
+    The process holds its largest footprint until it ends.
 
     `TALKING_MODELS_MALLOC=0` leaves malloc alone, and so does any setting of the user's own (`MALLOC_*`,
     `GLIBC_TUNABLES`).
@@ -45,8 +44,13 @@ def keep_freed_memory() -> bool:
 
 
 def arenas() -> int:
-    """Most arenas of malloc: one for each core that this process may use, and two for what is beside the computing."""
-    return len(os.sched_getaffinity(0)) + 2
+    """Most arenas of malloc: two for each core that this process may use, and eight for what is beside the computing.
+
+    Threads are dealt out to arenas in the order in which they first allocate, so there must be one for each that computes
+    (those that run the model, and their teams) and for those that came before them. Two that compute in one arena wait for
+    each other wherever an operator allocates inside, as attention's backward in bfloat16 does: the step takes 1.4 to 2 times as long.
+    """
+    return 2 * len(os.sched_getaffinity(0)) + 8
 
 
 def _user_decides() -> bool:

@@ -225,6 +225,7 @@ class ThreadScheduler:
         with self._changed:
             if batch in self._running:  # not one in a pause of another
                 self._running.remove(batch)
+                self._idle.add(self._mine.place)
             self._order.ran(batch, seconds)
             self._admission.learn(seconds / len(batch.jobs) * batch.cores / self._engine.cores)
             self._lanes.ran(batch)
@@ -237,8 +238,8 @@ class ThreadScheduler:
 
         Of several idle threads the first is asked, so that the same few are at work.
         """
+        self._mine.place = place
         with self._changed:
-            self._idle.add(place)
             while not self._stopped:
                 heads = self._heads(short=False)
                 if not heads:
