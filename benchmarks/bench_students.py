@@ -135,6 +135,7 @@ def summary(bench: Bench, rates: dict[Side, list[float]], record: Record) -> Non
             "N": count,
             "server, tokens/s": median(rates["server", count]),
             "over in process": over(count, ("in process", best)),
+            "over in process, same rows": over(count, ("in process", arguments.rows)),
             "private, tokens/s": median(rates["private", count]),
             "threads each": bench.threads[count],
             "over private": over(count, ("private", count)),
@@ -190,6 +191,9 @@ def main() -> None:
     flags.add_argument("--seconds", type=float, default=4.0, help="of one side in one round")
     flags.add_argument("--rounds", type=int, default=3)
     arguments = flags.parse_args()
+    arguments.batches = sorted(
+        {arguments.rows, *arguments.batches}
+    )  # with a student's own rows it is no better in process
     name = f"students-{arguments.rows}x{arguments.tokens}" + "-bfloat16" * (arguments.dtype == "bfloat16")
     with (
         Record(name, arguments) as record,

@@ -156,8 +156,8 @@ class Order:
         rules = Rules(config.batch_tokens, free_tokens, not config.deterministic)
         if self._cores == 1:
             return rules
-        is_known = self._pace.start_s(line) is not None
-        enough = _FILLED * free_tokens if is_known else math.inf
+        told = self._pace.told_tokens(line)
+        enough = math.inf if told is None else _FILLED * told
         return replace(rules, most_calls=-(-rivals // self.at_once), enough_tokens=enough)
 
     def _counters_for(self, job: Job) -> Counters:

@@ -5,28 +5,38 @@ A least-squares line through (padded tokens, seconds), older batches counting le
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 __all__ = ["Pace"]
 
 _FADE = 0.97
 _VARIED = 0.1  # standard deviation over mean
+_REMEMBERED = 1000  # batches
 
 
 @dataclass
 class _Line:
-    """Faded sums of a least-squares fit."""
+    """Faded sums of a least-squares fit; `told` is start over slope when sizes last differed enough, `ago` batches before."""
 
     weight: float = 0.0
     x: float = 0.0
     y: float = 0.0
     xx: float = 0.0
     xy: float = 0.0
+    told: float | None = None
+    ago: int = 0
 
     def learn(self, x: float, y: float) -> None:
         new = {"weight": 1.0, "x": x, "y": y, "xx": x * x, "xy": x * y}
         for name, value in new.items():
             setattr(self, name, _FADE * getattr(self, name) + value)
+        self.ago += 1
+        if self.varied:
+            start, slope = self.fit()
+            self.told, self.ago = start / slope if slope > 0 else math.inf, 0
+        elif self.ago > _REMEMBERED:
+            self.told = None
 
     @property
     def varied(self) -> bool:
@@ -70,3 +80,10 @@ class Pace:
         """Tokens that take as long as starting a batch does: below them a batch costs about the same with more."""
         start, slope = self._lines[kind].fit() if kind in self._lines else (0.0, 0.0)
         return start / slope if slope > 0 else 0.0
+
+    def told_tokens(self, kind: str) -> float | None:
+        """The same as batches of several sizes last told it, within the last thousand; None if none did.
+
+        What batches of one size leave open is tried out again and again otherwise, by those who would merge to find out.
+        """
+        return self._lines[kind].told if kind in self._lines else None

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import random
 
 import pytest
@@ -284,6 +285,27 @@ def test_batches_of_one_size_cost_by_the_token() -> None:
     assert pace.start_s("forward") == pytest.approx(0.5)
 
 
+def test_what_starting_a_batch_costs_is_remembered_for_a_thousand_of_one_size() -> None:
+    pace = Pace()
+    assert pace.told_tokens("forward") is None
+    pace.learn("forward", 100, 0.02)
+    assert pace.told_tokens("forward") is None, "one size tells nothing"
+    for tokens in (200, 100, 400):
+        pace.learn("forward", tokens, 0.01 + tokens * 1e-4)
+    assert pace.told_tokens("forward") == pytest.approx(100)
+    for _ in range(900):
+        pace.learn("forward", 100, 0.02)
+    assert pace.free_tokens("forward") == 0.0
+    assert pace.told_tokens("forward") == pytest.approx(100, rel=0.2)
+    for _ in range(300):
+        pace.learn("forward", 100, 0.02)
+    assert pace.told_tokens("forward") is None
+    pace.learn("forward", 200, 0.02)
+    for _ in range(20):
+        pace.learn("forward", 400, 0.02)
+    assert pace.told_tokens("forward") == math.inf, "the start is all"
+
+
 @settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 5000), st.floats(0, 10)), min_size=1, max_size=50), st.integers(0, 10000))
 def test_expectations_are_sane_whatever_was_seen(seen: list[tuple[int, float]], tokens: int) -> None:
@@ -292,3 +314,4 @@ def test_expectations_are_sane_whatever_was_seen(seen: list[tuple[int, float]], 
         pace.learn("forward", count, seconds)
     assert pace.seconds("forward", tokens) >= 0
     assert pace.free_tokens("forward") >= 0
+    assert (pace.told_tokens("forward") or 0.0) >= 0
