@@ -8,12 +8,15 @@ for the moments in which it thinks.
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from teacher_server.jobs import Job
 
 __all__ = ["Counters", "cost"]
 
 _PARAMETERS_A_TOKEN = 1024  # of a codec that is stepped, exported or imported
 _LEAST = 16.0
+_CREDIT_CALLS = 2
 
 
 def cost(job: Job) -> float:
@@ -28,7 +31,7 @@ class Counters:
     """Charged tokens over weight, a lane.
 
     Args:
-        credit: how far behind `level` a lane may start that is known to be at work.
+        credit: how far behind `level` a lane may start at most that is known to be at work.
 
     Attributes:
         level: the highest counter of any lane when it was its turn; it never falls.
@@ -38,6 +41,7 @@ class Counters:
         self.level = 0.0
         self._credit = credit
         self._charged: dict[str, float] = {}
+        self._latest: dict[str, float] = {}  # what each was charged last
 
     def __len__(self) -> int:
         return len(self._charged)
@@ -46,14 +50,21 @@ class Counters:
         """Where a lane stands; one that is not known stands at the level."""
         return self._charged.get(lane, self.level)
 
-    def arrive(self, lane: str, at_work: bool) -> None:
-        """A lane without waiting jobs has one again: lifts its counter.
+    def arrive(self, lane: str, at_work: bool, others: Collection[str] = ()) -> None:
+        """A lane without jobs has one again: lifts its counter.
+
+        Who is at work keeps a credit of two of the largest calls here: enough for the turns that it missed while it thought, and
+        too little to hold up for long those that were served while nobody else was there. Who comes from idleness has none.
 
         Args:
             at_work: whether it came back as soon as it was expected to.
+            others: lanes with jobs.
         """
-        floor = self.level - self._credit if at_work else self.level
-        self._charged[lane] = max(self.of(lane), floor)
+        credit = 0.0
+        if at_work:
+            largest = max(self._latest.get(each, 0.0) for each in (lane, *others))
+            credit = min(self._credit, _CREDIT_CALLS * largest)
+        self._charged[lane] = max(self.of(lane), self.level - credit)
 
     def turn(self, lane: str) -> None:
         """It was this lane's turn: whoever comes from idleness starts where it stands."""
@@ -61,8 +72,10 @@ class Counters:
 
     def charge(self, lane: str, tokens: float, weight: float) -> None:
         """Adds served tokens to a lane."""
-        self._charged[lane] = self.of(lane) + tokens / weight
+        self._latest[lane] = tokens / weight
+        self._charged[lane] = self.of(lane) + self._latest[lane]
 
     def forget(self, lane: str) -> None:
         """A lane has ended."""
         self._charged.pop(lane, None)
+        self._latest.pop(lane, None)

@@ -6,6 +6,7 @@ Fairness, rhythm, pace and quarantine each keep their own facts; here they meet.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -55,6 +56,7 @@ class Order:
         self._rhythm = Rhythm()
         self._pace = Pace()
         self._quarantine = Quarantine(live, metrics)
+        self._under_way: Counter[str] = Counter()  # jobs of each lane, waiting or running
         self._number = 0
 
     def check(self, job: Job, now: float) -> None:
@@ -70,8 +72,9 @@ class Order:
         """A job has come; `first`: its lane had none waiting or running."""
         if first:
             at_work = self._rhythm.at_work(job.lane, now)
-            self._counters.arrive(job.lane, at_work)
-            self._short_counters.arrive(job.lane, at_work)
+            for counters in (self._counters, self._short_counters):
+                counters.arrive(job.lane, at_work, self._under_way)
+        self._under_way[job.lane] += 1
         self._rhythm.called(job, now)
 
     def choose(self, heads: Sequence[Job], waited_s: float, now: float, running: Sequence[Batch] = ()) -> Choice:
@@ -137,6 +140,9 @@ class Order:
 
     def done(self, job: Job, error: BaseException | None, ran: bool, now: float) -> None:
         """A job is answered; `ran`: by the engine."""
+        self._under_way[job.lane] -= 1
+        if not self._under_way[job.lane]:
+            del self._under_way[job.lane]
         self._rhythm.replied(job, now, job.batch, error is None)
         if ran and job.session is not None and kind_of(job) is not None:
             self._quarantine.judge(job.session.account, error, now)

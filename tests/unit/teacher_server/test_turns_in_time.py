@@ -188,6 +188,20 @@ def beside_floods(times: int, start_s: float, way_s: float, cores: int = 1) -> f
     return p95(polite) / p95(shared[0])
 
 
+@pytest.mark.parametrize("cores", [1, 2, 4])
+def test_who_was_served_while_others_were_away_has_its_turns_when_they_come(cores: int) -> None:
+    """No debt: of a few that had all the model, and then many beside them, none is held up until the others have had as much."""
+    simulation = Simulation(cores=cores)
+    early = [loop(simulation, f"early {number}", TOKENS // 4, think_s=0.01 * number) for number in range(4)]
+    simulation.run(SECONDS)
+    late = [loop(simulation, f"late {number}", TOKENS // 4) for number in range(12)]
+    simulation.run(SECONDS + 2.0)
+    begun = [len(steps) for steps in early + late]
+    simulation.run(SECONDS + 7.0)
+    made = [len(steps) - before for steps, before in zip(early + late, begun, strict=True)]
+    assert min(made) > 0.6 * max(made), made
+
+
 @pytest.mark.parametrize("start_s", [0.002, 0.05])  # every token costs; a batch costs its start
 @pytest.mark.parametrize("times", [1, 2, 4])
 @pytest.mark.parametrize("cores", [1, 2, 4])
