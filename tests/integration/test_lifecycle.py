@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -24,10 +25,11 @@ from teacher_server.config import ServerConfig
 from teacher_server.local import local_teacher
 from teacher_server.metrics.metrics import Metrics
 from teacher_server.models.split import FrozenTeacher
-from teaching_protocol.errors import Draining
+from teaching_protocol.errors import Draining, TeachingError
 from tests.calls import WIDTH, Caller, good_step
 from tests.integration.gate import Gate, poll
 from tests.integration.processes import ROOT, Address
+from tests.integration.school import School
 from tests.unit.teacher_server.tiny_models import tiny_inputs
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -232,3 +234,20 @@ def test_a_client_made_from_the_protos_alone(
         torch.testing.assert_close(
             torch.tensor(found[name]), value.flatten() if value.dim() else value, atol=1e-5, rtol=1e-5
         )
+
+
+def test_a_start_that_fails_lets_go_of_all_it_had_opened() -> None:
+    """A model that fails in the warm-up, when ports are bound and threads run."""
+    school = School()
+    school.broken = True
+    before = set(threading.enumerate())
+    with pytest.raises(TeachingError, match="internal error"):
+        school.app.start()
+    assert school.app.port
+    assert school.app.metrics_port
+    poll(
+        lambda: not {each.name for each in set(threading.enumerate()) - before if "grpc" not in each.name}, "no thread"
+    )
+    for port in (school.app.port, school.app.metrics_port):
+        with socket.socket() as taken:
+            taken.bind(("127.0.0.1", port))
