@@ -63,6 +63,8 @@ def test_students_move_to_another_address(
             chaos_config(tmp_path, name, first.address, STEPS, teacher__addresses=(second.address,), **fields)
             for name in ("ann", "bob")
         ]
+        for teacher in (first, second):
+            teacher.wait_until_it_serves()  # or a student begins at the second one, which serves, too
         students = [stack.enter_context(student_process(config)) for config in configs]
         for config, student in zip(configs, students, strict=True):
             wait_for_step(config, student, 11)

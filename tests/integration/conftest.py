@@ -25,7 +25,7 @@ def servers(
     configs["strict"] = {"message_bytes": 100_000, "max_rows": 16, "max_tokens": 32, "gate": str(gates / "strict")} | {
         "reflection": True
     }
-    configs["short_lease"] = {"lease_s": 0.3}
+    configs["short_lease"] = {"lease_s": 1.0}
     configs["tight"] = {"permits": 1, "gate": str(gates / "tight")}
     configs["forgetful"] = {"graph_cache_bytes": 0, "session_input_bytes": 0}
     configs |= {name: {"deterministic": True} for name in ("alone_a", "alone_b", "together")}

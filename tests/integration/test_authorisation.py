@@ -7,6 +7,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -329,10 +330,12 @@ def test_an_identitys_calls_in_flight(bert: FrozenTeacher, tmp_path: Path) -> No
         many, other = (GrpcTransport(address, "none", patience_s=0.2, credentials=each) for each in credentials)
         callers = [Caller(many, f"s{number}").__enter__() for number in range(10)]
         door = threading.Event()
-        hook = bert.family.blocks[-1].register_forward_pre_hook(lambda *_: door.wait(20) and None)
-        with ThreadPoolExecutor(12) as pool, Caller(other, "alone") as alone:
+        hook = bert.family.blocks[-1].register_forward_pre_hook(lambda *_: door.wait(40) and None)
+        with ThreadPoolExecutor(12) as pool, Caller(other, "alone") as alone, ExitStack() as stack:
+            stack.callback(hook.remove)
+            stack.callback(door.set)
             calls = [
-                pool.submit(lambda c=c: attempt(lambda: many.forward(forward_request(c.session), in_s(2))))
+                pool.submit(lambda c=c: attempt(lambda: many.forward(forward_request(c.session), in_s(40))))
                 for c in callers
             ]  # type: ignore[misc]
             poll(lambda: sum(call.done() for call in calls) == 6, "six are refused for good")
@@ -340,7 +343,6 @@ def test_an_identitys_calls_in_flight(bert: FrozenTeacher, tmp_path: Path) -> No
             door.set()
             assert passing.result(20)[1].outputs
             found = [call.result(20) for call in calls]
-        hook.remove()
         refused = [each for each in found if isinstance(each, QuotaExceeded)]
         assert len(refused) == 6
         assert "this identity has 4 calls open" in str(refused[0])
