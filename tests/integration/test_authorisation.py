@@ -6,7 +6,7 @@ import dataclasses
 import logging
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -334,11 +334,16 @@ def test_an_identitys_calls_in_flight(bert: FrozenTeacher, tmp_path: Path) -> No
         with ThreadPoolExecutor(12) as pool, Caller(other, "alone") as alone, ExitStack() as stack:
             stack.callback(hook.remove)
             stack.callback(door.set)
-            calls = [
-                pool.submit(lambda c=c: attempt(lambda: many.forward(forward_request(c.session), in_s(40))))
-                for c in callers
-            ]  # type: ignore[misc]
-            poll(lambda: sum(call.done() for call in calls) == 6, "six are refused for good")
+
+            def call(caller: Caller, seconds: float) -> Future[Any]:
+                return pool.submit(
+                    lambda: attempt(lambda: many.forward(forward_request(caller.session), in_s(seconds)))
+                )
+
+            calls = [call(each, 40) for each in callers[:4]]
+            poll(lambda: app.metrics.registry.get_sample_value("teacher_in_flight") == 4, "four are in")
+            calls += [call(each, 2) for each in callers[4:]]
+            poll(lambda: sum(each.done() for each in calls) == 6, "six are refused for good")
             passing = pool.submit(alone.forward)
             door.set()
             assert passing.result(20)[1].outputs
