@@ -6,7 +6,6 @@ What decides is the code that serves: `Order` (fairness, merging, waiting for st
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -81,7 +80,7 @@ class SimulatedTeacher:
         self._admission = Admission(live)
         self._cores = 1 if config.deterministic else self.engine.cores
         self._order = Order(live, metrics, self._admission, self._cores)
-        self._lanes, self._under_way = Lanes(), Counter[str]()
+        self._lanes = Lanes()
         self._graphs = GraphCache(config.graph_cache_bytes, config.session_graph_bytes, metrics)
         self._changed, self._short_changed = env.event(), env.event()
         self._idle = set(range(self._order.at_once))
@@ -112,8 +111,7 @@ class SimulatedTeacher:
         except Exception:
             self.served.refused += 1
             raise
-        self._order.arrived(job, self._under_way[lane] == 0, self.env.now)
-        self._under_way[lane] += 1
+        self._order.arrived(job, self.env.now)
         self._lanes.push(job)
         job.reply = self.env.event()
         self._notify(short=kind_of(job) is None)
@@ -185,9 +183,6 @@ class SimulatedTeacher:
 
     def _answer(self, batch: Batch, seconds: float) -> None:
         for job in batch.jobs:
-            self._under_way[job.lane] -= 1
-            if not self._under_way[job.lane]:
-                del self._under_way[job.lane]
             self._order.done(job, None, True, self.env.now)
             self._admission.leave(job.lane)
             self._admission.learn(seconds / len(batch.jobs) * batch.cores / self._cores)

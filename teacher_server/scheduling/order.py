@@ -44,6 +44,9 @@ class Order:
     Args:
         admission: says each student's weight.
         cores: that batches share which run at the same time; 1, where there is one batch at a time.
+
+    Attributes:
+        under_way: jobs of each lane that wait or run.
     """
 
     def __init__(self, live: LiveSettings, metrics: Metrics, admission: Admission, cores: int = 1) -> None:
@@ -56,7 +59,7 @@ class Order:
         self._rhythm = Rhythm()
         self._pace = Pace()
         self._quarantine = Quarantine(live, metrics)
-        self._under_way: Counter[str] = Counter()  # jobs of each lane, waiting or running
+        self.under_way: Counter[str] = Counter()
         self._number = 0
 
     def check(self, job: Job, now: float) -> None:
@@ -68,13 +71,13 @@ class Order:
         if job.session is not None and kind_of(job) is not None:
             self._quarantine.check(job.session.account, now)
 
-    def arrived(self, job: Job, first: bool, now: float) -> None:
-        """A job has come; `first`: its lane had none waiting or running."""
-        if first:
+    def arrived(self, job: Job, now: float) -> None:
+        """A job has come."""
+        if not self.under_way[job.lane]:
             at_work = self._rhythm.at_work(job.lane, now)
             for counters in (self._counters, self._short_counters):
-                counters.arrive(job.lane, at_work, self._under_way)
-        self._under_way[job.lane] += 1
+                counters.arrive(job.lane, at_work, self.under_way)
+        self.under_way[job.lane] += 1
         self._rhythm.called(job, now)
 
     def choose(self, heads: Sequence[Job], waited_s: float, now: float, running: Sequence[Batch] = ()) -> Choice:
@@ -140,9 +143,9 @@ class Order:
 
     def done(self, job: Job, error: BaseException | None, ran: bool, now: float) -> None:
         """A job is answered; `ran`: by the engine."""
-        self._under_way[job.lane] -= 1
-        if not self._under_way[job.lane]:
-            del self._under_way[job.lane]
+        self.under_way[job.lane] -= 1
+        if not self.under_way[job.lane]:
+            del self.under_way[job.lane]
         self._rhythm.replied(job, now, job.batch, error is None)
         if ran and job.session is not None and kind_of(job) is not None:
             self._quarantine.judge(job.session.account, error, now)

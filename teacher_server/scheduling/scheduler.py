@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -89,7 +88,6 @@ class ThreadScheduler:
         self._lanes = Lanes()
         self._admission = Admission(live)
         self._order = Order(live, metrics, self._admission, engine.cores)
-        self._under_way: Counter[str] = Counter()
         self._held_since: float | None = None  # when a batch began to be held back
         self._running: list[Batch] = []
         self._mine = threading.local()  # its `batch` is the one that a thread runs
@@ -132,14 +130,13 @@ class ThreadScheduler:
             Quarantined: the student's calls failed too often.
         """
         with self._changed:
-            if self._stopped or (self._draining and job.begins and not self._under_way[job.lane]):
+            if self._stopped or (self._draining and job.begins and not self._order.under_way[job.lane]):
                 raise Draining("the server is shutting down; export your state and enrol elsewhere")
             now = time.monotonic()
             self._order.check(job, now)
             student, owner = (job.session.account, job.session.owner) if job.session is not None else ("", "")
             self._admission.enter(job.lane, student, job.tokens, now, owner)
-            self._order.arrived(job, self._under_way[job.lane] == 0, now)
-            self._under_way[job.lane] += 1
+            self._order.arrived(job, now)
             self._lanes.push(job)
             self._metrics.in_flight.set(self._admission.held)
             (self._short_changed if kind_of(job) is None else self._changed).notify_all()
@@ -289,9 +286,6 @@ class ThreadScheduler:
         error = future.exception()
         ran = not isinstance(error, CallCancelled | DeadlineExceeded | Draining)
         with self._changed:
-            self._under_way[job.lane] -= 1
-            if not self._under_way[job.lane]:
-                del self._under_way[job.lane]
             self._order.done(job, error, ran, time.monotonic())
             if job.session is not None and job.session.closed:
                 self.forget(job.lane)

@@ -140,13 +140,13 @@ class Orders:
     def choose(self, *lanes: str, running: tuple[Batch, ...] = (), tokens: int = 512) -> Choice:
         jobs = [job(lane, tokens) for lane in lanes]
         for each in jobs:
-            self.order.arrived(each, True, self.now)
+            self.order.arrived(each, self.now)
         return self.order.choose(jobs, 0.0, self.now, running)
 
     def calls_in_a_loop(self, lane: str, think_s: float, times: int = 6) -> None:
         for _ in range(times):
             call = job(lane)
-            self.order.arrived(call, True, self.now)
+            self.order.arrived(call, self.now)
             self.order.done(call, None, True, self.now)
             self.now += think_s
 
@@ -199,11 +199,11 @@ def test_backwards_of_one_graph_join_however_many_are_enough() -> None:
     backwards = [job(lane, kind="backward") for lane in "abcd"]
     for number, pair in enumerate((forwards[:2], forwards[2:]), 1):
         for each in pair:
-            orders.order.arrived(each, True, 0.0)
+            orders.order.arrived(each, 0.0)
             each.batch = number
             orders.order.done(each, None, True, 0.01)
     for each in backwards:
-        orders.order.arrived(each, True, 0.02)
+        orders.order.arrived(each, 0.02)
     orders.order.ran(Batch((job("x", 64, "backward"),)), 0.0065)
     orders.order.ran(Batch((job("x", 512, "backward"),)), 0.0513)
     chosen = orders.order.choose(backwards, 0.0, 0.02)

@@ -153,12 +153,6 @@ def test_a_lane_that_only_thinks_keeps_a_bounded_credit() -> None:
 
 def test_the_credit_is_two_of_the_largest_calls_there_are() -> None:
     counters = Counters(credit=5000.0)
-    for tokens in (40.0, 400.0, 10.0):
-        counters.charge("busy", tokens, 1.0)
-        counters.turn("busy")
-    counters.arrive("thinking", at_work=True, others=("busy",))
-    assert counters.of("thinking") == counters.level, "one that was never served had no turn to miss"
-    counters = Counters(credit=5000.0)
     counters.arrive("thinking", at_work=False)
     counters.charge("thinking", 20.0, 1.0)
     for _ in range(30):

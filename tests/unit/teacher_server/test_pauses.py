@@ -226,7 +226,7 @@ def test_who_may_go_first() -> None:
     order = Order(live, Metrics(), Admission(live))
     long, other, equal = _job("long", 1000), _job("other", 100), _job("equal", 501)
     for job in (long, other, equal):
-        order.arrived(job, True, 0.0)
+        order.arrived(job, 0.0)
     running = Batch((long,))
     order.take(Choice(running, 0.0, 1), 0.0)
     assert order.aside([equal], running, 0.75) is None, "too long"
@@ -249,7 +249,7 @@ def test_each_pause_knows_how_much_is_done(bert: FrozenTeacher) -> None:
 def test_a_forward_that_runs_again_is_charged_again() -> None:
     live = LiveSettings(ServerConfig(model="tiny"))
     order, job = Order(live, Metrics(), Admission(live)), _job("again", 600)
-    order.arrived(job, True, 0.0)
+    order.arrived(job, 0.0)
     order.take(Choice(Batch((job,)), 0.0, 1), 0.0)
     job.run_again = True
     order.ran(Batch((job,)), 0.1)

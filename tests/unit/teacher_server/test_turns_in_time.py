@@ -69,7 +69,7 @@ class Simulation:
         self.order = Order(live, Metrics(), Admission(live), self.cores)
         self.now, self.since = 0.0, None
         self.running: list[Batch] = []
-        self.lanes, self.under_way = Lanes(), dict[str, int]()
+        self.lanes = Lanes()
         self.batches: list[Batch] = []
         self.sessions: dict[str, Session] = {}
         self._events: list[tuple[float, int, Callable[[], None]]] = []
@@ -89,8 +89,7 @@ class Simulation:
         owner = self.sessions[lane] = self.sessions.get(lane) or session(lane)
         job = LaneJob(kind, owner, REQUESTS[kind], Call(), tokens // LENGTH, tokens, born=self.now)
         job.lane, job.bucket, job.then = lane, kind, then
-        self.order.arrived(job, not self.under_way.get(lane), self.now)
-        self.under_way[lane] = self.under_way.get(lane, 0) + 1
+        self.order.arrived(job, self.now)
         self.lanes.push(job)
 
     def _dispatch(self) -> None:
@@ -130,7 +129,6 @@ class Simulation:
         self.lanes.ran(batch)
         for job in batch.jobs:
             assert isinstance(job, LaneJob)
-            self.under_way[job.lane] -= 1
             self.order.done(job, None, True, self.now)
             self.after(self.way_s, job.then)
         self.order.ran(batch, seconds)
