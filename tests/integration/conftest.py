@@ -12,6 +12,7 @@ import torch
 from teacher_server.local import local_teacher
 from tests.calls import Caller, good_step
 from tests.integration.processes import Address, ServerProcess
+from tests.integration.school import School
 from tests.unit.teacher_server.tiny_models import MODEL_TYPES
 
 
@@ -42,6 +43,14 @@ def servers(
 def expected(model_folder: Callable[[str], Path]) -> dict[str, torch.Tensor]:
     """What a good student gets of BERT, computed in this process."""
     return good_step(local_teacher(str(model_folder("bert"))), "expected")
+
+
+@pytest.fixture(scope="module")
+def school() -> Iterator[School]:
+    """A teacher in this process, with a door that tests can close."""
+    found = School(deterministic=True)
+    with found.app:
+        yield found
 
 
 @pytest.fixture

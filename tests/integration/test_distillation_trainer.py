@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +19,6 @@ from tests.integration.school import School
 from tests.unit.student_client.run_setup import write_csv
 
 METHOD = {"names": "talking", "message_width": 16, "message_dropout": 0.5}
-
-
-@pytest.fixture(scope="module")
-def school() -> Iterator[School]:
-    found = School(deterministic=True)
-    with found.app:
-        yield found
 
 
 @pytest.fixture(scope="module")

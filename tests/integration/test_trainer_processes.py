@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,6 @@ from tests.integration.processes import ServerProcess
 from tests.integration.school import School
 from tests.integration.trainer_processes import METHOD, forked, launched, spec, trained
 from tests.unit.student_client.run_setup import write_csv
-
-
-@pytest.fixture(scope="module")
-def school() -> Iterator[School]:
-    found = School(deterministic=True)
-    with found.app:
-        yield found
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +17,6 @@ from tests.integration.school import School
 from tests.unit.student_client.run_setup import quiet, run_config
 
 STEPS, ROWS = 6, 48
-
-
-@pytest.fixture(scope="module")
-def school() -> Iterator[School]:
-    found = School(deterministic=True)
-    with found.app:
-        yield found
 
 
 @pytest.fixture(scope="module")
