@@ -1,8 +1,8 @@
 """The same work by peers: hivemind's remote expert, gRPC with pickled tensors, and top-k logits over HTTP, against ours.
 
 1. Forward + Backward through the same frozen span (MiniLM, layers 2 to 6), float32 weights and wire: ours with and without shared
-   memory, and with the Step; hivemind; a gRPC + pickle teacher. Ours also runs the student's codec on both sides of the span,
-   theirs have none; each is held against the same work in process, which for ours is with the codec and for theirs without.
+   memory, and with the Step; hivemind; a gRPC + pickle teacher. Ours also runs a codec of each student on both sides of the span;
+   the pickle teacher is there with and without such codecs, hivemind without. Each is held against the same work in process.
 2. The 64 largest logits of new token ids (SmolLM2-135M): ours, and JSON over HTTP; ours again with ids that were asked before.
 
 Servers and clients are processes, the peers' in a virtual environment of their own (`make bench-peers` makes it); every server
@@ -16,6 +16,7 @@ import argparse
 import math
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -28,14 +29,18 @@ import torch
 from loads import median, minilm, served
 from processes import process
 from recording import Record, parser
+from safetensors.torch import save_file
+from torch import nn
 from workers import Worker, Workers, window
 
 from student_client import RemoteTeacher
 from teacher_server.models.packaged import packaged_folder
+from teacher_server.sessions.codecs import CodecShape, TeacherCodec
 
 HERE = Path(__file__).parent
 STUDENT = str(HERE / "student_worker.py")
 CORES = psutil.cpu_count() or 1
+WIDTH = 384
 FLOAT32 = ("--compression", "none")
 Key = tuple[str, int]
 
@@ -118,24 +123,46 @@ def bench_span(arguments: argparse.Namespace, record: Record) -> Sides:
         ):
             commands = [(STUDENT, f"{name}-{i}", "--remote", ours.address, *FLOAT32, *flags) for i in range(most)]
             sides.add(name, workers.add(commands), ("in process, with codec", 1), work=work, **size)
-        for name, file in (("hivemind", "hivemind_teacher.py"), ("gRPC and pickle", "pickle_teacher.py")):
+        codec = Path(stack.enter_context(tempfile.TemporaryDirectory()), "codec.safetensors")
+        coded = first_answer(ours.address, codec)
+        for name, file, flags, base, expected in (
+            ("hivemind", "hivemind_teacher.py", (), "in process, span alone", alone.ready),
+            ("gRPC and pickle", "pickle_teacher.py", (), "in process, span alone", alone.ready),
+            ("gRPC and pickle, codecs", "pickle_teacher.py", ("--codec", str(codec)), "in process, with codec", coded),
+        ):
             serve = (str(peers / file), "--serve", model, "--threads", str(CORES), "--tokens", str(arguments.tokens))
-            line = stack.enter_context(process(*serve, python=python)).line
+            line = stack.enter_context(process(*serve, *flags, python=python)).line
             clients = workers.add([(str(peers / file), "--client", line)] * most, python)
-            check_span(name, clients, alone)
-            sides.add(name, clients, ("in process, span alone", 1), **size)
+            check_span(name, clients, expected)
+            sides.add(name, clients, (base, 1), **size)
         sides.measure()
     sides.table("span", "ours", arguments.rows, record)
-    sides.targets("ours", ("hivemind", "gRPC and pickle"), record)
+    sides.targets("ours", ("hivemind", "gRPC and pickle", "gRPC and pickle, codecs"), record)
     return sides
 
 
-def check_span(name: str, clients: Sequence[Worker], alone: Worker) -> None:
-    """A peer that answers something else than the span in process is not measured."""
+def first_answer(address: str, codec: Path) -> dict[str, float]:
+    """What `span.work`'s fixed message comes to at ours; the weights of the codec that it went through are written to a file."""
+    torch.manual_seed(0)
+    message = torch.randn(8, 64, WIDTH, requires_grad=True)
+    with RemoteTeacher(
+        address, student="check", compression="none", message_width=WIDTH, entry=2, exit=6, seed=0
+    ) as teacher:
+        answer = teacher(message)
+        answer.square().mean().backward()
+    own = TeacherCodec(CodecShape(WIDTH, WIDTH, WIDTH), seed=0)
+    sides = nn.ModuleDict({"decoder": own.decoder(WIDTH), "encoder": own.encoder(WIDTH)})
+    save_file(sides.state_dict(), codec)
+    assert message.grad is not None
+    return {"answer": answer.square().sum().item(), "gradient": message.grad.square().sum().sqrt().item()}
+
+
+def check_span(name: str, clients: Sequence[Worker], expected: Mapping[str, float]) -> None:
+    """A peer that answers something else than the same work in process, or at ours, is not measured."""
     for client in clients:
-        for what, value in alone.ready.items():
+        for what, value in expected.items():
             if not math.isclose(client.ready[what], value, rel_tol=1e-4):
-                raise SystemExit(f"{name}: {what} is {client.ready[what]}, in process it is {value}")
+                raise SystemExit(f"{name}: {what} is {client.ready[what]}, expected {value}")
 
 
 def bench_observe(arguments: argparse.Namespace, record: Record) -> Sides:

@@ -1,4 +1,4 @@
-"""The span that every peer serves: some layers of a frozen BERT, as transformers has them, no codec around them.
+"""The span that every peer serves: some layers of a frozen BERT, as transformers has them, and a codec that one may put around them.
 
 Run by itself it is a worker (`workers.py`) that has the span in its own process: what the peers' remote steps are held against.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,32 @@ class FrozenSpan(nn.Module):
             found = layer(states)
             states = found if isinstance(found, torch.Tensor) else found[0]
         return states
+
+
+class Codec(nn.Module):
+    """A student's codec as ours has it, from its weights: a message is decoded to states, and states are encoded to a message."""
+
+    def __init__(self, file: str) -> None:
+        from safetensors.torch import load_file
+
+        super().__init__()
+        weights = load_file(file)
+        self.decode, self.encode = (_layers(weights, side) for side in ("decoder", "encoder"))
+
+
+def _layers(weights: Mapping[str, torch.Tensor], side: str) -> nn.Sequential:
+    """Of `decoder.0.weight` and so on: a norm has weights of one dimension, a GELU has none."""
+    own = {name.removeprefix(f"{side}."): tensor for name, tensor in weights.items() if name.startswith(side)}
+    layers: list[nn.Module] = []
+    for place in range(1 + max(int(name.partition(".")[0]) for name in own)):
+        weight = own.get(f"{place}.weight")
+        if weight is None:
+            layers.append(nn.GELU())
+        else:
+            layers.append(nn.LayerNorm(weight.shape) if weight.dim() == 1 else nn.Linear(*weight.shape[::-1]))
+    found = nn.Sequential(*layers)
+    found.load_state_dict(own)
+    return found
 
 
 def work(module: Callable[[torch.Tensor], torch.Tensor], width: int) -> None:
