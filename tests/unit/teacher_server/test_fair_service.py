@@ -168,4 +168,4 @@ def test_what_is_known_of_a_session_goes_with_it(open_desk: Callable[..., Desk])
     order = desk.scheduler._order
     assert len(order._counters) == len(order._rhythm) == len(order._quarantine) == 0
     poll(lambda: desk.count("teacher_in_flight") == 0, "all permits are back")
-    assert not desk.scheduler._under_way
+    assert not order.under_way
