@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import psutil
 import torch
-from loads import median, minilm, served
+from loads import ROWS, TOKENS, WIDTH, median, minilm, served
 from processes import process
 from recording import Record, parser
 from safetensors.torch import save_file
@@ -40,7 +40,6 @@ from teacher_server.sessions.codecs import CodecShape, TeacherCodec
 HERE = Path(__file__).parent
 STUDENT = str(HERE / "student_worker.py")
 CORES = psutil.cpu_count() or 1
-WIDTH = 384
 FLOAT32 = ("--compression", "none")
 Key = tuple[str, int]
 
@@ -144,7 +143,7 @@ def bench_span(arguments: argparse.Namespace, record: Record) -> Sides:
 def first_answer(address: str, codec: Path) -> dict[str, float]:
     """What `span.work`'s fixed message comes to at ours; the weights of the codec that it went through are written to a file."""
     torch.manual_seed(0)
-    message = torch.randn(8, 64, WIDTH, requires_grad=True)
+    message = torch.randn(ROWS, TOKENS, WIDTH, requires_grad=True)
     with RemoteTeacher(
         address, student="check", compression="none", message_width=WIDTH, entry=2, exit=6, seed=0
     ) as teacher:
